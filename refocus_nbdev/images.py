@@ -27,6 +27,7 @@ class MicroscopeImage:
     kind: str = 'tiff'           # The container: tiff, imagej, ome or png
     compression: str|None = None # What tifffile calls the compression of the file, None for none
     metadata: dict = field(default_factory=dict) # ImageJ's or OME's own entries, handed back on writing
+    software: str|None = None    # What made the file, as it says itself
     source: Path|None = None     # The file it came from
 
     @property
@@ -71,15 +72,16 @@ def _read_tiff(path):
         um = _tiff_pixel_um(page, meta.get('unit'))
         if tif.is_ome: kind,(um,meta) = 'ome',_ome_metadata(tif.ome_metadata)
         comp = None if page.compression.name=='NONE' else page.compression.name.lower()
-        return MicroscopeImage(series.asarray(), series.axes, um, kind, comp, meta, Path(path))
+        software = str(page.tags['Software'].value) if 'Software' in page.tags else None
+        return MicroscopeImage(series.asarray(), series.axes, um, kind, comp, meta, software, Path(path))
 
 # %% ../nbs/00_images.ipynb #_read_png
 def _read_png(path):
     "A `MicroscopeImage` from a grey PNG of 8 or 16 bits"
     with PILImage.open(path, formats=['PNG']) as im:
         if im.mode not in ('L','I;16','I'): raise _rgb_error(path)
-        a = np.array(im)
-    return MicroscopeImage(a.astype(np.uint16) if a.dtype==np.int32 else a, kind='png', source=Path(path))
+        a,software = np.array(im),im.info.get('Software')
+    return MicroscopeImage(a.astype(np.uint16) if a.dtype==np.int32 else a, kind='png', software=software, source=Path(path))
 
 def _rgb_error(path):
     return ImageError(f'{path}: this is a colour picture; save each channel as a grey image of 8 or 16 bits first')
@@ -127,9 +129,9 @@ def to_dtype(
     return np.clip(np.rint(x), info.min, info.max).astype(dtype)
 
 # %% ../nbs/00_images.ipynb #_tiff_options
-def _tiff_options(im, software):
+def _tiff_options(im):
     "Arguments of `tifffile.imwrite` that put `im` back into its own kind of TIFF"
-    opts = dict(photometric='minisblack', compression=im.compression, software=software, metadata={'axes':im.axes})
+    opts = dict(photometric='minisblack', compression=im.compression, software=im.software or 'refocus_nbdev', metadata={'axes':im.axes})
     if im.kind=='imagej': opts.update(imagej=True, compression=None, metadata={**im.metadata, 'axes':im.axes})
     if im.kind=='ome':
         um = {'PhysicalSizeX':im.pixel_um, 'PhysicalSizeXUnit':'µm', 'PhysicalSizeY':im.pixel_um, 'PhysicalSizeYUnit':'µm'} if im.pixel_um else {}
@@ -141,22 +143,21 @@ def _tiff_options(im, software):
     return opts
 
 # %% ../nbs/00_images.ipynb #write_image
-def _write_png(path, im, software):
+def _write_png(path, im):
     info = PngImagePlugin.PngInfo()
-    info.add_text('Software', software)
+    info.add_text('Software', im.software or 'refocus_nbdev')
     PILImage.fromarray(im.pixels).save(path, format='PNG', pnginfo=info)
 
 def write_image(
-    path,                    # Where to; the folder must exist
-    im:MicroscopeImage,      # What to write; its `kind` decides the format
-    software='refocus_nbdev' # Provenance: what made these pixels, for the Software tag (ASCII)
-) -> Path:                   # `path`
+    path,               # Where to; the folder must exist
+    im:MicroscopeImage, # What to write; its `kind` decides the format, its `software` says what made these pixels (ASCII)
+) -> Path:              # `path`
     "Write one file, atomically; raises `ImageError` when that fails, leaving nothing behind"
     path = Path(path)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.partial')
     try:
-        if im.kind=='png': _write_png(tmp, im, software)
-        else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im, software))
+        if im.kind=='png': _write_png(tmp, im)
+        else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im))
         os.replace(tmp, path)
     except Exception as e: raise ImageError(f'{path}: cannot be written ({type(e).__name__}: {e})') from e
     finally: tmp.unlink(missing_ok=True)
