@@ -52,8 +52,9 @@ def _guarded(f, kwargs):
     "Run a command; its exit code is 0 when all was done, 1 when something failed, 2 for wrong arguments"
     try: return f(**kwargs) or 0
     except UsageError as e: code,error = 2,e
-    except (ImageError, ModelError, ValueError, OSError) as e: code,error = 1,e
-    except KeyboardInterrupt: code,error = 130,'interrupted; finished files are kept, run again to go on'
+    except OSError as e: code,error = 1,f'{e.filename}: {e.strerror}' if e.filename else e
+    except ValueError as e: code,error = 1,e
+    except KeyboardInterrupt: code,error = 130,'interrupted; what is finished is kept: run it again, and with --resume for train, to go on'
     print(f'refocus {f.__name__}: {error}', file=sys.stderr)
     return code
 
@@ -85,6 +86,7 @@ def plan_run(
     out,files = Path(out),image_files(inputs, recursive)
     folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {f.resolve().parent for f in files}
     if out.resolve() in folders: raise UsageError(f'{out} holds the input images; choose another folder for the results')
+    files = [f for f in files if out.resolve() not in f.resolve().parents]
     empty = [Job(Path(o), out, 'failed', f'{o}: no TIFF or PNG images in this folder') for o in inputs if Path(o).is_dir() and not image_files([o], recursive)]
     jobs = empty + [Job(f, out/f.name) for f in files]
     seen = {}
@@ -131,7 +133,7 @@ def run(
     """
     jobs = plan_run(inputs, out, recursive)
     if dry_run: return _list(jobs)
-    refocuser = Refocuser.load(model, device)
+    refocuser = _refocuser(model, device)
     out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for j in _progress(jobs, 'refocusing'):
@@ -145,6 +147,17 @@ def _progress(items, what):
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     with bar: yield from bar.track(items, description=what)
 
+def _refocuser(model, device):
+    try: return Refocuser.load(model, device)
+    except ValueError as e: raise UsageError(e) from e
+
+def _list_failed(notes):
+    "A table of what failed, a line each where nobody watches"
+    if not console.is_terminal: return print('failed', *notes, sep='\n  ')
+    table = Table('failed', box=box.SIMPLE, show_edge=False)
+    for n in notes: table.add_row(n)
+    console.print(table)
+
 def _list(jobs):
     for j in jobs: print(f'{j.source} -> {j.target}' if j.status=='to do' else j.note)
     return int(any(j.status=='failed' for j in jobs))
@@ -154,11 +167,7 @@ def _summary(jobs, out, seconds):
     n = {s: sum(j.status==s for j in jobs) for s in ('done','skipped','failed')}
     for j in jobs:
         if j.status=='done' and j.note: print(f'{j.source}: {j.note}')
-    if n['failed']:
-        table = Table('failed', box=box.SIMPLE, show_edge=False)
-        for j in jobs:
-            if j.status=='failed': table.add_row(j.note)
-        console.print(table)
+    if n['failed']: _list_failed([j.note for j in jobs if j.status=='failed'])
     print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s; results are in {out}')
     return int(n['failed']>0 or not jobs)
 
@@ -190,13 +199,15 @@ def demo(
     out:Path=Path('refocus-demo'), # Folder for the results
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
+    dry_run:bool=False, # Only say what would be done
 ):
     """Refocus the simulated sample plate, compare with its in-focus plane, and draw a picture.
 
     Example: refocus demo
     """
     from refocus_nbdev.pairs import bbbc006_pairs, defocus_of, planes_in
-    refocuser = Refocuser.load(model, device)
+    if dry_run: return print(f'would refocus the simulated sample plate with {model} and write TIFFs and a picture to {out}')
+    refocuser = _refocuser(model, device)
     out.mkdir(parents=True, exist_ok=True)
     plate = sample_plate(out)
     table = Table('plane', 'defocus', 'PSNR before', 'after', 'SSIM before', 'after', box=box.SIMPLE, title='simulated sample plate, mean of its fields', title_style='')
@@ -247,6 +258,7 @@ def train(
     seed:int=42, # Which groups, and all other chance
     log:Path|None=None, # CSV file for the numbers of each epoch
     modality:str='', # What the images show, for the model's card
+    source:str='', # Where they come from, for the model's card
     pixel_um:float=0.645, # Their pixel size in um, for the model's card
     dry_run:bool=False, # Only say what would be trained
 ):
@@ -257,14 +269,16 @@ def train(
     """
     if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
     chosen = _stages(stages, epochs)
-    about = dict(name=out.stem, modality=modality, pixel_um=pixel_um, init=init, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
-    files = image_files(data) if sharp_only else []
+    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
+    if not 0<valid_pct<1: raise UsageError(f'--valid-pct {valid_pct}: give the share of the groups to hold out, between 0 and 1')
     if not sharp_only and len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
-    if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in chosen)} epochs) on {len(files) or data[0]}{" images" if files else ""} and write {out}')
-    _quiet_fastai()
-    from refocus_nbdev.training import train_from_pairs, train_from_sharp
-    if sharp_only: learn = train_from_sharp(files, out, chosen, **about)
-    else: learn = train_from_pairs(data[0], out, chosen, numbers(planes) if planes else None, target, channel, **about)
+    from refocus_nbdev.training import bbbc006_pairs, planes_in, train_from_pairs, train_from_sharp
+    chosen_planes = numbers(planes) if planes else [z for z in planes_in(data[0]) if z!=target]
+    items = image_files(data) if sharp_only else bbbc006_pairs(data[0], chosen_planes, target, channel)
+    if not items: raise ImageError(f'{", ".join(data)}: no TIFF or PNG images here')
+    if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in chosen)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
+    if sharp_only: train_from_sharp(items, out, chosen, **about)
+    else: train_from_pairs(data[0], out, chosen, chosen_planes, target, channel, **about)
     _report(out)
 
 # %% ../nbs/15_cli.ipynb #_stages
@@ -277,10 +291,12 @@ def _stages(name, epochs):
     return [replace(s, epochs=epochs or s.epochs) for s in RECIPES[name]]
 
 def _quiet_fastai():
-    "fastai's imports warn of things that only its authors can change"
+    "Import fastai without its warnings, which only its authors can act on, and without bars where nobody watches"
     import warnings
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', message='.*pin_memory.*')
+    from fastai.vision.all import ProgressCallback, defaults
+    if not sys.stdout.isatty() and ProgressCallback in defaults.callbacks: defaults.callbacks.remove(ProgressCallback)
 
 def _report(out):
     from refocus_nbdev.networks import read_card
@@ -297,6 +313,8 @@ def _version(value:bool):
 @app.callback()
 def _about(version:Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help='Print the version.')]=False): pass
 
-def main(): app()
+def main():
+    "The entry point of the `refocus` command"
+    app()
 
 if __name__=='__main__' and 'get_ipython' not in globals(): main()

@@ -42,8 +42,17 @@ def _relative(path):
     lo,hi = np.percentile(_counts(path), [1, 99.9])
     return (_counts(path)-lo)/max(hi-lo, 1)
 
-def load_field(c:Crop): return TensorImageBW(_counts(c.item)[None], tile=c.tile)
-def load_sharp(c:Crop): return TensorImageBW(_relative(c.item)[None], tile=c.tile)
+def load_field(
+    c:Crop, # Of a file
+) -> TensorImageBW: # (1,H,W), counts
+    "The whole field that a crop will be taken from; raises `ImageError`"
+    return TensorImageBW(_counts(c.item)[None], tile=c.tile)
+
+def load_sharp(
+    c:Crop, # Of a file
+) -> TensorImageBW: # (1,H,W), 0 to 1 from the 1st to the 99.9th percentile
+    "The whole field that a crop will be taken from; raises `ImageError`"
+    return TensorImageBW(_relative(c.item)[None], tile=c.tile)
 
 # %% ../nbs/03_data.ipynb #CropAndTurn
 class CropAndTurn(RandTransform):
@@ -96,7 +105,9 @@ def pair_block(
 def _dls(block, items, shape_of, size, bs, device):
     "`DataLoaders` of as many crops of each item as fit into it"
     crops = [Crop(o, i) for o in items for i in range(int(np.prod([n//size for n in shape_of(o)])) or 1)]
-    dls = block.dataloaders(crops, bs=bs, num_workers=0, device=device)
+    n_train,n_valid = map(len, block.splitter(crops))
+    if not (n_train and n_valid): raise ImageError(f'{n_train} crops of {size} pixels for training and {n_valid} for validation: add images of other groups that are large enough')
+    dls = block.dataloaders(crops, bs=min(bs, n_train), num_workers=0, device=device)
     dls.c = 1
     return dls
 
@@ -131,29 +142,33 @@ class SimulateDefocus(ItemTransform):
 
     def encodes(self, b):
         sharp = b[1].as_subclass(torch.Tensor)
-        gen = torch.Generator().manual_seed(self.seed if self.valid else torch.initial_seed() + random.getrandbits(40))
+        gen = torch.Generator().manual_seed(self.seed if self.valid else random.getrandbits(40))
         u = self._draws(len(sharp), gen, sharp.device)
         scene = sharp*self._within(u['peak'], self.peak, log=True)*(u['blank']>self.blank)
         light = blur(scene, jittered_kernels(self.max_um*u['um'].flatten(), generator=gen, radius=self.radius))
         noisy = add_noise(light, self._within(u['gain'], self.gain, log=True), self._within(u['read'], self.read_noise), generator=gen)
         return self._scaled(noisy, center_crop(scene, self.radius), u['jitter'])
 
-    def _draws(self, n, gen, device):
-        "Uniform numbers (n,1,1,1) for each quantity, distances spread evenly in validation"
-        names = ('um','peak','gain','read','blank','jitter')
-        u = {k: torch.rand(n,1,1,1, generator=gen).to(device) for k in names}
-        if self.valid: u['um'] = torch.linspace(0, 1, n, device=device).view(-1,1,1,1)
-        return u
+# %% ../nbs/03_data.ipynb #SimulateDefocus-draws
+@patch
+def _draws(self:SimulateDefocus, n, gen, device):
+    "Uniform numbers (n,1,1,1) for each quantity, distances spread evenly in validation"
+    names = ('um','peak','gain','read','blank','jitter')
+    u = {k: torch.rand(n,1,1,1, generator=gen).to(device) for k in names}
+    if self.valid: u['um'] = torch.linspace(0, 1, n, device=device).view(-1,1,1,1)
+    return u
 
-    def _within(self, u, span, log=False):
-        lo,hi = span
-        return lo*(hi/lo)**u if log else lo+(hi-lo)*u
+@patch
+def _within(self:SimulateDefocus, u, span, log=False):
+    lo,hi = span
+    return lo*(hi/lo)**u if log else lo+(hi-lo)*u
 
-    def _scaled(self, x, y, u):
-        "Both in the units of the blurred, off by a random factor in training"
-        s = Scale.of(x)
-        if not self.valid: s.range = s.range*self._within(u, self.scale_jitter, log=True)
-        return TensorImageBW(s.do(x)), TensorImageBW(s.do(y))
+@patch
+def _scaled(self:SimulateDefocus, x, y, u):
+    "Both in the units of the blurred, off by a random factor in training"
+    s = Scale.of(x)
+    if not self.valid: s.range = s.range*self._within(u, self.scale_jitter, log=True)
+    return TensorImageBW(s.do(x)), TensorImageBW(s.do(y))
 
 # %% ../nbs/03_data.ipynb #center_crop
 def center_crop(

@@ -41,7 +41,12 @@ def simulated_plane(
     return to_dtype(noisy[0,0].numpy()+105, np.uint16), target+105
 
 # %% ../nbs/11_evaluation.ipynb #richardson_lucy_nominal
-def doing_nothing(x, defocus_um): return x.astype(np.float32)
+def doing_nothing(
+    x,          # (H,W), counts
+    defocus_um, # Not used
+) -> np.ndarray: # (H,W) float32, the same counts
+    "The image as it is"
+    return x.astype(np.float32)
 
 def richardson_lucy_nominal(
     x,          # (H,W), counts
@@ -104,4 +109,5 @@ def card_scores(
     metric='psnr', # psnr, ssim or f1
 ) -> pd.DataFrame: # Methods by simulator and distance
     "The scores on a model's card, as a table"
-    return pd.DataFrame(card['unseen']['rows']).pivot(index=['simulator','defocus_um'], columns='method', values=metric)
+    rows = pd.DataFrame(card['unseen']['rows'])
+    return rows.pivot(index=['simulator','defocus_um'], columns='method', values=metric)[rows.method.unique()]

@@ -95,7 +95,7 @@ def read_image(
 ) -> MicroscopeImage: # Pixels in the file's own data type, never scaled or clipped
     "Read one file; raises `ImageError` when it is missing, damaged, in colour, empty, or not of uint8, uint16 or float32"
     path = Path(path)
-    if not path.is_file(): raise ImageError(f'{path}: there is no such file')
+    if not path.is_file(): raise ImageError(f'{path}: {"nothing matches" if glob.has_magic(str(path)) else "there is no such file"}')
     reader = _read_png if path.suffix.lower()=='.png' else _read_tiff
     try: im = reader(path)
     except ImageError: raise
@@ -154,7 +154,7 @@ def write_image(
 ) -> Path:              # `path`
     "Write one file, atomically; raises `ImageError` when that fails, leaving nothing behind"
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    tmp = path.with_name(f'.{path.name}.partial')
     try:
         if im.kind=='png': _write_png(tmp, im)
         else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im))

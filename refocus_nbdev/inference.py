@@ -36,9 +36,16 @@ def model_path(
 def best_device(
     device='auto', # 'cpu', 'cuda', 'mps', or 'auto' for the fastest there is
 ) -> torch.device:
-    "The device to compute on"
-    if device!='auto': return torch.device(device)
+    "The device to compute on; raises `ValueError` for one that is not there"
+    if device!='auto': return _checked_device(device)
     return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+
+def _checked_device(device):
+    try:
+        device = torch.device(device)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as e: raise ValueError(f'device {device}: {str(e).splitlines()[0]}; use cpu, or auto for the fastest there is') from e
 
 class Refocuser:
     "A trained network and its card, ready to refocus"

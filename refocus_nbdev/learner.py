@@ -28,7 +28,9 @@ class ImageMetric(Metric):
     @property
     def name(self): return self.func.__name__ + ('_input' if self.of=='input' else '')
 
-def refocus_metrics(): return [ImageMetric(f, of) for f in (psnr, ssim) for of in ('pred','input')]
+def refocus_metrics() -> list: # Of `ImageMetric`s
+    "PSNR and SSIM, each of the prediction and of the input"
+    return [ImageMetric(f, of) for f in (psnr, ssim) for of in ('pred','input')]
 
 # %% ../nbs/07_learner.ipynb #pretrained_encoder
 def pretrained_encoder(

@@ -11,7 +11,7 @@ import hashlib, json, os
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from safetensors import safe_open, SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 # %% ../nbs/06_networks.ipynb #reflect_pad
@@ -143,10 +143,10 @@ def save_model(
 ) -> Path:
     "Write a model file, atomically"
     path = Path(path)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    tmp = path.with_name(f'.{path.name}.partial')
     weights = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
     try:
-        save_file(weights, tmp, metadata={'format':FORMAT, 'card':json.dumps(card, sort_keys=True)})
+        tmp.write_bytes(save(weights, metadata={'format':FORMAT, 'card':json.dumps(card, sort_keys=True)}))
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
     return path

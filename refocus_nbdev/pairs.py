@@ -14,6 +14,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import connected_components
 from .images import *
+from .optics import BBBC006_FOCUS_Z, BBBC006_STEP_UM
 
 # %% ../nbs/02_pairs.ipynb #Field
 class Field(NamedTuple):
@@ -35,10 +36,10 @@ def parse_name(
 
 # %% ../nbs/02_pairs.ipynb #defocus_of
 def defocus_of(
-    z,         # Plane number
-    focus=16,  # The plane in focus
-    step_um=2, # Distance between planes
-) -> float:    # um, negative below focus
+    z,                       # Plane number
+    focus=BBBC006_FOCUS_Z,   # The plane in focus
+    step_um=BBBC006_STEP_UM, # Distance between planes
+) -> float:                  # um, negative below focus
     "How far a plane is out of focus"
     return float(step_um*(z-focus))
 
@@ -136,8 +137,9 @@ def held_out(
     valid_pct=0.2, # Share of the groups that goes to validation, at least one
     seed=42,       # Which groups
 ) -> set[str]:     # Names of the groups kept for validation
-    "Choose the groups that training must not see; raises `ValueError` for fewer than two groups"
+    "Choose the groups that training must not see; raises `ValueError` for fewer than two groups, or a share that is none"
     names = sorted(set(groups))
+    if not 0<valid_pct<1: raise ValueError(f'valid_pct={valid_pct}: give the share of the groups to hold out, between 0 and 1')
     if len(names)<2: raise ValueError(f'all {len(groups)} images belong to one group ({names[0] if names else "none"}): nothing can be held out; add images of other wells or fields')
     n = min(max(1, round(valid_pct*len(names))), len(names)-1)
     return set(np.random.default_rng(seed).permutation(names)[:n].tolist())

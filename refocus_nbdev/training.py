@@ -11,12 +11,11 @@ import hashlib, itertools, os, time
 from dataclasses import asdict, dataclass, replace
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
-from torch.optim.swa_utils import AveragedModel
 from . import __version__
 from .data import *
 from .images import *
 from .learner import *
-from .networks import FoldedUnet, fast_bf16, file_hash, load_model, save_model
+from .networks import FoldedUnet, ModelError, fast_bf16, file_hash, load_model, save_model
 from .pairs import *
 
 # %% ../nbs/08_training.ipynb #Stage
@@ -33,7 +32,7 @@ class Stage:
 
 RECIPES = dict(
     quick=[Stage(128, 16, 6, 2e-3)],
-    nuclei=[Stage(128, 32, 24, 2e-3), Stage(256, 8, 70, 1e-3)],
+    nuclei=[Stage(128, 32, 24, 2e-3), Stage(256, 8, 70, 1e-3), Stage(320, 6, 80, 5e-4)],
 )
 
 # %% ../nbs/08_training.ipynb #Bf16
@@ -49,31 +48,28 @@ class Bf16(Callback):
 
 # %% ../nbs/08_training.ipynb #Average
 class Average(Callback):
-    "Keep an exponential average of the weights, validate with it, and end with it"
+    "Keep an exponential average of the weights and statistics, validate with it, and end with it"
     order = 20
     def __init__(self,
         decay=0.995, # Of the average, for each step; less in the first steps
     ):
-        self.decay,self.ema,self.raw = decay,None,None
-
-    def _step(self, averaged, current, n):
-        d = min(self.decay, (1+float(n))/(10+float(n)))
-        torch._foreach_lerp_(averaged, current, 1-d)
+        self.decay,self.mean,self.raw,self.steps = decay,None,None,0
 
     def before_fit(self):
-        if self.ema is None: self.ema = AveragedModel(self.model, multi_avg_fn=self._step, use_buffers=False)
+        if self.mean is None: self.mean = self.weights()
 
     def after_step(self):
-        self.ema.update_parameters(self.model)
-        for a,b in zip(self.ema.module.buffers(), self.model.buffers()): a.copy_(b)
+        self.steps += 1
+        d = min(self.decay, self.steps/(9+self.steps))
+        pairs = [(self.mean[k], v) for k,v in self.model.state_dict().items() if v.is_floating_point()]
+        torch._foreach_lerp_(*map(list, zip(*pairs)), 1-d)
 
+    def weights(self): return {k: v.detach().clone() for k,v in self.model.state_dict().items()}
+    def use(self): self.model.load_state_dict(self.mean)
     def before_validate(self):
-        self.raw = {k: v.clone() for k,v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.ema.module.state_dict())
-
+        self.raw = self.weights()
+        self.use()
     def after_validate(self): self.model.load_state_dict(self.raw)
-
-    def use(self): self.model.load_state_dict(self.ema.module.state_dict())
 
 # %% ../nbs/08_training.ipynb #Checkpoint
 class _Rest:
@@ -88,9 +84,10 @@ class Checkpoint(Callback):
     order = 30
     def __init__(self,
         path,        # The checkpoint file
+        plan='',     # What is being trained, in words; a checkpoint of another plan is refused
         every_s=180, # Seconds between checkpoints
     ):
-        self.path,self.every_s,self.stage,self.state,self.saved = Path(path),every_s,0,None,time.monotonic()
+        self.path,self.plan,self.every_s,self.stage,self.state,self.saved = Path(path),plan,every_s,0,None,time.monotonic()
 
     def before_train(self):
         self.done = 0
@@ -102,15 +99,14 @@ class Checkpoint(Callback):
     def after_step(self):
         if time.monotonic()-self.saved >= self.every_s: self.save(self.epoch, self.done+self.iter+1)
 
-    def after_epoch(self): self.save(self.epoch+1, 0)
+    def after_validate(self): self.save(self.epoch+1, 0)
 
 # %% ../nbs/08_training.ipynb #Checkpoint-save
 @patch
 def save(self:Checkpoint, epoch, done):
     "Write where training stands: `done` batches of `epoch`"
-    ema = self.learn.average.ema if hasattr(self.learn, 'average') else None
-    state = dict(stage=self.stage, epoch=epoch, done=done, model=self.model.state_dict(), opt=self.opt.state_dict()['state'],
-                 ema=ema and ema.state_dict())
+    state = dict(plan=self.plan, stage=self.stage, epoch=epoch, done=done, model=self.model.state_dict(), opt=self.opt.state_dict()['state'],
+                 mean=self.learn.average.mean, steps=self.learn.average.steps)
     tmp = self.path.with_name(f'.{self.path.name}.partial')
     torch.save(state, tmp)
     os.replace(tmp, self.path)
@@ -118,19 +114,20 @@ def save(self:Checkpoint, epoch, done):
 
 @patch
 def load(self:Checkpoint):
-    "Read the file; what is in it takes effect when its stage begins"
-    self.state = torch.load(self.path, weights_only=True, map_location='cpu')
+    "Read the file; what is in it takes effect when its stage begins; raises `ModelError` for a file that is no checkpoint of this plan"
+    try: self.state = torch.load(self.path, weights_only=True, map_location='cpu')
+    except Exception as e: raise ModelError(f'{self.path}: not a checkpoint that can be read ({type(e).__name__}); train without --resume') from e
+    if self.state.get('plan')!=self.plan: raise ModelError(f'{self.path}: the checkpoint of another recipe; train with the same stages, or without --resume')
     return self.state
 
 @patch
 def restore(self:Checkpoint):
     "Put weights, optimizer and averages back into the learner"
-    self.model.load_state_dict(self.state['model'])
+    try: self.model.load_state_dict(self.state['model'])
+    except RuntimeError as e: raise ModelError(f'{self.path}: the checkpoint of another network; train without --resume') from e
     self.learn.create_opt()
     self.opt.load_state_dict({**self.opt.state_dict(), 'state':self.state['opt']})
-    if self.state['ema'] is not None:
-        self.learn.average.before_fit()
-        self.learn.average.ema.load_state_dict(self.state['ema'])
+    self.learn.average.mean,self.learn.average.steps = self.state['mean'],self.state['steps']
     return self.state['epoch']
 
 # %% ../nbs/08_training.ipynb #EpochLog
@@ -141,9 +138,9 @@ class EpochLog(Callback):
         path, # The CSV file
     ): self.path = Path(path)
 
-    def after_epoch(self):
+    def after_validate(self):
         names = ['size', 'epoch', *self.recorder.metric_names[1:-1], 'seconds']
-        row = [self.x.shape[-1], self.epoch, *map(float, self.recorder.log[1:-1]), round(time.time()-self.recorder.start_epoch)]
+        row = [self.x.shape[-1], self.epoch, *map(float, self.recorder.log[1:]), round(time.time()-self.recorder.start_epoch)]
         with open(self.path, 'a') as f:
             if not f.tell(): f.write(','.join(names) + '\n')
             f.write(','.join(f'{v:.6g}' for v in row) + '\n')
@@ -159,7 +156,7 @@ def fit_stages(
     cbs=(),          # More callbacks
 ) -> Learner:        # With averaged weights
     "Run one cycle for each stage, carrying weights over"
-    saver = Checkpoint(checkpoint, every_s) if checkpoint else None
+    saver = Checkpoint(checkpoint, repr(list(stages)), every_s) if checkpoint else None
     watchers = [*L(cbs), *L(saver)]
     learn = learn_of(dls_of(stages[0])).add_cbs([Bf16(), Average(), ChannelsLast(), *watchers])
     state = saver.load() if saver and resume and saver.path.exists() else dict(stage=0, epoch=0)
@@ -184,12 +181,12 @@ def make_card(
     network:dict, # `network` and `args`, as `build_network` takes them
     learn,        # The trained learner
     files,        # What it was trained and validated on
-    stages,       # Its stages
+    stages,       # Its stages, as dictionaries, those of the model it started from first
     **about       # More entries: name, modality, pixel_um, blur, ...
 ) -> dict:
     "The card of a model: how to rebuild it, what it saw, what it scored on validation groups"
     with learn.no_bar(), learn.no_logging(): scores = learn.validate()
-    return dict(**network, version=__version__, licence='Apache-2.0', stages=[asdict(s) for s in stages],
+    return dict(**network, version=__version__, licence='Apache-2.0', stages=stages,
                 scale=dict(low=1., high=99.8, noise_floor=20.), files=len(files), files_sha256=hash_files(files),
                 validation=dict(zip(['loss', *[m.name for m in learn.recorder.metrics]], map(float, scores))), **about)
 
@@ -211,7 +208,7 @@ def train(
     if log and not resume: Path(log).unlink(missing_ok=True)
     learn = fit_stages(stages, dls_of, lambda dls: refocus_learner(dls, model), checkpoint, resume, cbs=EpochLog(log) if log else [])
     network = {k: card[k] for k in ('network','args')}
-    save_model(out, learn.model, make_card(network, learn, files, stages, init=init and file_hash(init), **about))
+    save_model(out, learn.model, make_card(network, learn, files, [*card.get('stages', []), *map(asdict, stages)], init=init and file_hash(init), **about))
     checkpoint.unlink(missing_ok=True)
     return learn
 

@@ -8,7 +8,7 @@ import nbformat
 from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[1]
-DIRECTIVE = re.compile(r'^#\s*\|\s*(.*?)\s*$', re.M)
+DIRECTIVE = re.compile(r'^#[ \t]*\|[ \t]*(.*?)[ \t]*$', re.M)
 RELATIVE_LINK = re.compile(r'''(\]\(|\b(?:src|href)=["'])(?!\w+:|#|/)([^)"'\s]+)''')
 
 def directives(cell): return DIRECTIVE.findall(cell.source) if cell.cell_type=='code' else []
@@ -47,9 +47,8 @@ def render(notebook):
         if c.cell_type=='raw' or any(d.startswith(('hide','default_exp')) for d in directives(c)): continue
         if c.cell_type=='markdown': c.source = seen_from_root(c.source)
         cells.append(shown(c, figures) if c.cell_type=='code' else c)
-    nb.cells = cells
-    exporter = MarkdownExporter()
-    return tidy(exporter.from_notebook_node(nb)[0]), figures
+    nb.cells,nb.metadata['language_info'] = cells,{'name':'python'}
+    return tidy(MarkdownExporter().from_notebook_node(nb)[0]), figures
 
 def stale(root=ROOT):
     "What is not as the notebook says, and how it should be: bytes by path"

@@ -1,0 +1,64 @@
+import os, subprocess, sys
+from pathlib import Path
+from typing import NamedTuple
+import numpy as np, pytest, tifffile
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLE = ROOT/'data'/'sample'
+ENV = {**os.environ, 'PYTHONPATH':str(ROOT), 'COLUMNS':'200'}
+
+class Said(NamedTuple):
+    code: int
+    text: str
+
+def command(*args): return [sys.executable, '-m', 'refocus_nbdev.cli', *map(str, args)]
+
+@pytest.fixture(scope='session')
+def elsewhere(tmp_path_factory):
+    "An empty working folder"
+    return tmp_path_factory.mktemp('elsewhere')
+
+@pytest.fixture(scope='session')
+def refocus(elsewhere):
+    "The command as a process, outside the repository; nothing it is given may end in a traceback"
+    def run(*args):
+        done = subprocess.run(command(*args), capture_output=True, text=True, cwd=elsewhere, env=ENV, timeout=300)
+        assert 'Traceback' not in done.stderr, done.stderr
+        return Said(done.returncode, done.stdout+done.stderr)
+    return run
+
+@pytest.fixture
+def start(elsewhere):
+    "The command in the background, killed when the test is over"
+    running = []
+    def begin(*args):
+        running.append(subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=elsewhere, env=ENV))
+        return running[-1]
+    yield begin
+    for p in running:
+        p.kill()
+        p.communicate()
+
+def corner(plane): return tifffile.imread(sorted(SAMPLE.glob(f'BBBC006_v1_images_z_{plane:02d}/*.tif'))[0])[:96,:128]
+
+@pytest.fixture(scope='session')
+def blurred():
+    "A corner of a simulated field, 12 um out of focus"
+    return corner(10)
+
+@pytest.fixture(scope='session')
+def sharp():
+    "The same corner in focus"
+    return corner(16)
+
+@pytest.fixture
+def folder(tmp_path, blurred):
+    "A folder with two good images"
+    src = tmp_path/'in'
+    src.mkdir()
+    for i in range(2): tifffile.imwrite(src/f'field{i}.tif', np.roll(blurred, 20*i, 1))
+    return src
+
+def contents(folder):
+    "Every file below `folder` with its bytes"
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}

@@ -1,0 +1,203 @@
+import os, shutil, subprocess, sys, time
+import numpy as np, pytest, tifffile
+from PIL import Image
+from conftest import ENV, contents
+from refocus_nbdev.cli import UsageError, plan_run
+from refocus_nbdev.images import read_image
+from refocus_nbdev.inference import model_path
+
+ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF or PNG'}
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory, blurred, refocus):
+    "One run over good and odd files: what it said, and its folders"
+    tmp = tmp_path_factory.mktemp('odd')
+    src = tmp/'in'
+    src.mkdir(); (src/'empty').mkdir()
+    tifffile.imwrite(src/'good.tif', blurred)
+    tifffile.imwrite(src/'black.tif', np.zeros((40,50), np.uint16))
+    tifffile.imwrite(src/'dot.tif', np.full((1,1), 7, np.uint8))
+    Image.fromarray(np.arange(35, dtype=np.uint8).reshape(5,7)).save(src/'small.png')
+    (src/'text.tif').write_text('not an image')
+    (src/'cut.tif').write_bytes((src/'good.tif').read_bytes()[:9000])
+    Image.fromarray(np.zeros((4,4,3), np.uint8)).save(src/'rgb.png')
+    tifffile.imwrite(src/'nan.tif', np.array([[1,np.nan],[2,3]], np.float32))
+    before = contents(src)
+    said = refocus('run', src, src/'gone.tif', src/'empty', '--out', tmp/'out')
+    assert contents(src)==before
+    return said, src, tmp/'out'
+
+def test_odd_input_fails_the_command(odd): assert odd[0].code==1
+
+@pytest.mark.parametrize('name', ODD)
+def test_odd_input_gets_a_sentence(odd, name):
+    about = [l for l in odd[0].text.splitlines() if f'in/{name}' in l]
+    assert len(about)==1 and ODD[name] in about[0]
+
+def test_good_input_beside_it_is_done(odd):
+    said,src,out = odd
+    assert contents(out).keys()=={'good.tif', 'black.tif', 'dot.tif', 'small.png'}
+    for p in out.iterdir():
+        a,b = read_image(src/p.name).pixels, read_image(p).pixels
+        assert (a.shape, a.dtype)==(b.shape, b.dtype)
+
+def test_a_constant_image_passes_with_a_warning(odd):
+    said,src,out = odd
+    assert not read_image(out/'black.tif').pixels.any()
+    assert [l for l in said.text.splitlines() if 'black.tif' in l and 'constant' in l]
+
+def test_the_good_image_came_closer_to_the_one_in_focus(odd, sharp):
+    said,src,out = odd
+    before,after = (np.abs(read_image(o/'good.tif').pixels - sharp.astype(float)).mean() for o in (src, out))
+    assert after < 0.9*before
+
+def test_nothing_found_is_a_failure(refocus, tmp_path):
+    said = refocus('run', tmp_path/'*.tif', '--out', tmp_path/'out')
+    assert said.code==1 and '*.tif' in said.text
+
+def test_results_never_go_where_the_images_are(refocus, folder, tmp_path):
+    (tmp_path/'link').symlink_to(folder)
+    before = contents(folder)
+    for given,out in ((folder, folder), (folder/'*.tif', tmp_path/'link')):
+        said = refocus('run', given, '--out', out)
+        assert said.code==2 and 'another folder' in said.text
+    assert contents(folder)==before
+
+@pytest.mark.parametrize('given', ['in', 'in/*.tif', 'in/field0.tif', 'link', 'link/*.tif'])
+@pytest.mark.parametrize('out', ['in', 'in/../in', 'link'])
+def test_a_folder_of_images_is_known_by_any_name(folder, tmp_path, given, out):
+    (tmp_path/'link').symlink_to(folder)
+    with pytest.raises(UsageError): plan_run([str(tmp_path/given)], tmp_path/out)
+
+def test_a_link_in_the_results_does_not_lead_to_the_image(refocus, folder, tmp_path):
+    before = contents(folder)
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'field0.tif').symlink_to(folder/'field0.tif')
+    refocus('run', folder, '--out', tmp_path/'out', '--overwrite')
+    assert contents(folder)==before
+
+def test_an_image_that_is_a_link_is_not_overwritten(refocus, folder, tmp_path):
+    (tmp_path/'links').mkdir()
+    (tmp_path/'links'/'field0.tif').symlink_to(folder/'field0.tif')
+    before = contents(folder)
+    refocus('run', tmp_path/'links', '--out', folder, '--overwrite')
+    assert contents(folder)==before
+
+def test_globs_work_without_a_shell(refocus, folder, tmp_path):
+    said = refocus('run', folder/'field[0-9].tif', '--out', tmp_path/'out')
+    assert said.code==0 and contents(tmp_path/'out').keys()=={'field0.tif', 'field1.tif'}
+
+def test_same_name_twice_is_refused(refocus, folder, tmp_path):
+    shutil.copytree(folder, tmp_path/'more')
+    said = refocus('run', folder, tmp_path/'more', '--out', tmp_path/'out', '--dry-run')
+    assert said.code==1 and said.text.count('same name')==2
+
+def test_dry_run_writes_nothing(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--out', tmp_path/'out', '--dry-run')
+    assert said.code==0 and 'field1.tif' in said.text
+    assert not (tmp_path/'out').exists()
+
+STACKS = dict(
+    plain=dict(metadata={'axes':'ZYX'}),
+    imagej=dict(imagej=True, resolution=(1/.645, 1/.645), metadata={'axes':'ZCYX', 'unit':'um', 'spacing':2.}),
+    ome=dict(ome=True, metadata={'axes':'TCYX', 'PhysicalSizeX':.645, 'PhysicalSizeXUnit':'µm', 'Channel':{'Name':['DNA','actin']}}),
+    compressed=dict(compression='zlib', predictor=True, metadata={'axes':'YX'}))
+
+@pytest.fixture(scope='module')
+def stacks(tmp_path_factory, blurred, refocus):
+    "Stacks of every kind of TIFF, and their results"
+    tmp = tmp_path_factory.mktemp('stacks')
+    (tmp/'in').mkdir()
+    for kind,options in STACKS.items():
+        sides = {'Z':3, 'C':2, 'T':2}
+        shape = [sides[a] for a in options['metadata']['axes'][:-2]]
+        tifffile.imwrite(tmp/'in'/f'{kind}.tif', np.broadcast_to(blurred, (*shape, *blurred.shape)), photometric='minisblack', **options)
+    assert refocus('run', tmp/'in', '--out', tmp/'out').code==0
+    return tmp
+
+@pytest.mark.parametrize('kind', STACKS)
+def test_axes_and_pixel_size_are_kept(stacks, kind):
+    a,b = (read_image(stacks/o/f'{kind}.tif') for o in ('in', 'out'))
+    assert (a.axes, a.pixels.shape, a.pixels.dtype, a.kind, a.compression) == (b.axes, b.pixels.shape, b.pixels.dtype, b.kind, b.compression)
+    assert a.pixel_um==pytest.approx(b.pixel_um)
+
+def test_an_imagej_hyperstack_stays_one(stacks):
+    with tifffile.TiffFile(stacks/'out'/'imagej.tif') as tif:
+        meta = tif.imagej_metadata
+    assert (meta['hyperstack'], meta['slices'], meta['channels'], meta['unit'], meta['spacing'])==(True, 3, 2, 'um', 2.)
+
+def test_ome_channel_names_are_kept(stacks):
+    with tifffile.TiffFile(stacks/'out'/'ome.tif') as tif: assert 'DNA' in tif.ome_metadata and 'actin' in tif.ome_metadata
+
+def test_run_again(refocus, folder, tmp_path):
+    out = tmp_path/'out'
+    refocus('run', folder, '--out', out)
+    first = contents(out)
+    again = refocus('run', folder, '--out', out)
+    assert again.code==0 and '2 skipped' in again.text and contents(out)==first
+
+    (out/'field1.tif').unlink()
+    remade = refocus('run', folder, '--out', out)
+    assert '1 done, 1 skipped' in remade.text and contents(out)==first
+
+    tifffile.imwrite(folder/'field0.tif', np.flipud(tifffile.imread(folder/'field0.tif')))
+    changed = refocus('run', folder, '--out', out)
+    assert changed.code==1 and 'field0.tif' in changed.text and contents(out)==first
+    assert refocus('run', folder, '--out', out, '--overwrite').code==0
+    assert contents(out)['field0.tif']!=first['field0.tif']
+
+def test_a_file_does_not_depend_on_its_neighbours(refocus, folder, tmp_path):
+    refocus('run', folder, '--out', tmp_path/'together')
+    refocus('run', folder/'field1.tif', '--out', tmp_path/'alone')
+    assert contents(tmp_path/'together')['field1.tif']==contents(tmp_path/'alone')['field1.tif']
+
+def finished(out): return {p.name for p in out.glob('[!.]*')}
+
+def test_killed_in_the_middle(refocus, start, tmp_path, blurred):
+    src,out = tmp_path/'in', tmp_path/'out'
+    src.mkdir()
+    for i in range(20): tifffile.imwrite(src/f'{i:02d}.tif', np.roll(np.tile(blurred, (2,2)), i))
+    running = start('run', src, '--out', out)
+    while running.poll() is None and not finished(out): time.sleep(0.01)
+    running.kill()
+    running.wait()
+    kept = finished(out)
+    assert 1 <= len(kept) < 20
+    for name in kept: assert read_image(out/name).pixels.shape==read_image(src/name).pixels.shape
+    said = refocus('run', src, '--out', out)
+    assert said.code==0 and f'{20-len(kept)} done, {len(kept)} skipped' in said.text
+    assert finished(out)==contents(src).keys()
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='root may write anywhere')
+def test_read_only_results(refocus, folder, tmp_path):
+    (tmp_path/'out').mkdir(mode=0o555)
+    said = refocus('run', folder, '--out', tmp_path/'out')
+    assert said.code==1 and 'cannot be written' in said.text
+
+def test_results_cannot_go_into_a_file(refocus, folder, tmp_path):
+    (tmp_path/'out').write_text('')
+    said = refocus('run', folder, '--out', tmp_path/'out')
+    assert said.code in (1,2) and 'out' in said.text
+
+def test_a_model_that_is_none(refocus, folder, tmp_path):
+    whole = model_path('nuclei').read_bytes()
+    wrong = dict(text=b'not a model', cut=whole[:len(whole)//2], empty=b'')
+    for name,content in wrong.items():
+        (tmp_path/f'{name}.safetensors').write_bytes(content)
+        said = refocus('run', folder, '--model', tmp_path/f'{name}.safetensors', '--out', tmp_path/'out')
+        assert said.code==1 and f'{name}.safetensors' in said.text
+    assert refocus('run', folder, '--model', 'unicorns', '--out', tmp_path/'out').code in (1,2)
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('fly',)], ids=' '.join)
+def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
+
+def test_help_has_an_example(refocus):
+    for verb in ('run', 'demo', 'train'):
+        said = refocus(verb, '--help')
+        assert said.code==0 and f'refocus {verb}' in said.text.split('Example')[1]
+
+def test_refocusing_imports_neither_fastai_nor_torchvision(folder, tmp_path):
+    code = 'import sys; from refocus_nbdev.cli import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
+    done = subprocess.run([sys.executable, '-c', code, folder, tmp_path/'out'], capture_output=True, text=True, env=ENV)
+    assert done.stdout.splitlines()[-1]=='set()' and len(contents(tmp_path/'out'))==2

@@ -1,0 +1,122 @@
+import csv, shutil, time
+import pytest
+from conftest import SAMPLE, contents
+from typer.testing import CliRunner
+from refocus_nbdev.cli import app
+from refocus_nbdev.inference import Refocuser
+from refocus_nbdev.networks import file_hash, read_card
+
+def part_of_the_plate(root, planes, names):
+    "A folder with some fields of the sample plate"
+    for z in planes:
+        folder = f'BBBC006_v1_images_z_{z:02d}'
+        (root/folder).mkdir()
+        for name in names:
+            for f in SAMPLE.glob(f'{folder}/*_{name}*'): shutil.copy(f, root/folder)
+    return root
+
+@pytest.fixture(scope='module')
+def plate(tmp_path_factory):
+    "Two wells, two planes out of focus and the one in focus: one batch to train on"
+    return part_of_the_plate(tmp_path_factory.mktemp('plate'), (5, 10, 16), ('a05','c12'))
+
+@pytest.fixture(scope='module')
+def trained(plate, tmp_path_factory, refocus):
+    "A model after one epoch, and what the command said"
+    out = tmp_path_factory.mktemp('model')/'small.safetensors'
+    return out, refocus('train', plate, '--out', out, '--epochs', 1)
+
+@pytest.fixture(scope='module')
+def refuse():
+    "The command in this process, where fastai is imported once, for what ends before any training"
+    def run(*args):
+        r = CliRunner().invoke(app, list(map(str, args)))
+        assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
+        return r.exit_code, r.output
+    return run
+
+def epochs(log):
+    with open(log) as f: return [int(row['epoch']) for row in csv.DictReader(f)]
+
+def test_one_epoch_makes_a_model(trained):
+    out,said = trained
+    assert said.code==0 and 'doing nothing' in said.text
+    assert contents(out.parent).keys()=={'small.safetensors'} and out.stat().st_size < 20_000_000
+
+def test_its_card_says_what_it_saw(trained):
+    card = read_card(trained[0])
+    assert (card['name'], card['files'], card['groups'], len(card['held_out']))==('small', 12, 2, 1)
+    assert {'psnr', 'psnr_input', 'ssim', 'ssim_input'} <= card['validation'].keys()
+
+def test_others_may_read_it_like_any_file(trained, tmp_path):
+    (tmp_path/'any').touch()
+    assert trained[0].stat().st_mode==(tmp_path/'any').stat().st_mode
+
+def test_the_model_refocuses(trained, blurred):
+    y = Refocuser.load(trained[0]).refocus(blurred)
+    assert (y.shape, y.dtype)==(blurred.shape, blurred.dtype)
+
+def test_killed_and_resumed(refocus, start, plate, tmp_path):
+    out,log = tmp_path/'m.safetensors', tmp_path/'log.csv'
+    args = 'train', plate, '--out', out, '--epochs', 4, '--log', log
+    running = start(*args)
+    while running.poll() is None and not list(tmp_path.glob('m.safetensors.checkpoint')): time.sleep(0.05)
+    running.kill()
+    running.wait()
+    before = epochs(log)
+    assert before and not out.exists()
+    assert refocus(*args, '--resume').code==0
+    after = epochs(log)[len(before):]
+    assert after==list(range(after[0], 4)) and 0 < after[0] <= len(before)
+    assert out.exists() and not list(tmp_path.glob('*.checkpoint'))
+
+def test_start_from_a_model(refocus, trained, plate, tmp_path):
+    said = refocus('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0])
+    assert said.code==0 and read_card(tmp_path/'m.safetensors')['init']==file_hash(trained[0])
+
+def test_sharp_images_alone_are_enough(refocus, tmp_path):
+    out = tmp_path/'m.safetensors'
+    said = refocus('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', out, '--epochs', 1, '--modality', 'nuclei', '--pixel-um', 0.5)
+    card = read_card(out)
+    assert said.code==0 and (card['modality'], card['pixel_um'])==('nuclei', 0.5)
+
+def test_fewer_images_than_a_batch_are_enough(refocus, tmp_path):
+    root = part_of_the_plate(tmp_path, (10, 16), ('a05_s1','c12_s1'))
+    said = refocus('train', root, '--out', tmp_path/'m.safetensors', '--epochs', 1)
+    assert said.code==0 and 'nan' not in said.text
+
+WRONG = dict(
+    recipe=['--stages','none'], epochs=['--epochs',-1], planes=['--planes','1;5'], folder=['--out','no/such/folder/m.safetensors'],
+    two_plates=['second'], share=['--valid-pct',2], unknown=['--nonsense'])
+
+@pytest.mark.parametrize('args', WRONG.values(), ids=WRONG.keys())
+def test_wrong_arguments(refuse, plate, tmp_path, args):
+    assert refuse('train', plate, '--out', tmp_path/'m.safetensors', *args)[0]==2
+    assert not contents(tmp_path)
+
+@pytest.fixture
+def unusable(plate, tmp_path):
+    "Things that cannot be trained on, or from"
+    (tmp_path/'empty').mkdir()
+    shutil.copytree(plate, tmp_path/'plate')
+    shutil.copytree(plate, tmp_path/'blurred only', ignore=lambda d,names: [n for n in names if n.endswith('_16')])
+    shutil.copytree(plate, tmp_path/'one well', ignore=lambda d,names: [n for n in names if '_c12_' in n])
+    (tmp_path/'model').write_text('not a model')
+    return tmp_path
+
+@pytest.mark.parametrize('data,options,about', [
+    ('empty', [], 'no images'), ('blurred only', [], 'z_16'), ('one well', [], 'one group'), ('gone', [], 'gone'),
+    ('gone', ['--sharp-only'], 'gone'), ('plate', ['--init','model'], 'model')])
+def test_what_cannot_be_used_gets_a_sentence(refuse, unusable, data, options, about):
+    options = [unusable/o if o=='model' else o for o in options]
+    code,text = refuse('train', unusable/data, '--out', unusable/'m.safetensors', '--epochs', 1, *options)
+    assert code==1 and about in text and not (unusable/'m.safetensors').exists()
+
+def test_a_checkpoint_that_is_none(refuse, plate, tmp_path):
+    (tmp_path/'m.safetensors.checkpoint').write_text('not a checkpoint')
+    code,text = refuse('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
+    assert code==1 and 'checkpoint' in text
+
+def test_dry_run_writes_nothing(refuse, plate, tmp_path):
+    assert refuse('train', plate, '--out', tmp_path/'m.safetensors', '--dry-run')[0]==0
+    assert not contents(tmp_path)
