@@ -84,9 +84,11 @@ def plan_run(
 ) -> list[Job]:
     "A job for each input; raises `UsageError` when the output folder holds an input"
     out,files = Path(out),image_files(inputs, recursive)
+    if any(Path(o).resolve() in out.resolve().parents for o in inputs if Path(o).is_dir()):
+        files = [f for f in files if out.resolve() not in f.resolve().parents]
     folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {f.resolve().parent for f in files}
+    if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the results')
     if out.resolve() in folders: raise UsageError(f'{out} holds the input images; choose another folder for the results')
-    files = [f for f in files if out.resolve() not in f.resolve().parents]
     empty = [Job(Path(o), out, 'failed', f'{o}: no TIFF or PNG images in this folder') for o in inputs if Path(o).is_dir() and not image_files([o], recursive)]
     jobs = empty + [Job(f, out/f.name) for f in files]
     seen = {}
@@ -106,11 +108,19 @@ def run_job(
         im = read_image(job.source)
         if job.target.exists() and not overwrite:
             if read_image(job.target).software == refocuser.provenance(job.source): return _ended(job, 'skipped', 'done before')
-            raise ImageError(f'{job.target}: exists, and was made from something else; choose another folder or use --overwrite')
+            raise ImageError(f'{job.target}: exists, and was made by another model or from another image; choose another folder or use --overwrite')
         result = refocuser.refocus_image(im)
         write_image(job.target, result)
-        return _ended(job, 'done', 'constant image, passed through' if im.pixels.min()==im.pixels.max() else '')
+        return _ended(job, 'done', _warning(im.pixels, result.pixels))
     except (ImageError, OSError, MemoryError) as e: return _ended(job, 'failed', str(e) or f'{job.source}: out of memory')
+
+def _warning(before, after):
+    "What a user should know of a result, or nothing"
+    if before.min()==before.max(): return 'constant image, passed through'
+    if before.dtype.kind=='f': return ''
+    top = np.iinfo(before.dtype).max
+    clipped = (after==top).mean() - (before==top).mean()
+    return f'{clipped:.1%} of the pixels would be brighter than {before.dtype} can hold, and were clipped: convert to 16 bits first' if clipped>1e-4 else ''
 
 def _ended(job, status, note):
     job.status,job.note = status,note
@@ -134,7 +144,7 @@ def run(
     jobs = plan_run(inputs, out, recursive)
     if dry_run: return _list(jobs)
     refocuser = _refocuser(model, device)
-    out.mkdir(parents=True, exist_ok=True)
+    if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for j in _progress(jobs, 'refocusing'):
         if j.status=='to do': run_job(j, refocuser, overwrite)
@@ -168,7 +178,7 @@ def _summary(jobs, out, seconds):
     for j in jobs:
         if j.status=='done' and j.note: print(f'{j.source}: {j.note}')
     if n['failed']: _list_failed([j.note for j in jobs if j.status=='failed'])
-    print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s; results are in {out}')
+    print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s' + (f'; results are in {out}' if n['done']+n['skipped'] else ''))
     return int(n['failed']>0 or not jobs)
 
 # %% ../nbs/15_cli.ipynb #sample_plate
@@ -265,6 +275,7 @@ def train(
     """Train a model from pairs of planes, or from in-focus images alone.
 
     Example: refocus train data/sample --out my.safetensors
+
     Example: refocus train --sharp-only my_images --stages nuclei --out my.safetensors
     """
     if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
@@ -302,6 +313,7 @@ def _report(out):
     from refocus_nbdev.networks import read_card
     v = read_card(out)['validation']
     print(f'validation: PSNR {v["psnr"]:.2f} dB (doing nothing {v["psnr_input"]:.2f}), SSIM {v["ssim"]:.3f} (doing nothing {v["ssim_input"]:.3f})')
+    if v['psnr'] <= v['psnr_input']: print('WARNING: on what it was not trained on, this model is worse than doing nothing; train longer, or on more images')
     print(f'the model is in {out}; use it with: refocus run INPUT --model {out}')
 
 # %% ../nbs/15_cli.ipynb #main

@@ -87,6 +87,7 @@ def _rgb_error(path):
     return ImageError(f'{path}: this is a colour picture; save each channel as a grey image of 8 or 16 bits first')
 
 # %% ../nbs/00_images.ipynb #read_image
+IMAGE_SUFFIXES = ('.tif', '.tiff', '.png')
 _DTYPES = (np.uint8, np.uint16, np.float32)
 logging.getLogger('tifffile').setLevel(logging.CRITICAL)
 
@@ -96,6 +97,7 @@ def read_image(
     "Read one file; raises `ImageError` when it is missing, damaged, in colour, empty, or not of uint8, uint16 or float32"
     path = Path(path)
     if not path.is_file(): raise ImageError(f'{path}: {"nothing matches" if glob.has_magic(str(path)) else "there is no such file"}')
+    if path.suffix.lower() not in IMAGE_SUFFIXES: raise ImageError(f'{path}: only TIFF and PNG are read; save the image as one of these')
     reader = _read_png if path.suffix.lower()=='.png' else _read_tiff
     try: im = reader(path)
     except ImageError: raise
@@ -164,8 +166,6 @@ def write_image(
     return path
 
 # %% ../nbs/00_images.ipynb #image_files
-IMAGE_SUFFIXES = ('.tif', '.tiff', '.png')
-
 def image_files(
     inputs,          # Files, folders and globs, a list
     recursive=False, # Look into the folders of a folder as well?

@@ -41,6 +41,7 @@ def best_device(
     return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
 
 def _checked_device(device):
+    if str(device).split(':')[0] not in ('cpu','cuda','mps'): raise ValueError(f'device {device}: there are cpu, cuda, mps and auto')
     try:
         device = torch.device(device)
         torch.zeros(1, device=device)

@@ -159,7 +159,7 @@ def read_card(
     if not Path(path).is_file(): raise ModelError(f'{path}: there is no such model file')
     try:
         with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-    except (SafetensorError, OSError) as e: raise ModelError(f'{path}: not a complete .safetensors file ({e}); fetch it again') from e
+    except (SafetensorError, OSError) as e: raise ModelError(f'{path}: not a model file, or not a complete one ({e})') from e
     if meta.get('format')!=FORMAT: raise ModelError(f'{path}: a .safetensors file, but not a model of refocus_nbdev (format {meta.get("format")!r}, expected {FORMAT!r})')
     try: return json.loads(meta['card'])
     except (KeyError, ValueError) as e: raise ModelError(f'{path}: its card cannot be read ({e}); fetch it again') from e

@@ -62,6 +62,7 @@ def plane_files(
     folder = Path(root)/f'BBBC006_v1_images_z_{z:02d}'
     fields = {p:parse_name(p) for p in sorted(folder.glob('*.tif'))}
     found = {(f.well, f.site):p for p,f in fields.items() if f and f.channel==channel}
+    if not Path(root).is_dir(): raise ImageError(f'{root}: there is no such folder')
     if not found: raise ImageError(f'{folder}: no images of channel w{channel} here; a plate in BBBC006 layout has a folder a plane')
     return found
 

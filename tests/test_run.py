@@ -185,7 +185,7 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
     for name,content in wrong.items():
         (tmp_path/f'{name}.safetensors').write_bytes(content)
         said = refocus('run', folder, '--model', tmp_path/f'{name}.safetensors', '--out', tmp_path/'out')
-        assert said.code==1 and f'{name}.safetensors' in said.text
+        assert said.code==2 and f'{name}.safetensors' in said.text
     assert refocus('run', folder, '--model', 'unicorns', '--out', tmp_path/'out').code in (1,2)
     assert not (tmp_path/'out').exists()
 
