@@ -278,23 +278,32 @@ def train(
 
     Example: refocus train --sharp-only my_images --stages nuclei --out my.safetensors
     """
-    if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
-    chosen = _stages(stages, epochs)
-    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
-    if not 0<valid_pct<1: raise UsageError(f'--valid-pct {valid_pct}: give the share of the groups to hold out, between 0 and 1')
-    if not sharp_only and len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
-    from refocus_nbdev.training import bbbc006_pairs, planes_in, train_from_pairs, train_from_sharp
-    chosen_planes = numbers(planes) if planes else [z for z in planes_in(data[0]) if z!=target]
-    items = image_files(data) if sharp_only else bbbc006_pairs(data[0], chosen_planes, target, channel)
-    if not items: raise ImageError(f'{", ".join(data)}: no TIFF or PNG images here')
+    chosen = _stages(stages, epochs, out, valid_pct)
+    items = _images(data) if sharp_only else _pairs(data, planes, target, channel)
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in chosen)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
+    from refocus_nbdev.training import train_from_pairs, train_from_sharp
+    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
     if sharp_only: train_from_sharp(items, out, chosen, **about)
-    else: train_from_pairs(data[0], out, chosen, chosen_planes, target, channel, **about)
+    else: train_from_pairs(data[0], out, chosen, sorted({p.field.z for p in items}), target, channel, **about)
     _report(out)
 
+# %% ../nbs/15_cli.ipynb #_images
+def _images(data):
+    files = image_files(data)
+    if not files: raise ImageError(f'{", ".join(data)}: no TIFF or PNG images here')
+    return files
+
+def _pairs(data, planes, target, channel):
+    "The pairs of one plate, of the planes in a list of numbers, or of all but the target"
+    from refocus_nbdev.pairs import bbbc006_pairs, planes_in
+    if len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
+    return bbbc006_pairs(data[0], numbers(planes) if planes else [z for z in planes_in(data[0]) if z!=target], target, channel)
+
 # %% ../nbs/15_cli.ipynb #_stages
-def _stages(name, epochs):
+def _stages(name, epochs, out, valid_pct):
     "The stages of a recipe, each with `epochs` epochs if that is not 0"
+    if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
+    if not 0<valid_pct<1: raise UsageError(f'--valid-pct {valid_pct}: give the share of the groups to hold out, between 0 and 1')
     _quiet_fastai()
     from refocus_nbdev.training import RECIPES
     if name not in RECIPES: raise UsageError(f'{name!r} is no recipe; there are {", ".join(RECIPES)}')
