@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'ImageError', 'MicroscopeImage', 'read_image', 'che
 
 # %% ../nbs/00_images.ipynb #imports
 import glob, logging, os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
 import tifffile
