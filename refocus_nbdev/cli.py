@@ -21,7 +21,6 @@ from rich.table import Table
 from . import __version__
 from .images import *
 from .inference import *
-from .networks import ModelError
 
 # %% ../nbs/15_cli.ipynb #command
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
