@@ -11,6 +11,7 @@ from .images import *
 from .optics import *
 from .intensity import *
 from .pairs import *
+from .download import *
 from .data import *
 from .losses import *
 from .metrics import *

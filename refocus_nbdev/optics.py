@@ -277,14 +277,14 @@ def _frame_labels(labels, margin):
     return np.unique(inner, return_inverse=True)[1].reshape(inner.shape)+(inner.min()>0)
 
 # %% ../nbs/01_optics.ipynb #_make_site
-def _make_site(dest, well, site, planes, shape, seed, radius=64):
+def _make_site(dest, well, site, planes, shape, seed, focus_z, radius=64):
     "Write the planes and labels of one field"
     rng,stem = _rng(seed, well, site),f'mcf-z-stacks-03212011_{well}_s{site}'
     signal,labels = make_field(rng, tuple(s+2*radius for s in shape), rng.uniform(-0.6, 0.8))
     _write_labels(dest/'BBBC006_v1_labels'/f'{stem}.png', _frame_labels(labels, radius))
     for z in planes:
         rng = _rng(seed, well, site, z)
-        img = make_plane(rng, signal, BBBC006_STEP_UM*(z-BBBC006_FOCUS_Z), radius)
+        img = make_plane(rng, signal, BBBC006_STEP_UM*(z-focus_z), radius)
         _write_tif(dest/f'BBBC006_v1_images_z_{z:02d}'/f'{stem}_w1{_uuid(rng)}.tif', img)
 
 # %% ../nbs/01_optics.ipynb #make_plate
@@ -294,12 +294,13 @@ def make_plate(
     dest, # folder to write to: a path; made if missing, files of the same names are replaced
     wells=SAMPLE_WELLS, # names from 'a01' to 'p24'
     sites=(1,2), # fields in each well
-    planes=(1,5,10,16,32), # plane numbers z; z is 2*(z-16) µm out of focus
+    planes=(1,5,10,16,32), # plane numbers z; z is 2*(z-focus_z) µm out of focus
     shape:tuple=(256,256), # height and width of each image, pixels
     seed:int=0, # another seed makes another plate
+    focus_z:int=BBBC006_FOCUS_Z, # the plane that is in focus; another one makes wells that sit too high or too low
 )->Path: # `dest`
     "Write a simulated plate in BBBC006's layout: 16-bit TIFFs for every plane, and instance labels"
     dest = Path(dest)
     for well in wells:
-        for site in sites: _make_site(dest, well, site, planes, shape, seed)
+        for site in sites: _make_site(dest, well, site, planes, shape, seed, focus_z)
     return dest
