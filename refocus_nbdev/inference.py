@@ -100,7 +100,7 @@ def refocus(self:Refocuser,
     "Refocus every plane of an array, all with one scale"
     planes = x.reshape(-1, 1, 1, *x.shape[-2:])
     if planes.size==0 or planes.min()==planes.max(): return x.copy()
-    scale = Scale.of(torch.as_tensor(planes.reshape(1, 1, -1, x.shape[-1]).astype(np.float32)), **self.card.get('scale', {}))
+    scale = Scale.given(torch.as_tensor(planes.reshape(1, 1, -1, x.shape[-1]).astype(np.float32)), **self.card.get('scale', {}))
     out = np.empty_like(planes)
     for i,p in enumerate(planes):
         y = self.predict(scale.do(torch.as_tensor(p.astype(np.float32))))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOCUS_BAND', 'Field', 'parse_name', 'defocus_of', 'plane_files', 'planes_in', 'focus_files', 'focus_curve',
-           'focus_curves', 'sharpest_plane', 'Pair', 'bbbc006_pairs', 'label_file', 'tile_groups', 'groups_of',
-           'held_out', 'spread_wells', 'WellSplit', 'split_wells']
+           'focus_curves', 'sharpest_plane', 'Pair', 'channels_of', 'bbbc006_pairs', 'label_file', 'tile_groups',
+           'groups_of', 'held_out', 'spread_wells', 'WellSplit', 'split_wells']
 
 # %% ../nbs/02_pairs.ipynb #imports
 import re
@@ -120,8 +120,10 @@ class Pair(NamedTuple):
     def defocus_um(self): return defocus_of(self.field.z, self.focus_z)
 
 # %% ../nbs/02_pairs.ipynb #bbbc006_pairs
-def _channels(channel):
-    "The channels meant by 1, 2 or 'both'"
+def channels_of(
+    channel, # 1, 2 or 'both'
+) -> tuple:  # Channel numbers
+    "The channels that are meant; raises `ValueError` for anything else"
     if channel not in (1, 2, 'both'): raise ValueError(f"channel={channel!r}: give 1 (Hoechst), 2 (phalloidin) or 'both'")
     return (1, 2) if channel=='both' else (channel,)
 
@@ -145,7 +147,7 @@ def bbbc006_pairs(
 ) -> list[Pair]:       # In order of channel, plane, well and site; a field without its target is left out
     "Every field of `planes` with its in-focus partner; raises `ImageError` when a plane is not there or nothing pairs, `ValueError` for another target or channel"
     if not (isinstance(target, int) or target=='sharpest'): raise ValueError(f"target={target!r}: give the number of a plane, or 'sharpest'")
-    pairs = [p for c in _channels(channel) for p in _channel_pairs(root, planes, target, c)]
+    pairs = [p for c in channels_of(channel) for p in _channel_pairs(root, planes, target, c)]
     if not pairs: raise ImageError(f'{root}: no field has an image both in the planes {planes} and in another one that is its target ({target})')
     return pairs
 

@@ -286,19 +286,22 @@ def train_from_pairs(
     out,           # The model file to write
     recipe:Recipe, # What to train, and how
     planes=None,   # Planes to refocus; every plane there but the target if None
-    target=16,     # The plane in focus
-    channel=1,     # 1 Hoechst, 2 phalloidin
+    target=16,     # The plane in focus, or 'sharpest'
+    channel=1,     # 1 Hoechst, 2 phalloidin, or 'both'
     valid_pct=0.2, # Share of the wells held out
+    valid_wells=(), # Names of the wells held out, instead of a share
+    test_wells=(), # Names of wells to be left out altogether
     seed=42,       # Which wells
+    keep=noop,     # From `Pair`s to those that are good enough to train on
     **kwargs       # For `train`
 ) -> Learner:
-    "Train from pairs of planes; raises `ImageError` where there are none, `ValueError` for a single well"
+    "Train from pairs of planes; raises `ImageError` where there are none, `ValueError` for wells that are not there, or too few"
     pairs = bbbc006_pairs(root, planes or [z for z in planes_in(root) if z!=target], target, channel)
-    wells = [p.field.well for p in pairs]
-    out_of_sight = held_out(wells, valid_pct, seed)
+    split = split_wells([p.field.well for p in pairs], valid_pct, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
+    seen = keep([p for p in pairs if p.field.well not in split.test])
     set_seed(seed)
-    return train(recipe, lambda s: pair_dls(pairs, out_of_sight, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, sorted({f for p in pairs for f in p[:2]}),
-                 blur='pairs of planes', groups=len(set(wells)), held_out=sorted(out_of_sight), **kwargs)
+    return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, sorted({f for p in seen for f in p[:2]}),
+                 blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
 
 # %% ../nbs/08_training.ipynb #train_from_sharp
 def train_from_sharp(

@@ -1,14 +1,14 @@
-import hashlib, io, json, os, re, signal, stat, struct, subprocess, sys, threading, time, zipfile
+import hashlib, io, os, re, signal, socket, stat, struct, subprocess, sys, threading, time, tracemalloc, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest, requests, tifffile
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from typer.testing import CliRunner
-from conftest import ENV, ROOT, SAMPLE, contents
+from conftest import ENV, SAMPLE, contents
 from refocus_nbdev import download
 from refocus_nbdev.cli import app
-from refocus_nbdev.download import Archive, DownloadError, Web, bbbc006, bbbc038
+from refocus_nbdev.download import DownloadError, Web, bbbc006, bbbc038
 from refocus_nbdev.images import read_image
 from refocus_nbdev.pairs import bbbc006_pairs, parse_name, plane_files
 
@@ -23,7 +23,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         site,name = self.server.site, self.path[1:]
         fault = site.next_fault(name)
-        if fault=='reset': return self.hang_up()
+        if fault=='reset': return self.hang_up(0)
         if isinstance(fault, int) or name not in site.files: return self.answer(fault or 404, b'no')
         if fault=='html': return self.answer(200, b'<html>Please log in</html>')
         span = re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range', '')) if site.ranges else None
@@ -35,7 +35,7 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, code, body, fault=None, span=None):
         site = self.server.site
         self.send_response(code)
-        for k,v in {'Content-Range':span, 'Retry-After':'0' if code in (429,503) else None, 'Content-Length':str(len(body))}.items():
+        for k,v in {'Content-Range':span, 'Retry-After':'0' if code==429 else None, 'Content-Length':str(len(body))}.items():
             if v: self.send_header(k, v)
         self.end_headers()
         if fault: body = body[:len(body)//2]
@@ -44,10 +44,11 @@ class Handler(BaseHTTPRequestHandler):
         if fault=='stall': site.over.wait(60)
         if fault: self.hang_up()
 
-    def hang_up(self):
+    def hang_up(self, linger=1):
+        "Close the connection: in good order, or with `linger` 0 so that the other side sees a reset"
         self.close_connection = True
-        self.connection.setsockopt(1, 13, struct.pack('ii', 1, 0)) if sys.platform=='linux' else None
-        self.connection.close()
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, linger))
+        self.connection.close() if linger==0 else self.connection.shutdown(socket.SHUT_RDWR)
 
 class Quiet(ThreadingHTTPServer):
     daemon_threads,block_on_close = True,False
@@ -99,6 +100,7 @@ def archives():
 @pytest.fixture
 def site(archives, monkeypatch):
     monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    monkeypatch.setitem(ENV, 'NO_PROXY', '127.0.0.1')
     s = Site(archives)
     yield s
     s.close()
@@ -207,6 +209,12 @@ def test_a_fault_that_passes(site, tmp_path, fault, when):
     fetched(site, tmp_path, fields=2, jobs=1)
     assert len(images(tmp_path))==4 and all(original(n, b) for n,b in images(tmp_path).items())
 
+def test_after_a_cut_only_the_rest_is_sent(site, archives):
+    site.faults = ['cut', 'cut']
+    name = f'{plane(10)}.zip'
+    assert hasty().read(f'{site.url}/{name}', 1000, 2_000_000)==archives[name][1000:2_000_000]
+    assert len(site.asked)==3 and 1_999_000 <= site.sent < 1_999_000 + 2*(1<<17)
+
 SAID = {'cut':'cut 3 times', 'reset':'no answer (protocol error)', 'stall':'read timeout', 500:'500 Internal Server Error', 503:'503', 404:'check --url', 'html':'other bytes'}
 
 @pytest.mark.parametrize('fault', SAID)
@@ -265,21 +273,28 @@ def test_an_encrypted_member(site, tmp_path):
 
 def test_a_member_that_claims_too_much(site, tmp_path):
     damaged(site, lambda z: in_directory(z)+24, struct.pack('<I', 3_000_000_000))
-    spoiled(site, tmp_path, '3000000000')
+    spoiled(site, tmp_path, 'claims 3000000000')
 
 def test_a_member_that_is_more_than_it_claims(site, tmp_path):
     damaged(site, lambda z: in_directory(z)+24, struct.pack('<I', 1000))
     spoiled(site, tmp_path, 'damaged')
 
 def test_a_bomb_is_not_unpacked():
-    packed = zipped({'bomb':bytes(50_000_000)}, compression=zipfile.ZIP_DEFLATED)
+    packed = zipped({'bomb':bytes(70_000_000)}, compression=zipfile.ZIP_DEFLATED)
     with zipfile.ZipFile(io.BytesIO(packed)) as z: member = z.infolist()[0]
+    tracemalloc.start()
+    with pytest.raises(zipfile.BadZipFile, match='claims'): download.unpack(packed, member)
     member.file_size = 1000
     with pytest.raises(zipfile.BadZipFile): download.unpack(packed, member)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
 
 GOOD = 'mcf-z-stacks-03212011_a05_s1_w11f02b57c-980d-4d1b-b67d-8245d05d98ac.tif'
 EVIL = ['../../../evil.tif', '/etc/evil', '..\\..\\'+GOOD, 'C:\\'+GOOD, 'C:'+GOOD, GOOD+'\n', GOOD.upper(), GOOD+'/', f'{GOOD}/..', f'.{GOOD}.partial', '.', '..', 'CON', '~/.profile', 'a'*300,
-        *(GOOD.replace('a05', w) for w in ('a٠٥', 'z05', 'a25', 'a00', 'A05'))]
+        GOOD.replace('03212011', '٠٣٢١٢٠١١'), *(GOOD.replace('a05', w) for w in ('a٠٥', 'z05', 'a25', 'a00', 'A05'))]
+
+@pytest.mark.parametrize('name', EVIL, ids=ascii)
+def test_a_strange_name_is_passed_over(name): assert not download._plane('folder', [zipfile.ZipInfo(name)])
 
 def test_hostile_names(site, tmp_path):
     files = {n:b'evil' for n in EVIL} | {f'{folder}{GOOD}':b'good' for folder in ('', 'deep/', '../../', '/tmp/')}
@@ -313,12 +328,12 @@ def test_a_field_that_one_plane_lacks(site, tmp_path):
     notes = wanted(site, tmp_path).fetch()
     assert len(notes)==1 and f'a05 s1 w1 of {plane(16)}' in notes[0] and len(images(tmp_path))==31
 
-def test_no_room(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(download.shutil, 'disk_usage', lambda p: type('', (), dict(free=10_000)))
-    for ranges in (True, False):
-        site.ranges = ranges
-        with pytest.raises(DownloadError, match='are needed, 0.01 MB are free'): wanted(site, tmp_path, fields=2).fetch()
-        assert not images(tmp_path) and not hidden(tmp_path)
+@pytest.mark.parametrize('ranges, planes, share', [(True, (10, 16), 0.1), (True, (10, 16), 1.1), (False, (10,), 0.9), (False, (10,), 1.1), (False, (10, 16), 1.1)])
+def test_no_room(site, archives, tmp_path, monkeypatch, ranges, planes, share):
+    site.ranges,size = ranges,len(archives[f'{plane(10)}.zip']) - 6_000_000*ranges
+    monkeypatch.setattr(download.shutil, 'disk_usage', lambda p: type('', (), dict(free=share*size)))
+    with pytest.raises(DownloadError, match='are needed, .* are free'): wanted(site, tmp_path, planes=planes, channel='both').fetch()
+    assert not images(tmp_path) and not hidden(tmp_path)
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='no device that is full')
 def test_the_disk_fills_up(site, tmp_path):
@@ -511,6 +526,14 @@ def test_nothing_of_it_is_asked_twice(bowl, tmp_path):
     (tmp_path/'images'/'x').write_text('')
     cut(sorted((tmp_path/'images').glob('*.png'))[0])
     assert len(nuclei_of(bowl, tmp_path, labels=True).fetched)==1
+
+def test_what_was_made_is_known_before_the_end(bowl, nuclei, tmp_path):
+    def archive(): return bbbc038(tmp_path, url=bowl.url, web=hasty()).archives[0]
+    a,name = archive(),f'images/{fluorescent(nuclei)[0]}.png'
+    a.look()
+    a.saved -= 2
+    a.fetch(name)
+    assert archive().complete(name)
 
 def test_an_image_that_is_none(bowl, nuclei, tmp_path):
     with zipfile.ZipFile(io.BytesIO(bowl.files['stage1_train.zip'])) as z: files = {n: z.read(n) for n in z.namelist()}
