@@ -11,6 +11,7 @@ from .images import *
 from .optics import *
 from .intensity import *
 from .pairs import *
+from .checks import *
 from .download import *
 from .data import *
 from .losses import *
@@ -20,6 +21,7 @@ from .learner import *
 from .training import *
 from .inference import *
 from .evaluation import *
+from .protocols import *
 
 # %% ../nbs/16_all.ipynb #names
 __all__ = [o for o in dir() if not o.startswith('_')]

@@ -79,7 +79,7 @@ def _detail(x, sigma, weights):
 def _start(b, s, sigma, weights):
     "Whole-pixel shift at which two equally blurred images correlate best"
     views = (_detail(o, sigma, weights**2) for o in (b, gaussian_filter(s, sigma)))
-    return phase_cross_correlation(*views, normalization=None)[0]
+    return tuple(phase_cross_correlation(*views, normalization=None)[0])
 
 def _shrunk(x, k):
     "Means over blocks of `k` x `k` pixels, smoothed by a pixel"
@@ -112,15 +112,15 @@ def measure_shift(
 ) -> Shift:
     "Least-squares registration of images of unequal blur, started by correlation"
     sigma = max(sigma_of(defocus_um, pixel_um), 1.)
-    k = max(min(int(sigma/4), min(sharp.shape)//32), 1)
+    k = max(min(int(sigma/3), min(sharp.shape)//32), 1)
     b,s,sigma = _shrunk(blurred, k),_shrunk(sharp, k),sigma/k
     weights = np.sqrt(window('hann', b.shape))
-    ends = [_settle(b, s, sigma, weights, at) for at in (np.zeros(2), _start(b, s, sigma, weights))]
+    ends = [_settle(b, s, sigma, weights, at) for at in {(0.,0.), _start(b, s, sigma, weights)}]
     at,A,left = min(ends, key=lambda o: o[2]@o[2])
     area = (weights**2).sum()
     error,seen = k*_error(A, left, weights, sigma),(_detail(s, sigma, weights)**2).sum()/area
     total = ((b-np.average(b, weights=weights**2))**2*weights**2).sum()
-    known = error<1 and seen>2*_noise(sharp, k)
+    known = error<1 and seen>1.5*_noise(sharp, k)+1e-9
     return Shift(*(k*at if known else (np.nan, np.nan)), error, max(0., (left@left-area*_noise(blurred, k))/max(total, 1e-9)))
 
 # %% ../nbs/02b_checks.ipynb #registration_report
@@ -138,7 +138,7 @@ def _pair_shift(pair):
 
 def registration_report(
     pairs,          # `Pair`s of files
-    max_px=1.,      # A longer shift is flagged, px
+    max_px=1.,      # A shift that is longer than this by its error is flagged, px
     max_unlike=0.3, # A larger share of the blurred image that the sharp one does not explain is flagged, 0 to 1
 ) -> pd.DataFrame:  # A row a pair, in their order
     "Measure the shift of every pair; raises `ImageError` for files that cannot be read, or pairs of unequal size"

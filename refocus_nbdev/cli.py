@@ -287,8 +287,7 @@ def train(
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
     about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, weights=weights, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
     if sharp_only: train_from_sharp(items, out, recipe, **about)
-    else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), valid_wells=_names(valid_wells),
-                           test_wells=_names(test_wells), keep=_registered if registered else lambda pairs: pairs, **about)
+    else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), **_wells(valid_wells, test_wells), keep=_keep(registered), **about)
     _report(out)
 
 # %% ../nbs/15_cli.ipynb #_images
@@ -301,7 +300,7 @@ def _plate(data):
     if len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
     return data[0]
 
-def _names(text): return [o.strip() for o in text.split(',') if o.strip()]
+def _wells(*lists): return dict(zip(('valid_wells','test_wells'), ([w.strip() for w in text.split(',') if w.strip()] for text in lists)))
 
 def _target(text):
     if text!='sharpest' and not text.isdigit(): raise UsageError(f'--target {text}: give the number of the plane in focus, or sharpest')
@@ -323,6 +322,8 @@ def _registered(pairs):
     good = registered(pairs, registration_report(pairs))
     print(f'{len(pairs)-len(good)} of {len(pairs)} pairs are shifted, and left out')
     return good
+
+def _keep(only_registered): return _registered if only_registered else list
 
 # %% ../nbs/15_cli.ipynb #_recipe
 def _recipe(name, epochs, out, valid_pct):

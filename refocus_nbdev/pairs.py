@@ -9,7 +9,7 @@ __all__ = ['FOCUS_BAND', 'Field', 'parse_name', 'defocus_of', 'plane_files', 'pl
 
 # %% ../nbs/02_pairs.ipynb #imports
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -49,17 +49,22 @@ def defocus_of(
     return float(step_um*(z-focus))
 
 # %% ../nbs/02_pairs.ipynb #plane_files
+def _channel_files(folder, channel):
+    "(well, site) -> file, of one channel in the folder of a plane"
+    fields = {p:parse_name(p) for p in sorted(folder.glob('*.tif'))}
+    return {(f.well, f.site):p for p,f in fields.items() if f and f.channel==channel}
+
+def _folder(root, z): return Path(root)/f'BBBC006_v1_images_z_{z:02d}'
+
 def plane_files(
     root,      # The folder that holds BBBC006_v1_images_z_NN
     z,         # Plane number
     channel=1, # 1 Hoechst, 2 phalloidin
 ) -> dict:     # (well, site) -> file
     "The files of one plane; raises `ImageError` when the plane is not there"
-    folder = Path(root)/f'BBBC006_v1_images_z_{z:02d}'
-    fields = {p:parse_name(p) for p in sorted(folder.glob('*.tif'))}
-    found = {(f.well, f.site):p for p,f in fields.items() if f and f.channel==channel}
+    found = _channel_files(_folder(root, z), channel)
     if not Path(root).is_dir(): raise ImageError(f'{root}: there is no such folder')
-    if not found: raise ImageError(f'{folder}: no images of channel w{channel} here; a plate in BBBC006 layout has a folder a plane')
+    if not found: raise ImageError(f'{_folder(root, z)}: no images of channel w{channel} here; a plate in BBBC006 layout has a folder a plane')
     return found
 
 def planes_in(
@@ -76,10 +81,11 @@ def focus_files(
     channel=1, # 1 Hoechst, 2 phalloidin
 ) -> dict:     # (well, site) -> {plane: file}
     "The files of each field in the planes of `FOCUS_BAND` that are there; raises `ImageError` when none is"
-    planes = [z for z in planes_in(root) if z in FOCUS_BAND]
-    if not planes: raise ImageError(f'{root}: of the planes {FOCUS_BAND[0]} to {FOCUS_BAND[-1]}, which count as in focus, none is here, so none can be the sharpest; add some of them, or name the plane in focus')
-    found = [(k,z,p) for z in planes for k,p in plane_files(root, z, channel).items()]
-    return {k: {z:p for o,z,p in found if o==k} for k in sorted({o for o,_,_ in found})}
+    found = defaultdict(dict)
+    for z in FOCUS_BAND:
+        for k,p in _channel_files(_folder(root, z), channel).items(): found[k][z] = p
+    if not found: raise ImageError(f'{root}: of the planes {FOCUS_BAND[0]} to {FOCUS_BAND[-1]}, which count as in focus, none is here in channel w{channel}, so none can be the sharpest; add some of them, or name the plane in focus')
+    return dict(sorted(found.items()))
 
 # %% ../nbs/02_pairs.ipynb #focus_curve
 @lru_cache(maxsize=100_000)
@@ -262,9 +268,9 @@ def split_wells(
 ) -> WellSplit:
     "Share wells out, spread over the plate; raises `ValueError` for unknown wells, wells in both sets, or when none is left to train on"
     wells = set(wells)
-    test = _named('test_wells', test_wells, wells) or spread_wells(wells, _share('test_pct', test_pct, wells), seed)
-    valid = _named('valid_wells', valid_wells, wells)
+    test,valid = _named('test_wells', test_wells, wells),_named('valid_wells', valid_wells, wells)
     if both := sorted(valid & test): raise ValueError(f'{", ".join(both)}: both for validation and for the test; name a well in one of them')
+    test = test or spread_wells(wells-valid, min(_share('test_pct', test_pct, wells), max(len(wells)-2, 1)), seed)
     valid = valid or spread_wells(wells-test, min(_share('valid_pct', valid_pct, wells), len(wells-test)-1), seed+1)
     train = wells-test-valid
     if not (train and valid): raise ValueError(f'{len(wells)} wells, {len(test)} of them for the test and {len(valid)} for validation, leave {len(train)} to train on: training and validation need one each; add wells, or hold out fewer')

@@ -7,6 +7,7 @@ __all__ = ['PROTOCOLS', 'UNIT_METRICS', 'Protocol', 'plate_scale', 'to_unit', 'i
 
 # %% ../nbs/11a_protocols.ipynb #imports
 from dataclasses import dataclass, replace
+from pathlib import Path
 import numpy as np, pandas as pd, torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from .evaluation import *
@@ -55,20 +56,22 @@ UNIT_METRICS = dict(
 )
 
 def in_counts(
-    refocuser:Refocuser, # The model to compare with the rivals
+    refocuser:Refocuser, # The model
+    rivals:dict,         # What it is compared with, such as `RIVALS`
 ) -> dict: # Arguments of `score_pairs`
     "Everything is compared in counts"
-    return dict(methods={**RIVALS, refocuser.name: lambda x, _: refocuser.refocus(x.astype(np.float32))})
+    return dict(methods={**rivals, refocuser.name: lambda x, _: refocuser.refocus(x.astype(np.float32))})
 
 def in_units(
-    refocuser:Refocuser, # The model to compare with the rivals; of the scale `MINMAX`
+    refocuser:Refocuser, # The model, of the scale `MINMAX`
+    rivals:dict,         # What it is compared with, such as `RIVALS`
 ) -> dict: # Arguments of `score_pairs`
     "Everything is compared from 0 to 1, each image by its own minimum and maximum"
     def ours(x, _):
         y = refocuser.refocus(x.astype(np.float32))
         return np.clip((y-x.min())/(np.ptp(x) or 1), 0, 1)
-    rivals = {n: lambda x, um, m=m: to_unit(m(x, um)) for n,m in RIVALS.items()}
-    return dict(methods={**rivals, refocuser.name: ours}, units=to_unit, metrics=UNIT_METRICS)
+    scaled = {n: lambda x, um, m=m: to_unit(m(x, um)) for n,m in rivals.items()}
+    return dict(methods={**scaled, refocuser.name: ours}, units=to_unit, metrics=UNIT_METRICS)
 
 # %% ../nbs/11a_protocols.ipynb #run_protocol
 def run_protocol(
@@ -78,6 +81,7 @@ def run_protocol(
     recipe=None, # A `Recipe` in place of the protocol's own
     seed=42,     # Of the split and of training
     valid_wells=(), test_wells=(), # Names of wells, in place of a fifth each, spread over the plate
+    rivals=RIVALS, # What it is compared with: name to function, see `score_pairs`
     **kwargs     # For `train`: weights, log, resume, ...
 ) -> pd.DataFrame: # As of `score_pairs`, test wells only
     "Train as a protocol says, and score beside the rivals; raises `ImageError` for planes that are not there"
@@ -90,4 +94,4 @@ def run_protocol(
     if not Path(out).exists(): train_from_pairs(root, out, recipe, planes, valid_wells=split.valid, test_wells=split.test, seed=seed, name=Path(out).stem, **kwargs)
     refocuser = Refocuser.load(out)
     pairs = [q for q in bbbc006_pairs(root, p.test or planes) if q.field.well in split.test]
-    return score_pairs(**(in_units if p.scale==MINMAX else in_counts)(refocuser), pairs=pairs, root=root)
+    return score_pairs(**(in_units if p.scale==MINMAX else in_counts)(refocuser, rivals), pairs=pairs, root=root)

@@ -59,6 +59,30 @@ def folder(tmp_path, blurred):
     for i in range(2): tifffile.imwrite(src/f'field{i}.tif', np.roll(blurred, 20*i, 1))
     return src
 
+BIG_PLANES = 1, 2, 5, 6, *range(10, 24), 32
+LATE_WELL,MOVED = 'i16',('g03', 1, 5)
+
+def moved_by(path, dy, dx=0):
+    "The file with its image moved"
+    from refocus_nbdev.images import read_image, write_image
+    im = read_image(path)
+    im.pixels = np.roll(im.pixels, (dy, dx), (-2, -1))
+    return write_image(path, im)
+
+def make_big_plate(root, wells=('a05','c12','g03','m22','p14'), late=(LATE_WELL,), moved=MOVED, planes=BIG_PLANES, sites=(1,), shape=(160,160)):
+    "A simulated plate through focus: the wells `late` are in focus at plane 19, and the image (well, site, plane) of `moved` lies 4 px too low"
+    from refocus_nbdev.optics import make_plate
+    from refocus_nbdev.pairs import plane_files
+    make_plate(root, wells, sites, planes, shape)
+    make_plate(root, late, sites, planes, shape, focus_z=19)
+    if moved: moved_by(plane_files(root, moved[2])[moved[:2]], 4)
+    return Path(root)
+
+@pytest.fixture(scope='session')
+def big_plate(tmp_path_factory):
+    "The plate of `make_big_plate`: six wells of a site each, planes 1, 2, 5, 6, 10 to 23 and 32; to be read, not written to"
+    return make_big_plate(tmp_path_factory.mktemp('big')/'plate')
+
 def contents(folder):
     "Every file below `folder` with its bytes"
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
