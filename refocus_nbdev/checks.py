@@ -8,7 +8,6 @@ __all__ = ['focus_report', 'focus_by_well', 'Shift', 'measure_shift', 'registrat
 # %% ../nbs/02b_checks.ipynb #imports
 import numpy as np, pandas as pd, torch
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 from scipy.ndimage import gaussian_filter, shift
 from skimage.filters import window
@@ -86,14 +85,7 @@ def _shrunk(x, k):
     h,w = (n//k*k for n in x.shape)
     return gaussian_filter(downscale_local_mean(x[:h,:w].astype(float), (k,k)), 1)
 
-# %% ../nbs/02b_checks.ipynb #measure_shift
-class Shift(NamedTuple):
-    "How far the blurred image of a pair lies from the sharp one"
-    dy: float     # px, positive where the blurred one lies lower; NaN where nothing tells
-    dx: float     # px, positive where it lies further right
-    error: float  # px, standard error
-    unlike: float # Share of the blurred image's variance, noise apart, that the sharp one does not explain
-
+# %% ../nbs/02b_checks.ipynb #_error
 def _error(A, left, weights, sigma):
     "Standard error of the last two coefficients together, when noise is as broad as the blur"
     n = np.linalg.norm(A, axis=0)+1e-12
@@ -103,6 +95,23 @@ def _error(A, left, weights, sigma):
 def _noise(x, k):
     "Variance of the noise that `_shrunk` leaves"
     return noise_sigma(torch.as_tensor(x.astype(np.float32))[None,None]).item()**2/(4*np.pi*k**2)
+
+def _unlike(b, left, weights, noise):
+    "Share of the weighted variance of `b` that is in the remainder `left`, noise apart"
+    middle = np.average(b, weights=weights**2)
+    return max(0., left@left-noise*(weights**2).sum())/max((((b-middle)*weights)**2).sum(), 1e-9)
+
+def _visible(s, sigma, weights, noise):
+    "Has `s` more detail than noise has?"
+    return (_detail(s, sigma, weights)**2).sum() > (1.5*noise+1e-9)*(weights**2).sum()
+
+# %% ../nbs/02b_checks.ipynb #measure_shift
+class Shift(NamedTuple):
+    "How far the blurred image of a pair lies from the sharp one"
+    dy: float     # px, positive where the blurred one lies lower; NaN where nothing tells
+    dx: float     # px, positive where it lies further right
+    error: float  # px, standard error
+    unlike: float # Share of the blurred image's variance, noise apart, that the sharp one does not explain
 
 def measure_shift(
     blurred:np.ndarray, # One plane (H,W), counts
@@ -117,11 +126,10 @@ def measure_shift(
     weights = np.sqrt(window('hann', b.shape))
     ends = [_settle(b, s, sigma, weights, at) for at in {(0.,0.), _start(b, s, sigma, weights)}]
     at,A,left = min(ends, key=lambda o: o[2]@o[2])
-    area = (weights**2).sum()
-    error,seen = k*_error(A, left, weights, sigma),(_detail(s, sigma, weights)**2).sum()/area
-    total = ((b-np.average(b, weights=weights**2))**2*weights**2).sum()
-    known = error<1 and seen>1.5*_noise(sharp, k)+1e-9
-    return Shift(*(k*at if known else (np.nan, np.nan)), error, max(0., (left@left-area*_noise(blurred, k))/max(total, 1e-9)))
+    error = k*_error(A, left, weights, sigma)
+    known = error<1 and _visible(s, sigma, weights, _noise(sharp, k))
+    at = k*at if known else (np.nan, np.nan)
+    return Shift(*map(float, (*at, error, _unlike(b, left, weights, _noise(blurred, k)))))
 
 # %% ../nbs/02b_checks.ipynb #registration_report
 def _plane(path):

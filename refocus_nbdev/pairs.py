@@ -152,7 +152,7 @@ def bbbc006_pairs(
     channel=1,         # 1 Hoechst, 2 phalloidin, or 'both': the pairs of each
 ) -> list[Pair]:       # In order of channel, plane, well and site; a field without its target is left out
     "Every field of `planes` with its in-focus partner; raises `ImageError` when a plane is not there or nothing pairs, `ValueError` for another target or channel"
-    if not (isinstance(target, int) or target=='sharpest'): raise ValueError(f"target={target!r}: give the number of a plane, or 'sharpest'")
+    if not (isinstance(target, (int, np.integer)) or target=='sharpest'): raise ValueError(f"target={target!r}: give the number of a plane, or 'sharpest'")
     pairs = [p for c in channels_of(channel) for p in _channel_pairs(root, planes, target, c)]
     if not pairs: raise ImageError(f'{root}: no field has an image both in the planes {planes} and in another one that is its target ({target})')
     return pairs
@@ -268,10 +268,11 @@ def split_wells(
 ) -> WellSplit:
     "Share wells out, spread over the plate; raises `ValueError` for unknown wells, wells in both sets, or when none is left to train on"
     wells = set(wells)
+    if len(wells)<2: raise ValueError(f'all images belong to one group ({", ".join(wells) or "none"}): nothing can be held out; add images of other wells')
     test,valid = _named('test_wells', test_wells, wells),_named('valid_wells', valid_wells, wells)
     if both := sorted(valid & test): raise ValueError(f'{", ".join(both)}: both for validation and for the test; name a well in one of them')
     test = test or spread_wells(wells-valid, min(_share('test_pct', test_pct, wells), max(len(wells)-2, 1)), seed)
     valid = valid or spread_wells(wells-test, min(_share('valid_pct', valid_pct, wells), len(wells-test)-1), seed+1)
     train = wells-test-valid
-    if not (train and valid): raise ValueError(f'{len(wells)} wells, {len(test)} of them for the test and {len(valid)} for validation, leave {len(train)} to train on: training and validation need one each; add wells, or hold out fewer')
+    if not (train and valid): raise ValueError(f'{len(test)} wells for the test and {len(valid)} for validation, of {len(wells)}, leave {len(train)} to train on: training and validation need one each; add wells, or hold out fewer')
     return WellSplit(train, valid, test)

@@ -256,6 +256,12 @@ def make_card(
                 validation=dict(zip(['loss', *[m.name for m in learn.recorder.metrics]], map(float, scores))), **about)
 
 # %% ../nbs/08_training.ipynb #train
+def _with_plain_rows(learn):
+    "Epochs in words where no progress bar draws a table"
+    def row(values): print(', '.join(f'{n} {v if isinstance(v, (int,str)) else f"{v:.4g}"}' for n,v in zip(learn.recorder.metric_names, values) if v is not None))
+    learn.logger = row
+    return learn
+
 def train(
     recipe:Recipe,   # What to train, and how
     dls_of,          # Function from a stage to its `DataLoaders`
@@ -272,7 +278,7 @@ def train(
     model,card = load_model(init) if init else (None, dict(network=recipe.network, args=recipe.args))
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
     if log and not resume: Path(log).unlink(missing_ok=True)
-    learn = fit_stages(recipe.stages, dls_of, lambda dls: recipe_learner(recipe, dls, weights, model), checkpoint, resume,
+    learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())))
     network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
     save_model(out, learn.model, make_card(network, learn, files, [*card.get('stages', []), *map(asdict, recipe.stages)], loss=recipe.loss, average=recipe.average,
