@@ -9,6 +9,7 @@ __all__ = []
 from fastai.vision.all import *
 from .images import *
 from .optics import *
+from .focus import *
 from .intensity import *
 from .pairs import *
 from .checks import *
