@@ -8,7 +8,6 @@ __all__ = ['contrast', 'ImageLoss', 'ScaledL1Loss', 'CharbonnierLoss', 'ssim_map
 
 # %% ../nbs/04_losses.ipynb #imports
 import torch, torch.nn.functional as F
-from threading import Lock
 from torch import nn, Tensor
 from pathlib import Path
 from urllib.error import URLError
@@ -45,7 +44,7 @@ class ImageLoss(nn.Module):
         return reduce_loss(self.per_image(pred/u, targ/u), self.reduction)
 
 # %% ../nbs/04_losses.ipynb #ScaledL1Loss
-def _per_image(x): return x.mean(tuple(range(1, x.ndim)))
+def _per_image(x): return x.flatten(1).mean(1)
 
 class ScaledL1Loss(ImageLoss):
     "Mean absolute difference in units of the target's contrast: a blank prediction at the target's mean costs 1"
@@ -105,6 +104,7 @@ def relus_before_pools(
     "Where a VGG is looked at: the layer before each max-pooling"
     return [i-1 for i,m in enumerate(net) if isinstance(m, nn.MaxPool2d)]
 
+# %% ../nbs/04_losses.ipynb #_blank
 def _blank(arch):
     with torch.device('meta'): return arch(weights=None).features
 
@@ -117,9 +117,9 @@ class FrozenVGG(nn.Sequential):
             if isinstance(m, nn.MaxPool2d): m.ceil_mode = True
             if isinstance(m, nn.ReLU): m.inplace = False
         for n,v in zip(('mean','std'), imagenet_stats): self.register_buffer(n, torch.tensor(v)[:,None,None], persistent=False)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        self.requires_grad_(False).eval()
 
-    def forward(self, x): return super().forward(((x.expand(-1,3,-1,-1)-self.mean)/self.std).to(self.mean.dtype))
+    def forward(self, x): return super().forward((x.expand(-1,3,-1,-1)-self.mean)/self.std)
     def train(self, mode=True): return super().train(False)
 
 # %% ../nbs/04_losses.ipynb #_imagenet
@@ -170,19 +170,16 @@ def vgg_features(
 def gram_matrix(
     x:Tensor, # Activations (n, c, h, w), any float type
 )->Tensor: # float32 (n, c, c), divided by c*h*w
-    "How strongly each two channels respond together; has no second derivative"
-    x = x.flatten(2).mT.float()
-    with torch.autocast(x.device.type, enabled=False): g = x.detach().mT@x/x[0].numel()
-    return g+g.mT-g.detach()
+    "How strongly each two channels respond together"
+    x = x.flatten(2).float()
+    with torch.autocast(x.device.type, enabled=False): return x@x.mT/x[0].numel()
 
 # %% ../nbs/04_losses.ipynb #FeatureLoss
-_turn = Lock()
-
 class FeatureLoss(ImageLoss):
     "Pixel L1, plus the L1 of each layer's activations times its weight, plus that of their Gram matrices times its weight squared and `gram` (fast.ai 2019, lesson 7); raises `ValueError` unless each layer has a weight"
     def __init__(self,
         m_feat:nn.Module, # The network to look through, indexable by layer: `FrozenVGG`, or any other, which is frozen
-        layers:list, # Indices of the layers looked at, in the order they run
+        layers:list, # Indices of the layers looked at
         wgts:list, # What each layer counts, 0 or more; see `calibrate`
         unit:callable=None, # From targets to the intensity that counts as one, such as `contrast`; None takes images as they are
         gram:float=5e3, # What Gram matrices count beside activations, 0 or more
@@ -195,33 +192,22 @@ class FeatureLoss(ImageLoss):
 
     def features(self, x):
         "Activations of each layer, float32"
-        with _turn, hook_outputs([self.m_feat[i] for i in self.layers], detach=False) as hooks:
+        with hook_outputs([self.m_feat[i] for i in self.layers], detach=False) as hooks:
             self.m_feat(x)
             return [o.float() for o in hooks.stored]
+
+    def per_image(self, pred, targ):
+        with torch.no_grad(): ft = self.features(targ)
+        parts = [(pred-targ).abs()]
+        for w,p,t in zip(self.wgts, self.features(pred), ft): parts += [w*(p-t).abs(), self.gram*w**2*(gram_matrix(p)-gram_matrix(t)).abs()]
+        parts = [_per_image(p) for p in parts]
+        for n,p in zip(self.metric_names, parts): setattr(self, n, p.detach().mean())
+        return sum(parts)
 
     def train(self, mode=True):
         super().train(mode)
         self.m_feat.eval()
         return self
-
-# %% ../nbs/04_losses.ipynb #parts
-@patch
-def parts(self:FeatureLoss,
-    pred:Tensor, # Images (n, 1, h, w), float32, in the unit that counts as one
-    targ:Tensor, # Images to compare with, same shape and unit
-)->list: # Tensors (n,), what each image costs, in the order of `metric_names`
-    "The terms of the loss, weighted"
-    with torch.no_grad(): ft = self.features(targ)
-    costs = [_per_image((pred-targ).abs())]
-    for w,p,t in zip(self.wgts, self.features(pred), ft):
-        costs += [w*_per_image((p-t).abs()), self.gram*w**2*_per_image((gram_matrix(p)-gram_matrix(t)).abs())]
-    return costs
-
-@patch
-def per_image(self:FeatureLoss, pred, targ):
-    costs = self.parts(pred, targ)
-    for n,c in zip(self.metric_names, costs): setattr(self, n, c.detach().mean())
-    return sum(costs)
 
 # %% ../nbs/04_losses.ipynb #calibrate
 def calibrate(
