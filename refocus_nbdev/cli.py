@@ -395,7 +395,7 @@ def download(
     fields:int=0, # Number of fields, spread over the plate, or of images of bbbc038; 0 for all
     labels:bool=False, # Fetch the label images of the nuclei as well
     url:str='', # Address of a folder with the archives, if not the publisher's
-    jobs:int=4, # Files fetched at once
+    jobs:int=4, # Archives, such as planes, read at once
     dry_run:bool=False, # Only list what would be fetched
 ):
     """Fetch images of a public data set: not whole archives, only what is wanted of them. Run again, only what is missing.
