@@ -9,6 +9,7 @@ __all__ = ['focus_report', 'focus_by_well', 'Shift', 'measure_shift', 'registrat
 import numpy as np, pandas as pd, torch
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
+from fastcore.basics import noop
 from scipy.ndimage import gaussian_filter, shift
 from skimage.filters import window
 from skimage.registration import phase_cross_correlation
@@ -29,9 +30,10 @@ def focus_report(
     root,      # The folder that holds BBBC006_v1_images_z_NN
     channel=1, # 1 Hoechst, 2 phalloidin, or 'both'
     target=BBBC006_FOCUS_Z, # The plane in focus by convention
+    track=noop, # What the fields pass through as they are measured, such as a progress bar
 ) -> pd.DataFrame: # A row a field: the sharpest plane `z` of the `planes` measured, how many planes it is from `target`, how many times as sharp, and whether it is off
     "Find the sharpest plane of every field; no `z` where there is nothing but noise; raises `ImageError` when no plane of 11 to 23 is there"
-    rows = [dict(well=w, site=s, channel=c, **_focus_row(curve, target)) for c in channels_of(channel) for (w,s),curve in focus_curves(root, c).items()]
+    rows = [dict(well=w, site=s, channel=c, **_focus_row(curve, target)) for c in channels_of(channel) for (w,s),curve in focus_curves(root, c, track).items()]
     report = pd.DataFrame(rows).astype(dict(z='Int64', moved='Int64', gain=float))
     return report.assign(off=(report.moved.abs()>1).fillna(False).astype(bool))
 
@@ -148,9 +150,10 @@ def registration_report(
     pairs,          # `Pair`s of files
     max_px=1.,      # A shift that is longer than this by its error is flagged, px
     max_unlike=0.3, # A larger share of the blurred image that the sharp one does not explain is flagged, 0 to 1
+    track=noop,     # What the shifts pass through as they are measured, such as a progress bar
 ) -> pd.DataFrame:  # A row a pair, in their order
     "Measure the shift of every pair; raises `ImageError` for files that cannot be read, or pairs of unequal size"
-    with ThreadPoolExecutor() as pool: shifts = list(pool.map(_pair_shift, pairs))
+    with ThreadPoolExecutor() as pool: shifts = list(track(pool.map(_pair_shift, pairs)))
     report = pd.DataFrame([dict(file=str(p.blurred), **p.field._asdict(), defocus_um=p.defocus_um, **s._asdict()) for p,s in zip(pairs, shifts)])
     length = np.hypot(report.dy, report.dx)
     report.insert(report.columns.get_loc('dx')+1, 'shift', length)

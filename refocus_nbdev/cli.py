@@ -8,6 +8,7 @@ __all__ = ['app', 'console', 'command', 'UsageError', 'numbers', 'Job', 'plan_ru
 
 # %% ../nbs/15_cli.ipynb #imports
 import os, sys, time
+from functools import partial
 from inspect import cleandoc
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,11 +151,13 @@ def run(
     return _summary(jobs, out, time.perf_counter()-start)
 
 # %% ../nbs/15_cli.ipynb #_summary
-def _progress(items, what):
-    "`items`, with a progress bar on standard error where that is a terminal"
+def _progress(items, what, total=None):
+    "`items`, with a progress bar on standard error where that is a terminal; `total` of them if they cannot be counted"
     columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-    with bar: yield from bar.track(items, description=what)
+    with bar: yield from bar.track(items, total, description=what)
+
+def _tracked(what, total): return partial(_progress, what=what, total=total)
 
 def _refocuser(model, device):
     try: return Refocuser.load(model, device)
@@ -319,7 +322,7 @@ def _pairs(plate, planes, target, channel):
 
 def _registered(pairs):
     from refocus_nbdev.checks import registered, registration_report
-    good = registered(pairs, registration_report(pairs))
+    good = registered(pairs, registration_report(pairs, track=_tracked('measuring shifts', len(pairs))))
     print(f'{len(pairs)-len(good)} of {len(pairs)} pairs are shifted, and left out')
     return good
 
@@ -367,8 +370,8 @@ def check(
     """
     from refocus_nbdev.checks import focus_report, registration_report
     pairs = _pairs(plate, planes, target, channel)
-    focus = focus_report(plate, _channel(channel), 16 if target=='sharpest' else int(target))
-    shifts = registration_report(pairs)
+    focus = focus_report(plate, _channel(channel), 16 if target=='sharpest' else int(target), _tracked('measuring focus', len({p.field[:2] for p in pairs})))
+    shifts = registration_report(pairs, track=_tracked('measuring shifts', len(pairs)))
     differ,off,flagged = focus[(focus.moved!=0).fillna(False)], focus[focus.off], shifts[shifts.flagged]
     print(f'focus: in {len(differ)} of {len(focus)} fields another plane than the target is the sharpest, in {len(off)} by more than one plane')
     if len(off): print(off.drop(columns='off').to_string(index=False))

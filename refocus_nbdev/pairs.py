@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import noop
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import connected_components
 from .images import *
@@ -103,10 +104,11 @@ def focus_curve(
 def focus_curves(
     root,      # The folder that holds BBBC006_v1_images_z_NN
     channel=1, # 1 Hoechst, 2 phalloidin
+    track=noop, # What the curves pass through as they are made, such as a progress bar
 ) -> dict:     # (well, site) -> {plane: sharpness}
     "The curve of every field of a plate, measured in parallel"
     files = focus_files(root, channel)
-    with ThreadPoolExecutor() as pool: return dict(zip(files, pool.map(focus_curve, files.values())))
+    with ThreadPoolExecutor() as pool: return dict(zip(files, track(pool.map(focus_curve, files.values()))))
 
 def sharpest_plane(
     curve:dict, # Plane -> sharpness

@@ -28,7 +28,7 @@ class Stage:
     size: int          # Side of the crops, px
     bs: int            # Crops in a batch
     epochs: int        # Times that each image is seen
-    lr: float|tuple    # Highest learning rate of the cycle; (lowest, highest) from the first layers to the last
+    lr: float|tuple    # Highest learning rate of the cycle, a tenth of it for a pretrained encoder; (lowest, highest) from the first layers to the last
     frozen: bool=False # Train only what is behind a pretrained encoder?
     pct_start: float=0.25 # Share of the cycle in which the rate rises
     wd: float=0.01     # Weight decay
@@ -231,7 +231,7 @@ def fit_stages(
         learn.freeze() if s.frozen and not getattr(learn, 'untrained', False) else learn.unfreeze()
         if saver: saver.stage = i
         start = saver.restore() if saver and saver.state and i==state['stage'] else 0
-        learn.fit_one_cycle(s.epochs, slice(*s.lr) if isinstance(s.lr, tuple) else s.lr, pct_start=s.pct_start, wd=s.wd, start_epoch=start)
+        learn.fit_one_cycle(s.epochs, slice(*s.lr) if isinstance(s.lr, tuple) else slice(s.lr), pct_start=s.pct_start, wd=s.wd, start_epoch=start)
     learn.average.use()
     return learn.remove_cbs(watchers)
 

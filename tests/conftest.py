@@ -27,6 +27,17 @@ def refocus(elsewhere):
         return Said(done.returncode, done.stdout+done.stderr)
     return run
 
+@pytest.fixture(scope='session')
+def refuse():
+    "The command in this process, where what it needs is imported once, for what ends before any work"
+    from typer.testing import CliRunner
+    from refocus_nbdev.cli import app
+    def run(*args):
+        r = CliRunner().invoke(app, list(map(str, args)))
+        assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
+        return Said(r.exit_code, r.output)
+    return run
+
 @pytest.fixture
 def start(elsewhere):
     "The command in the background, killed when the test is over"

@@ -1,10 +1,9 @@
 import csv, shutil, time
 import pytest
-from conftest import SAMPLE, contents
-from typer.testing import CliRunner
-from refocus_nbdev.cli import app
+from conftest import LATE_WELL, MOVED, SAMPLE, contents
 from refocus_nbdev.inference import Refocuser
 from refocus_nbdev.networks import file_hash, read_card
+from refocus_nbdev.pairs import bbbc006_pairs, plane_files
 
 def part_of_the_plate(root, planes, names):
     "A folder with some fields of the sample plate"
@@ -25,15 +24,6 @@ def trained(plate, tmp_path_factory, refocus):
     "A model after one epoch, and what the command said"
     out = tmp_path_factory.mktemp('model')/'small.safetensors'
     return out, refocus('train', plate, '--out', out, '--epochs', 1)
-
-@pytest.fixture(scope='module')
-def refuse():
-    "The command in this process, where fastai is imported once, for what ends before any training"
-    def run(*args):
-        r = CliRunner().invoke(app, list(map(str, args)))
-        assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
-        return r.exit_code, r.output
-    return run
 
 def epochs(log):
     with open(log) as f: return [int(row['epoch']) for row in csv.DictReader(f)]
@@ -116,6 +106,38 @@ def test_a_checkpoint_that_is_none(refuse, plate, tmp_path):
     (tmp_path/'m.safetensors.checkpoint').write_text('not a checkpoint')
     code,text = refuse('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
     assert code==1 and 'checkpoint' in text
+
+@pytest.fixture(scope='module')
+def trained_with_options(big_plate, tmp_path_factory, refocus):
+    "A model from a plate with many planes, with the choices of pairs and wells that the command has"
+    out = tmp_path_factory.mktemp('options')/'m.safetensors'
+    said = refocus('train', big_plate, '--out', out, '--epochs', 1, '--planes', '5,10', '--target', 'sharpest', '--registered', '--valid-wells', 'a05', '--test-wells', 'm22,p14')
+    return out,said
+
+def test_wells_can_be_named(trained_with_options):
+    out,said = trained_with_options
+    card = read_card(out)
+    assert said.code==0 and card['held_out']==['a05','m22','p14'] and card['groups']==4
+
+def test_pairs_are_the_registered_ones_with_the_sharpest_target(trained_with_options, big_plate):
+    from refocus_nbdev.training import hash_files
+    out,said = trained_with_options
+    pairs = [p for p in bbbc006_pairs(big_plate, (5,10), 'sharpest') if p.field.well not in ('m22','p14')]
+    good = [p for p in pairs if (p.field.well, p.field.site, p.field.z)!=MOVED]
+    late = plane_files(big_plate, 19)[LATE_WELL,1]
+    assert len(pairs)==len(good)+1 and late in {p.sharp for p in good}
+    assert '1 of 8 pairs are shifted' in said.text
+    assert read_card(out)['files_sha256']==hash_files({f for p in good for f in p[:2]})
+
+def test_the_blogs_steps_from_random_weights(refocus, tmp_path):
+    root,out = part_of_the_plate(tmp_path, (10, 16), ('a05_s1','c12_s1')), tmp_path/'m.safetensors'
+    said = refocus('train', root, '--out', out, '--stages', 'blog_short', '--epochs', 1, '--weights', 'random')
+    card = read_card(out)
+    assert said.code==0 and (card['network'], card['loss'])==('fastai_unet', 'feature')
+
+def test_weights_that_are_not_there(refuse, plate, tmp_path):
+    code,text = refuse('train', plate, '--out', tmp_path/'m.safetensors', '--stages', 'blog_short', '--weights', tmp_path/'none')
+    assert code==1 and '--weights' in text
 
 def test_dry_run_writes_nothing(refuse, plate, tmp_path):
     assert refuse('train', plate, '--out', tmp_path/'m.safetensors', '--dry-run')[0]==0
