@@ -15,6 +15,8 @@ from .pairs import *
 from .checks import *
 from .download import *
 from .data import *
+from .pixel_losses import *
+from .vgg import *
 from .losses import *
 from .metrics import *
 from .networks import *

@@ -364,7 +364,7 @@ def bbbc006(
     counts = [_PlainFile(f'{url}/BBBC006_v1_counts.csv', dest, noop, None, web)] if labels else []
     def choose(a): return [a.name] if a in counts else _files(a, _fields(images[0], wells, fields), [None] if a in labelled else _CHANNELS[channel])
     blurred = ','.join(str(z) for z in planes if z!=16)
-    hint = f'train "{dest}" --planes {blurred}' + ' --channel 2'*(channel=='w2') if 16 in planes and blurred else f'run "{dest}/{images[0].name[:-4]}"'
+    hint = f'train "{dest}" --planes {blurred}' + ' --channel w2'*(channel=='w2') if 16 in planes and blurred else f'run "{dest}/{images[0].name[:-4]}"'
     return Download(images+labelled+counts, choose, dest, f'refocus {hint}', jobs)
 
 # %% ../nbs/02a_download.ipynb #_grey_png

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torchvision.models as tvm
 from fastai.vision.all import *
 from safetensors.torch import load_file
-from .losses import *
+from .pixel_losses import *
 from .metrics import psnr, ssim
 from .networks import *
 

@@ -45,7 +45,7 @@ def defocus_of(
     z,                       # Plane number
     focus=BBBC006_FOCUS_Z,   # The plane in focus
     step_um=BBBC006_STEP_UM, # Distance between planes
-) -> float:                  # um, negative below focus
+) -> float:                  # um, negative for planes of a lower number than the one in focus
     "How far a plane is out of focus"
     return float(step_um*(z-focus))
 

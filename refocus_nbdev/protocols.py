@@ -6,7 +6,8 @@
 __all__ = ['PROTOCOLS', 'UNIT_METRICS', 'Protocol', 'plate_scale', 'to_unit', 'in_counts', 'in_units', 'run_protocol']
 
 # %% ../nbs/11a_protocols.ipynb #imports
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -14,6 +15,7 @@ from .evaluation import *
 from .images import *
 from .inference import *
 from .intensity import *
+from .networks import ModelError, read_card
 from .pairs import *
 from .training import *
 
@@ -74,24 +76,32 @@ def in_units(
     return dict(methods={**scaled, refocuser.name: ours}, units=to_unit, metrics=UNIT_METRICS)
 
 # %% ../nbs/11a_protocols.ipynb #run_protocol
+def _check_trained(out, recipe, files):
+    "Raises `ModelError` unless a model file was trained by a recipe on these files"
+    card,planned = read_card(out),dict(stages=[asdict(s) for s in recipe.stages], loss=recipe.loss, files_sha256=hash_files(files))
+    def plain(v): return json.loads(json.dumps(v))
+    other = [k for k,v in planned.items() if plain(card.get(k))!=plain(v)]
+    if other: raise ModelError(f'{out}: is there already, but was trained otherwise ({", ".join(other)} differ): name another file, or delete this one')
+
 def run_protocol(
     name:str,    # P1, P2 or P3
     root,        # A plate in BBBC006 layout
-    out,         # The model file; scored as it is when it exists already
+    out,         # The model file; only scored when it is there already
     recipe=None, # A `Recipe` in place of the protocol's own
     seed=42,     # Of the split and of training
     valid_wells=(), test_wells=(), # Names of wells, in place of a fifth each, spread over the plate
     rivals=RIVALS, # What it is compared with: name to function, see `score_pairs`
     **kwargs     # For `train`: weights, log, resume, ...
 ) -> pd.DataFrame: # As of `score_pairs`, test wells only
-    "Train as a protocol says, and score beside the rivals; raises `ImageError` for planes that are not there"
+    "Train as a protocol says, and score beside the rivals; raises `ImageError` for planes that are not there, `ModelError` for a model file that was trained otherwise"
     p = PROTOCOLS[name]
     planes = p.planes or [z for z in planes_in(root) if z!=16]
     sharp = plane_files(root, 16)
     split = split_wells([w for w,_ in sharp], test_pct=0.2, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
     scale = plate_scale([f for (w,_),f in sharp.items() if w in split.train]) if p.one_scale else p.scale
     recipe = replace(recipe or RECIPES[p.recipe], **(dict(scale=scale) if scale else {}))
-    if not Path(out).exists(): train_from_pairs(root, out, recipe, planes, valid_wells=split.valid, test_wells=split.test, seed=seed, name=Path(out).stem, **kwargs)
+    if Path(out).exists(): _check_trained(out, recipe, {f for q in bbbc006_pairs(root, planes) if q.field.well not in split.test for f in q[:2]})
+    else: train_from_pairs(root, out, recipe, planes, valid_wells=split.valid, test_wells=split.test, seed=seed, name=Path(out).stem, **kwargs)
     refocuser = Refocuser.load(out)
     pairs = [q for q in bbbc006_pairs(root, p.test or planes) if q.field.well in split.test]
     return score_pairs(**(in_units if p.scale==MINMAX else in_counts)(refocuser, rivals), pairs=pairs, root=root)

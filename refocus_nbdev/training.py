@@ -18,6 +18,8 @@ from .images import *
 from .intensity import MINMAX
 from .learner import *
 from .losses import *
+from .pixel_losses import *
+from .vgg import *
 from .networks import ModelError, build_network, fast_bf16, file_hash, load_model, save_model
 from .pairs import *
 
@@ -59,18 +61,23 @@ RECIPES = dict(
 # %% ../nbs/08_training.ipynb #LOSSES
 LESSON7_SHARES = [0.21, 0.40, 0.35] # Of each layer in the loss, first epoch of fastai's lesson 7 (2019)
 
-def _feature_loss(dls, weights, **kwargs):
-    "A `FeatureLoss`, the name of its VGG and a validation batch to weigh it on"
-    vgg = find_weights('vgg16_bn', weights)
+def _feature_loss(dls, vgg, layers=None, **kwargs):
+    "A `FeatureLoss` and a validation batch to weigh it on"
     x,y = (o.as_subclass(Tensor) for o in dls.valid.one_batch())
-    return FeatureLoss(*vgg_features(vgg.weights, vgg.build), **kwargs).to(x.device), vgg.arch, (x,y)
+    loss = FeatureLoss(*vgg_features(vgg.weights, vgg.build, layers), **kwargs).to(x.device)
+    loss.arch = vgg.arch
+    return loss,(x,y)
 
 def _lesson7(dls, weights):
-    loss,arch,batch = _feature_loss(dls, weights)
-    return loss if arch=='vgg16_bn' else calibrate(loss, *batch, LESSON7_SHARES)
+    loss,batch = _feature_loss(dls, find_weights('vgg16_bn', weights))
+    if loss.arch!='vgg16_bn': return calibrate(loss, *batch, LESSON7_SHARES)
+    pixel = (1/loss.m_feat.std).mean().item()
+    loss.wgts,loss.gram = [w/pixel for w in loss.wgts], loss.gram*pixel
+    return loss
 
 def _calibrated(dls, weights):
-    loss,_,batch = _feature_loss(dls, weights, unit=contrast, gram=50)
+    vgg = find_weights('vgg16_bn', weights)
+    loss,batch = _feature_loss(dls, vgg, relus_before_pools(vgg_body(vgg.build))[:3], unit=contrast, gram=50)
     return calibrate(loss, *batch)
 
 LOSSES = dict(l1=lambda dls, weights: ScaledL1Loss(), feature=_lesson7, calibrated=_calibrated)
@@ -271,20 +278,25 @@ def train(
     weights='imagenet', # Of a torchvision encoder and a VGG, where the recipe asks for them; see `find_weights`
     checkpoint=None, # File for checkpoints; beside `out` if None
     resume=False,    # Go on from the checkpoint, if it is there
-    log=None,        # CSV file for the numbers of each epoch, written anew unless resumed
+    log=None,        # CSV file for the numbers of each epoch, written anew unless a checkpoint is resumed
     **about          # More entries for the card
 ) -> Learner:
     "Train, and write the model file; raises `ModelError` for an `init` or weights that cannot be used"
     model,card = load_model(init) if init else (None, dict(network=recipe.network, args=recipe.args))
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
+    resume = resume and checkpoint.exists()
     if log and not resume: Path(log).unlink(missing_ok=True)
     learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())))
     network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
-    save_model(out, learn.model, make_card(network, learn, files, [*card.get('stages', []), *map(asdict, recipe.stages)], loss=recipe.loss, average=recipe.average,
+    save_model(out, learn.model, make_card(network, learn, files, [*card.get('stages', []), *map(asdict, recipe.stages)], loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
                                            scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about))
     checkpoint.unlink(missing_ok=True)
     return learn
+
+def _perceptual(loss):
+    "What has to be known of a `FeatureLoss` to make it again"
+    return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram) if isinstance(loss, FeatureLoss) else None
 
 # %% ../nbs/08_training.ipynb #train_from_pairs
 def train_from_pairs(
