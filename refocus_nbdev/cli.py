@@ -157,8 +157,6 @@ def _progress(items, what, total=None):
     bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
     with bar: yield from bar.track(items, total, description=what)
 
-def _tracked(what, total): return partial(_progress, what=what, total=total)
-
 def _refocuser(model, device):
     try: return Refocuser.load(model, device)
     except ValueError as e: raise UsageError(e) from e
@@ -322,7 +320,7 @@ def _pairs(plate, planes, target, channel):
 
 def _registered(pairs):
     from refocus_nbdev.checks import registered, registration_report
-    good = registered(pairs, registration_report(pairs, track=_tracked('measuring shifts', len(pairs))))
+    good = registered(pairs, registration_report(pairs, track=partial(_progress, what='measuring shifts', total=len(pairs))))
     print(f'{len(pairs)-len(good)} of {len(pairs)} pairs are shifted, and left out')
     return good
 
@@ -370,8 +368,8 @@ def check(
     """
     from refocus_nbdev.checks import focus_report, registration_report
     pairs = _pairs(plate, planes, target, channel)
-    focus = focus_report(plate, _channel(channel), 16 if target=='sharpest' else int(target), _tracked('measuring focus', len({p.field[:2] for p in pairs})))
-    shifts = registration_report(pairs, track=_tracked('measuring shifts', len(pairs)))
+    focus = focus_report(plate, _channel(channel), 16 if target=='sharpest' else int(target), track=partial(_progress, what='measuring focus', total=len({p.field[:2] for p in pairs})))
+    shifts = registration_report(pairs, track=partial(_progress, what='measuring shifts', total=len(pairs)))
     differ,off,flagged = focus[(focus.moved!=0).fillna(False)], focus[focus.off], shifts[shifts.flagged]
     print(f'focus: in {len(differ)} of {len(focus)} fields another plane than the target is the sharpest, in {len(off)} by more than one plane')
     if len(off): print(off.drop(columns='off').to_string(index=False))

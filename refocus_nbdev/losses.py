@@ -12,7 +12,6 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from fastai.callback.hook import hook_outputs
 from .pixel_losses import *
-from .vgg import *
 
 # %% ../nbs/04_losses.ipynb #gram_matrix
 def gram_matrix(

@@ -78,9 +78,9 @@ def in_units(
 # %% ../nbs/11a_protocols.ipynb #run_protocol
 def _check_trained(out, recipe, files):
     "Raises `ModelError` unless a model file was trained by a recipe on these files"
-    card,planned = read_card(out),dict(stages=[asdict(s) for s in recipe.stages], loss=recipe.loss, files_sha256=hash_files(files))
-    def plain(v): return json.loads(json.dumps(v))
-    other = [k for k,v in planned.items() if plain(card.get(k))!=plain(v)]
+    card = read_card(out)
+    planned = json.loads(json.dumps(dict(stages=[asdict(s) for s in recipe.stages], loss=recipe.loss, files_sha256=hash_files(files))))
+    other = [k for k,v in planned.items() if card.get(k)!=v]
     if other: raise ModelError(f'{out}: is there already, but was trained otherwise ({", ".join(other)} differ): name another file, or delete this one')
 
 def run_protocol(

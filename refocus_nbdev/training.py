@@ -238,7 +238,7 @@ def fit_stages(
         learn.freeze() if s.frozen and not getattr(learn, 'untrained', False) else learn.unfreeze()
         if saver: saver.stage = i
         start = saver.restore() if saver and saver.state and i==state['stage'] else 0
-        learn.fit_one_cycle(s.epochs, slice(*s.lr) if isinstance(s.lr, tuple) else slice(s.lr), pct_start=s.pct_start, wd=s.wd, start_epoch=start)
+        learn.fit_one_cycle(s.epochs, slice(*tuplify(s.lr)), pct_start=s.pct_start, wd=s.wd, start_epoch=start)
     learn.average.use()
     return learn.remove_cbs(watchers)
 

@@ -28,8 +28,8 @@ def refocus(elsewhere):
     return run
 
 @pytest.fixture(scope='session')
-def refuse():
-    "The command in this process, where what it needs is imported once, for what ends before any work"
+def in_process():
+    "The command in this process, where what it needs is imported once"
     from typer.testing import CliRunner
     from refocus_nbdev.cli import app
     def run(*args):

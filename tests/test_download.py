@@ -4,10 +4,8 @@ from pathlib import Path
 import numpy as np, pytest, requests, tifffile
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 from conftest import ENV, SAMPLE, contents
 from refocus_nbdev import download
-from refocus_nbdev.cli import app
 from refocus_nbdev.download import DownloadError, Web, bbbc006, bbbc038
 from refocus_nbdev.images import read_image
 from refocus_nbdev.pairs import bbbc006_pairs, parse_name, plane_files
@@ -384,41 +382,35 @@ def test_interrupted_while_the_server_is_silent(site, start, tmp_path):
     assert running.returncode==130 and time.monotonic()-before < 20 and 'interrupted; what is finished is kept' in said and 'Traceback' not in said
     assert len(images(tmp_path))>=2 and not hidden(tmp_path)
 
-def said(*args):
-    "The command in this process: its exit code and what it said"
-    r = CliRunner().invoke(app, ['download', *map(str, args)])
-    assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
-    return r.exit_code, r.output
-
-def test_the_command(site, tmp_path):
-    code,text = said('bbbc006', '--planes', '10,16', '--fields', 2, '--dest', tmp_path, '--url', site.url)
+def test_the_command(in_process, site, tmp_path):
+    code,text = in_process('download', 'bbbc006', '--planes', '10,16', '--fields', 2, '--dest', tmp_path, '--url', site.url)
     assert code==0 and '4 files' in text and f'next: refocus train "{tmp_path}" --planes 10' in text
-    code,text = said('bbbc006', '--planes', '10,16', '--fields', 3, '--dest', tmp_path, '--url', site.url)
+    code,text = in_process('download', 'bbbc006', '--planes', '10,16', '--fields', 3, '--dest', tmp_path, '--url', site.url)
     assert code==0 and '2 files' in text and '4 were there already' in text
 
-def test_a_failure_has_a_sentence_and_exit_code_1(site, tmp_path):
+def test_a_failure_has_a_sentence_and_exit_code_1(in_process, site, tmp_path):
     damaged(site, in_member, bytes(100))
-    code,text = said('bbbc006', '--planes', '16', '--dest', tmp_path/'a', '--url', site.url)
+    code,text = in_process('download', 'bbbc006', '--planes', '16', '--dest', tmp_path/'a', '--url', site.url)
     assert code==1 and '15 files' in text and '1 failed' in text and 'CRC' in text and 'next:' not in text
     del site.files[f'{plane(16)}.zip']
-    code,text = said('bbbc006', '--planes', '10,16', '--dest', tmp_path/'b', '--url', site.url)
+    code,text = in_process('download', 'bbbc006', '--planes', '10,16', '--dest', tmp_path/'b', '--url', site.url)
     assert code==1 and f'{plane(16)}.zip: the server answers 404' in text and not images(tmp_path/'b')
 
 @pytest.mark.parametrize('wrong', [('bbbc007',), ('bbbc006','--planes','34'), ('bbbc006','--planes','5-x'), ('bbbc006','--channel','w3'), ('bbbc006','--wells','a01,q01'),
     ('bbbc006','--fields','-1'), ('bbbc006','--jobs','0'), ('bbbc006','--url','ftp://x'), ('bbbc006','--dest',__file__), ('bbbc038','--planes','1'), ()], ids=' '.join)
-def test_wrong_arguments(wrong, tmp_path, monkeypatch):
+def test_wrong_arguments(in_process, wrong, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code,text = said(*wrong)
+    code,text = in_process('download', *wrong)
     assert code==2 and text and not list(tmp_path.iterdir())
 
-def test_help_has_an_example():
-    code,text = said('--help')
+def test_help_has_an_example(in_process):
+    code,text = in_process('download', '--help')
     assert code==0 and 'refocus download bbbc006' in text.split('Example')[1]
 
 @pytest.mark.parametrize('ranges', [True, False])
-def test_dry_run_writes_nothing(site, tmp_path, ranges):
+def test_dry_run_writes_nothing(in_process, site, tmp_path, ranges):
     site.ranges = ranges
-    code,text = said('bbbc006', '--planes', '10,16', '--fields', 2, '--labels', '--dest', tmp_path/'new', '--url', site.url, '--dry-run')
+    code,text = in_process('download', 'bbbc006', '--planes', '10,16', '--fields', 2, '--labels', '--dest', tmp_path/'new', '--url', site.url, '--dry-run')
     assert code==0 and not (tmp_path/'new').exists()
     assert f'{7 if ranges else 4} files' in text.splitlines()[-1]
     assert all(re.search(r'\d MB', l) for l in text.splitlines()) and all(plane(z) in text for z in (10, 16))

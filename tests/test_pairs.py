@@ -181,8 +181,8 @@ def test_the_command_reports_both(refocus, big_plate, tmp_path):
     assert focus[focus.off].well.tolist()==[LATE_WELL] and shifts[shifts.flagged].z.tolist()==[MOVED[2]]
 
 @pytest.mark.parametrize('args,code', [(['--planes','x'], 2), (['--channel','w3'], 2), (['--target','best'], 2), (['--planes','7'], 1)])
-def test_the_command_refuses_in_a_sentence(refuse, big_plate, args, code):
-    said = refuse('check', big_plate, *args)
+def test_the_command_refuses_in_a_sentence(in_process, big_plate, args, code):
+    said = in_process('check', big_plate, *args)
     assert said.code==code and said.text.startswith('refocus check: ')
 
-def test_the_command_needs_a_plate(refuse, tmp_path): assert refuse('check', tmp_path/'gone').code==1
+def test_the_command_needs_a_plate(in_process, tmp_path): assert in_process('check', tmp_path/'gone').code==1

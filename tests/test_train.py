@@ -80,8 +80,8 @@ WRONG = dict(
     two_plates=['second'], share=['--valid-pct',2], unknown=['--nonsense'])
 
 @pytest.mark.parametrize('args', WRONG.values(), ids=WRONG.keys())
-def test_wrong_arguments(refuse, plate, tmp_path, args):
-    assert refuse('train', plate, '--out', tmp_path/'m.safetensors', *args)[0]==2
+def test_wrong_arguments(in_process, plate, tmp_path, args):
+    assert in_process('train', plate, '--out', tmp_path/'m.safetensors', *args)[0]==2
     assert not contents(tmp_path)
 
 @pytest.fixture
@@ -97,14 +97,14 @@ def unusable(plate, tmp_path):
 @pytest.mark.parametrize('data,options,about', [
     ('empty', [], 'no images'), ('blurred only', [], 'z_16'), ('one well', [], 'one group'), ('gone', [], 'gone'),
     ('gone', ['--sharp-only'], 'gone'), ('plate', ['--init','model'], 'model')])
-def test_what_cannot_be_used_gets_a_sentence(refuse, unusable, data, options, about):
+def test_what_cannot_be_used_gets_a_sentence(in_process, unusable, data, options, about):
     options = [unusable/o if o=='model' else o for o in options]
-    code,text = refuse('train', unusable/data, '--out', unusable/'m.safetensors', '--epochs', 1, *options)
+    code,text = in_process('train', unusable/data, '--out', unusable/'m.safetensors', '--epochs', 1, *options)
     assert code==1 and about in text and not (unusable/'m.safetensors').exists()
 
-def test_a_checkpoint_that_is_none(refuse, plate, tmp_path):
+def test_a_checkpoint_that_is_none(in_process, plate, tmp_path):
     (tmp_path/'m.safetensors.checkpoint').write_text('not a checkpoint')
-    code,text = refuse('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
+    code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
     assert code==1 and 'checkpoint' in text
 
 @pytest.fixture(scope='module')
@@ -135,10 +135,10 @@ def test_the_blogs_steps_from_random_weights(refocus, tmp_path):
     card = read_card(out)
     assert said.code==0 and (card['network'], card['loss'])==('fastai_unet', 'feature')
 
-def test_weights_that_are_not_there(refuse, plate, tmp_path):
-    code,text = refuse('train', plate, '--out', tmp_path/'m.safetensors', '--stages', 'blog_short', '--weights', tmp_path/'none')
+def test_weights_that_are_not_there(in_process, plate, tmp_path):
+    code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--stages', 'blog_short', '--weights', tmp_path/'none')
     assert code==1 and '--weights' in text
 
-def test_dry_run_writes_nothing(refuse, plate, tmp_path):
-    assert refuse('train', plate, '--out', tmp_path/'m.safetensors', '--dry-run')[0]==0
+def test_dry_run_writes_nothing(in_process, plate, tmp_path):
+    assert in_process('train', plate, '--out', tmp_path/'m.safetensors', '--dry-run')[0]==0
     assert not contents(tmp_path)
