@@ -55,7 +55,7 @@ RECIPES = dict(
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
-    blog_short=Recipe((Stage(64, 8, 2, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 4, 2, (1e-4,1e-3), wd=1e-3, crops=1)), **_BLOG),
+    blog_short=Recipe((Stage(64, 8, 2, 2.5e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=12), Stage(128, 4, 2, (1e-6,1e-4), wd=1e-3, crops=3)), **_BLOG),
 )
 
 # %% ../nbs/08_training.ipynb #LOSSES
