@@ -10,6 +10,7 @@ from fastai.vision.all import *
 from .images import *
 from .optics import *
 from .focus import *
+from .kernels import *
 from .intensity import *
 from .pairs import *
 from .checks import *

@@ -7,7 +7,7 @@ __all__ = ['app', 'console', 'command', 'UsageError', 'numbers', 'Job', 'plan_ru
            'demo_picture', 'train', 'check', 'download', 'main']
 
 # %% ../nbs/15_cli.ipynb #imports
-import os, sys, time
+import csv, os, sys, time
 from functools import partial
 from inspect import cleandoc
 from dataclasses import dataclass, replace
@@ -76,6 +76,7 @@ class Job:
     target: Path
     status: str = 'to do' # then: done, skipped or failed
     note: str = ''        # Why, or a warning
+    defocus_um: float|None = None # How far out of focus it is, where that is known
 
 def plan_run(
     inputs,          # Files, folders, globs
@@ -107,9 +108,9 @@ def run_job(
     try:
         im = read_image(job.source)
         if job.target.exists() and not overwrite:
-            if read_image(job.target).software == refocuser.provenance(job.source): return _ended(job, 'skipped', 'done before')
-            raise ImageError(f'{job.target}: exists, and was made by another model or from another image; choose another folder or use --overwrite')
-        result = refocuser.refocus_image(im)
+            if read_image(job.target).software == refocuser.provenance(job.source, job.defocus_um): return _ended(job, 'skipped', 'done before')
+            raise ImageError(f'{job.target}: exists, and was made by another model, from another image or with another distance; choose another folder or use --overwrite')
+        result = refocuser.refocus_image(im, job.defocus_um)
         write_image(job.target, result)
         return _ended(job, 'done', _warning(im.pixels, result.pixels))
     except (ImageError, OSError, MemoryError) as e: return _ended(job, 'failed', str(e) or f'{job.source}: out of memory')
@@ -126,6 +127,32 @@ def _ended(job, status, note):
     job.status,job.note = status,note
     return job
 
+# %% ../nbs/15_cli.ipynb #_tell
+def _tell(jobs, defocus_um):
+    "Note in each job how far out of focus its file is: one number in um, or a CSV file"
+    if not defocus_um: return
+    if not defocus_um.lower().endswith('.csv'):
+        for j in jobs: j.defocus_um = _um(defocus_um, '--defocus-um')
+        return
+    table = _distances(defocus_um)
+    for j in jobs:
+        if j.status!='to do': continue
+        if j.source.name in table: j.defocus_um = table[j.source.name]
+        else: j.status,j.note = 'failed',f'{j.source}: {defocus_um} has no row for it'
+
+def _um(text, where):
+    try: um = abs(float(text))
+    except ValueError: um = float('nan')
+    if not um<=100: raise UsageError(f'{where} {text!r}: give a distance in um, up to 100, or a CSV file')
+    return um
+
+def _distances(path):
+    "Distances by file name"
+    try: rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+    except (OSError, UnicodeDecodeError) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
+    if not rows or not {'file','defocus_um'} <= rows[0].keys(): raise UsageError(f'{path}: needs the columns file and defocus_um, and at least one row')
+    return {Path(r['file']).name: _um(r['defocus_um'], f'{path}, {r["file"]}:') for r in rows}
+
 # %% ../nbs/15_cli.ipynb #run
 @command
 def run(
@@ -133,6 +160,7 @@ def run(
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
+    defocus_um:str='', # How far out of focus the images are, in um: one number, or a CSV file with the columns file and defocus_um; the model finds out if empty
     recursive:bool=False, # Look into the folders of a folder as well
     overwrite:bool=False, # Replace files in the output folder that were made by something else
     dry_run:bool=False, # Only list what would be done
@@ -142,8 +170,10 @@ def run(
     Example: refocus run "plate/*.tif" --out refocused
     """
     jobs = plan_run(inputs, out, recursive)
+    _tell(jobs, defocus_um)
     if dry_run: return _list(jobs)
     refocuser = _refocuser(model, device)
+    if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     for j in _progress(jobs, 'refocusing'):
@@ -286,7 +316,7 @@ def train(
     items = _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
-    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, weights=weights, resume=resume, checkpoint=checkpoint, log=log, valid_pct=valid_pct, seed=seed)
+    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, valid_pct=valid_pct, seed=seed)
     if sharp_only: train_from_sharp(items, out, recipe, **about)
     else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), **_wells(valid_wells, test_wells), keep=_keep(registered), **about)
     _report(out)
@@ -330,6 +360,7 @@ def _keep(only_registered): return _registered if only_registered else list
 def _recipe(name, epochs, out, valid_pct):
     "A recipe, each of its stages with `epochs` epochs if that is not 0"
     if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
+    if out.exists(): raise UsageError(f'{out}: exists already; choose another name for the model file, or move this one')
     if not 0<valid_pct<1: raise UsageError(f'--valid-pct {valid_pct}: give the share of the groups to hold out, between 0 and 1')
     _quiet_fastai()
     from refocus_nbdev.training import RECIPES
@@ -337,6 +368,12 @@ def _recipe(name, epochs, out, valid_pct):
     if epochs<0: raise UsageError(f'--epochs {epochs}: must be 0 or more')
     recipe = RECIPES[name]
     return replace(recipe, stages=tuple(replace(s, epochs=epochs or s.epochs) for s in recipe.stages))
+
+def _checkpoint(path, out, resume):
+    "Where the checkpoint is; says so if there is none to go on from"
+    path = path or Path(f'{out}.checkpoint')
+    if resume and not path.exists(): print(f'{path}: there is no checkpoint; training begins anew')
+    return path
 
 def _quiet_fastai():
     "Import fastai without its warnings, which only its authors can act on, and without bars where nobody watches"

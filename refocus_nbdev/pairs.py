@@ -65,7 +65,7 @@ def plane_files(
     "The files of one plane; raises `ImageError` when the plane is not there"
     found = _channel_files(_folder(root, z), channel)
     if not Path(root).is_dir(): raise ImageError(f'{root}: there is no such folder')
-    if not found: raise ImageError(f'{_folder(root, z)}: no images of channel w{channel} here; a plate in BBBC006 layout has a folder a plane')
+    if not found: raise ImageError(f'{_folder(root, z)}: no images of channel w{channel} here; a plate in BBBC006 layout has a folder for each plane, here {_folder(root, z).name}')
     return found
 
 def planes_in(

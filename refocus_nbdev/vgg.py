@@ -47,7 +47,7 @@ def _convolutional(sd): return {k.removeprefix('features.'): v.float() for k,v i
 def _imagenet(arch):
     w = get_model_weights(arch).DEFAULT
     try: return _convolutional(w.get_state_dict(check_hash=True, weights_only=True))
-    except URLError as e: raise OSError(f'{w.url} could not be downloaded ({e.reason}): pass `weights` the path of a .safetensors file, or None for random ones') from e
+    except URLError as e: raise OSError(f'{w.url} could not be downloaded ({e.reason}): it can be given as a .safetensors file instead') from e
 
 def _random(net, seed):
     net,g = net.to_empty(device='cpu'),torch.Generator().manual_seed(seed)

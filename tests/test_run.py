@@ -174,6 +174,17 @@ def test_read_only_results(refocus, folder, tmp_path):
     said = refocus('run', folder, '--out', tmp_path/'out')
     assert said.code==1 and 'cannot be written' in said.text
 
+def test_told_the_distance(refocus, folder, tmp_path):
+    names = sorted(f.name for f in folder.glob('*.tif'))
+    (tmp_path/'um.csv').write_text('file,defocus_um\n'+''.join(f'{n},-30\n' for n in names[1:]))
+    said = refocus('run', folder, '--out', tmp_path/'csv', '--defocus-um', tmp_path/'um.csv')
+    assert said.code==1 and f'{names[0]}: ' in said.text and 'no row' in said.text and not (tmp_path/'csv'/names[0]).exists()
+    assert refocus('run', folder, '--out', tmp_path/'number', '--defocus-um', 30).code==0
+    assert refocus('run', folder, '--out', tmp_path/'alone').code==0
+    for n in names[1:]: assert (tmp_path/'csv'/n).read_bytes()==(tmp_path/'number'/n).read_bytes() != (tmp_path/'alone'/n).read_bytes()
+    assert 'told 30 um' in read_image(tmp_path/'number'/names[0]).software
+    assert 'distance' in refocus('run', folder, '--out', tmp_path/'alone', '--defocus-um', 30).text
+
 def test_results_cannot_go_into_a_file(refocus, folder, tmp_path):
     (tmp_path/'out').write_text('')
     said = refocus('run', folder, '--out', tmp_path/'out')
@@ -189,7 +200,7 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
     assert refocus('run', folder, '--model', 'unicorns', '--out', tmp_path/'out').code in (1,2)
     assert not (tmp_path/'out').exists()
 
-@pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('fly',)], ids=' '.join)
+@pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('run','x','--defocus-um','far'), ('run','x','--defocus-um','none.csv'), ('fly',)], ids=' '.join)
 def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
 
 def test_help_has_an_example(refocus):

@@ -61,8 +61,8 @@ def test_killed_and_resumed(refocus, start, plate, tmp_path):
     assert out.exists() and not list(tmp_path.glob('*.checkpoint'))
 
 def test_start_from_a_model(refocus, trained, plate, tmp_path):
-    said = refocus('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0])
-    assert said.code==0 and read_card(tmp_path/'m.safetensors')['init']==file_hash(trained[0])
+    said = refocus('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0], '--resume')
+    assert said.code==0 and 'there is no checkpoint' in said.text and read_card(tmp_path/'m.safetensors')['init']==file_hash(trained[0])
 
 def test_sharp_images_alone_are_enough(refocus, tmp_path):
     out = tmp_path/'m.safetensors'
@@ -83,6 +83,11 @@ WRONG = dict(
 def test_wrong_arguments(in_process, plate, tmp_path, args):
     assert in_process('train', plate, '--out', tmp_path/'m.safetensors', *args)[0]==2
     assert not contents(tmp_path)
+
+def test_a_model_file_is_never_replaced(in_process, plate, tmp_path):
+    (tmp_path/'m.safetensors').write_text('hours of work')
+    code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1)
+    assert code==2 and 'exists' in text and (tmp_path/'m.safetensors').read_text()=='hours of work'
 
 @pytest.fixture
 def unusable(plate, tmp_path):
