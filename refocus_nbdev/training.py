@@ -129,14 +129,16 @@ class GuideWidth(Callback):
     ): store_attr()
 
     def before_batch(self):
-        if not self.training: return
+        self.known = self.training and hasattr(self.x, 'width')
+        self.model.estimator.train(self.known)
+        if not self.known: return
         true,log_width = self.x.width,self.model.estimator(self.x)
         self.error = (log_width-(true+0.5).log()).abs().mean()
         told = true*torch.exp(self.jitter*torch.randn_like(true))
         self.learn.xb = self.x,torch.where(torch.rand_like(true)<0.5, log_width.detach().exp()-0.5, told)
 
     def after_loss(self):
-        if self.training: self.learn.loss_grad = self.loss_grad + self.share*self.error
+        if self.known: self.learn.loss_grad = self.loss_grad + self.share*self.error
 
 # %% ../nbs/08_training.ipynb #Average
 class Average(Callback):

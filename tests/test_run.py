@@ -204,7 +204,7 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
 def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
 
 def test_help_has_an_example(refocus):
-    for verb in ('run', 'demo', 'train'):
+    for verb in ('run', 'demo', 'train', 'models'):
         said = refocus(verb, '--help')
         assert said.code==0 and f'refocus {verb}' in said.text.split('Example')[1]
 
