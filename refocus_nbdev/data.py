@@ -234,10 +234,11 @@ def sharp_dls(
     bs=16,         # Crops in a batch
     device=None,   # Where batches go; fastai's default device if None
     simulate=SimulateDefocus(), # What makes the blurred partner
+    crops=None,    # Crops of each image in an epoch; as many as fit if None
 ) -> DataLoaders:  # Batches of (blurred, sharp), each (bs,1,size,size) float32 in network units
     "`DataLoaders` from sharp images alone; raises `ImageError` when none is large enough"
     side = size + 2*simulate.radius
     large = [f for f in files if min(_counts(f).shape) >= side]
     if not large: raise ImageError(f'none of {len(files)} images has {side} pixels a side, which crops of {size} with a margin of {simulate.radius} for the blur need')
     valid_files = {f for f,g in zip(files, groups) if g in held_out}
-    return _dls(sharp_block(valid_files.__contains__, size, simulate), large, lambda f: _counts(f).shape, size, bs, device)
+    return _dls(sharp_block(valid_files.__contains__, size, simulate), large, lambda f: _counts(f).shape, size, bs, device, crops)

@@ -21,7 +21,7 @@ from .learner import *
 from .losses import *
 from .pixel_losses import *
 from .vgg import *
-from .networks import ModelError, build_network, fast_bf16, file_hash, load_model, save_model
+from .networks import *
 from .pairs import *
 
 # %% ../nbs/08_training.ipynb #Stage
@@ -52,7 +52,7 @@ _BLOG = dict(network='fastai_unet', args=dict(encoder='resnet34', blur=True, nor
 
 RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
-    nuclei=Recipe((Stage(128, 32, 60, 1.5e-3), Stage(256, 8, 120, 1.5e-3)), 'guided_unet', loss='fidelity', average=0.999),
+    nuclei=Recipe((Stage(128, 32, 150, 1.5e-3, crops=8), Stage(256, 8, 200, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
@@ -350,15 +350,16 @@ def train_from_sharp(
     out,           # The model file to write
     recipe:Recipe, # What to train, and how; its scale is that of the blurred image
     simulate=SimulateDefocus(), # What makes the blurred partners
-    valid_pct=0.2, # Share of the groups held out
+    valid_pct=0.2, # Share of the groups held out, unless `init` names images it has not seen: these stay held out
     seed=42,       # Which groups
     **kwargs       # For `train`
 ) -> Learner:
     "Train from sharp images alone; raises `ImageError` for files that cannot be read or are too small, `ValueError` for a single group"
     groups = groups_of(files)
-    out_of_sight = held_out(groups, valid_pct, seed)
+    unseen = set(read_card(kwargs['init']).get('held_out', [])) if kwargs.get('init') else set()
+    out_of_sight = {g for f,g in zip(files, groups) if Path(f).name in unseen} or held_out(groups, valid_pct, seed)
     set_seed(seed)
     blur = dict(simulated='near Gaussians, wave optics and disks', max_um=simulate.max_um, radius=simulate.radius)
     names = sorted(Path(f).name for f,g in zip(files, groups) if g in out_of_sight)
-    return train(recipe, lambda s: sharp_dls(files, groups, out_of_sight, s.size, s.bs, simulate=simulate), out, files,
+    return train(recipe, lambda s: sharp_dls(files, groups, out_of_sight, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,
                  blur=blur, groups=len(set(groups)), held_out=names, **kwargs)
