@@ -97,7 +97,9 @@ def predict(self:Refocuser,
 
 # %% ../nbs/09_inference.ipynb #Refocuser-guided
 @patch(as_prop=True)
-def guided(self:Refocuser): return hasattr(self.model, 'estimator')
+def guided(self:Refocuser):
+    "Can the model be told how far out of focus an image is?"
+    return hasattr(self.model, 'estimator')
 
 # %% ../nbs/09_inference.ipynb #keep_light
 def keep_light(

@@ -46,10 +46,11 @@ def intensity_slope(
     pred,       # (H,W), any unit
     target,     # The in-focus image, of the same shape
     above=0.15, # Pixels below this share of the target's 1 to 99.9 % range are background
-) -> float:     # 1 where brightness is kept, less where it comes out too flat
+) -> float:     # 1 where brightness is kept, less where it comes out too flat; 0 where nothing is bright
     "Slope of the least-squares line of the image on the target, background left out"
     low,t,p = np.percentile(target, 1),np.asarray(target, np.float64),np.asarray(pred, np.float64)
     seen = t>low+above*signal_range(target)
+    if not seen.any(): return 0.
     d = t[seen]-t[seen].mean()
     return float((d*p[seen]).sum()/((d*d).sum() or 1.))
 

@@ -134,6 +134,7 @@ class WienerTaps(nn.Module):
 
     def forward(self, x, width):
         (h,w),m = x.shape[-2:],self.margin
+        if not self.taps: return x.new_empty(len(x), 0, h//2, w//2)
         H,W = (4*_fast_size(-(-(n+2*m)//4)) for n in (h,w))
         with torch.autocast(x.device.type, enabled=False):
             spectrum = torch.fft.rfft2(reflect_pad(x.float(), m, H-h-m, m, W-w-m))[..., :W//4+1]
@@ -163,10 +164,11 @@ class GuidedUnet(nn.Module):
         blocks=(1,1,1,1),        # Blocks of each level on the way down
         fold=4,                  # Side of the blocks that are folded into channels, px
         fade=(0.8,1.4),          # Blur widths, px: nothing is done below the first, everything from the second on
+        taps=None,               # Of `WienerTaps`; its own if None, () for no deconvolutions
     ):
         super().__init__()
         self.fold,self.multiple,self.fade = fold,max(fold*2**(len(widths)-1), 64),fade
-        self.estimator,self.taps = WidthEstimator(fold=fold),WienerTaps()
+        self.estimator,self.taps = WidthEstimator(fold=fold),WienerTaps() if taps is None else WienerTaps(taps)
         self.code = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
         self.stem = _conv(fold**2+len(self.taps.taps)*(fold//2)**2, widths[0])
         self.enter = nn.ModuleList([nn.Identity()] + [_conv(a, b, 2) for a,b in zip(widths, widths[1:])])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LESSON7_SHARES', 'LOSSES', 'Stage', 'Recipe', 'recipe_learner', 'Bf16', 'GuideWidth', 'Average',
-           'Checkpoint', 'EpochLog', 'fit_stages', 'hash_files', 'make_card', 'train', 'train_from_pairs',
+           'Checkpoint', 'EpochLog', 'Clock', 'fit_stages', 'hash_files', 'make_card', 'train', 'train_from_pairs',
            'train_from_sharp']
 
 # %% ../nbs/08_training.ipynb #imports
@@ -238,6 +238,21 @@ class EpochLog(Callback):
         with open(self.path, 'a') as f:
             if not f.tell(): f.write(','.join(names) + '\n')
             f.write(','.join(f'{v:.6g}' for v in row) + '\n')
+
+# %% ../nbs/08_training.ipynb #Clock
+class Clock(Callback):
+    "Run the cycle of each stage by the clock, and end it when its time is over; give the stage more epochs than fit"
+    order = TrainEvalCallback.order+1
+    def __init__(self,
+        minutes, # For each stage
+    ): self.minutes = minutes
+
+    def before_fit(self): self.start = time.monotonic()
+    def passed(self): return (time.monotonic()-self.start)/(60*self.minutes)
+    def before_batch(self):
+        if self.training: self.learn.pct_train = min(self.passed(), 1)
+    def after_batch(self):
+        if self.training and self.passed()>=1: raise CancelFitException()
 
 # %% ../nbs/08_training.ipynb #fit_stages
 def fit_stages(
