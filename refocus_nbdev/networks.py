@@ -134,7 +134,6 @@ class WienerTaps(nn.Module):
 
     def forward(self, x, width):
         (h,w),m = x.shape[-2:],self.margin
-        if not self.taps: return x.new_empty(len(x), 0, h//2, w//2)
         H,W = (4*_fast_size(-(-(n+2*m)//4)) for n in (h,w))
         with torch.autocast(x.device.type, enabled=False):
             spectrum = torch.fft.rfft2(reflect_pad(x.float(), m, H-h-m, m, W-w-m))[..., :W//4+1]
@@ -183,7 +182,8 @@ class GuidedUnet(nn.Module):
     def forward(self, x, width=None):
         if width is None: width = self.blur_width(x).detach()
         width = width.float().clamp(0.3, 20)
-        y = self._unet(torch.cat([F.pixel_unshuffle(x.float(), self.fold), F.pixel_unshuffle(self.taps(x, width), self.fold//2)], 1), self.code((width+0.5).log()[:,None]-1.5))
+        seen = [F.pixel_unshuffle(x.float(), self.fold)] + ([F.pixel_unshuffle(self.taps(x, width), self.fold//2)] if self.taps.taps else [])
+        y = self._unet(torch.cat(seen, 1), self.code((width+0.5).log()[:,None]-1.5))
         low,high = self.fade
         t = ((width-low)/(high-low)).clamp(0, 1)
         return x + (t*t*(3-2*t)).view(-1,1,1,1)*F.pixel_shuffle(y, self.fold).float()
