@@ -141,6 +141,12 @@ class WienerTaps(nn.Module):
             d = torch.fft.irfft2(low*self.filters(width.float(), H//2, W//2), s=(H//2,W//2))/4
         return d[..., m//2:(m+h)//2, m//2:(m+w)//2]
 
+    def folded(self, x, width, fold):
+        "The image and its deconvolutions, (B,fold**2+n*(fold//2)**2,H/fold,W/fold)"
+        parts = [F.pixel_unshuffle(x.float(), fold)]
+        if self.taps: parts.append(F.pixel_unshuffle(self(x, width), fold//2))
+        return torch.cat(parts, 1)
+
 # %% ../nbs/06_networks.ipynb #GuidedBlock
 class GuidedBlock(nn.Module):
     "A `ConvBlock` whose inner channels are scaled and shifted by what a code (B,32) says"
@@ -182,8 +188,7 @@ class GuidedUnet(nn.Module):
     def forward(self, x, width=None):
         if width is None: width = self.blur_width(x).detach()
         width = width.float().clamp(0.3, 20)
-        seen = [F.pixel_unshuffle(x.float(), self.fold)] + ([F.pixel_unshuffle(self.taps(x, width), self.fold//2)] if self.taps.taps else [])
-        y = self._unet(torch.cat(seen, 1), self.code((width+0.5).log()[:,None]-1.5))
+        y = self._unet(self.taps.folded(x, width, self.fold), self.code((width+0.5).log()[:,None]-1.5))
         low,high = self.fade
         t = ((width-low)/(high-low)).clamp(0, 1)
         return x + (t*t*(3-2*t)).view(-1,1,1,1)*F.pixel_shuffle(y, self.fold).float()
