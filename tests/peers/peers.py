@@ -64,7 +64,7 @@ class Careamics:
             lo,hi = np.percentile(x, [LOW,HIGH])
             h,w = x.shape
             p = np.pad((x-lo)/(hi-lo), ((0,-h%16),(0,-w%16)), mode='reflect').astype(np.float32)
-            y,_ = peer.predict(p, axes='YX', data_type='array', batch_size=1, num_workers=0)
+            y,_ = peer.predict(p[None], batch_size=1, num_workers=0)
             return np.squeeze(y[0])[:h,:w]*(hi-lo)+lo
         return predict
 
