@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIMULATORS', 'RIVALS', 'SIMULATED_METRICS', 'simulated_plane', 'simulated_plate', 'SimulatedPlane',
            'simulated_planes', 'deconvolve_rl', 'nominal_kernel', 'richardson_lucy_nominal', 'doing_nothing',
-           'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'score_simulated', 'by_level', 'score_pairs',
-           'bootstrap', 'record_scores', 'card_scores']
+           'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'on_plane', 'alone_and_told', 'score_simulated',
+           'by_level', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores']
 
 # %% ../nbs/11_evaluation.ipynb #imports
 from functools import partial
@@ -27,8 +27,10 @@ from .pairs import *
 # %% ../nbs/11_evaluation.ipynb #simulated_plane
 SIMULATORS = ('near-gaussian', 'wave optics', 'uneven depth')
 
+def _thick(defocus_um, radius): return torch.as_tensor(thick_psf(1.2*defocus_um, radius=radius))[None,None]
+
 def _kernel(defocus_um, simulator, gen, radius):
-    if simulator=='uneven depth': return torch.as_tensor(thick_psf(1.2*defocus_um, radius=radius))[None,None]
+    if simulator=='uneven depth': return _thick(defocus_um, radius)
     if simulator=='wave optics': return torch.as_tensor(widefield_psf(defocus_um, radius=radius))[None,None]
     return jittered_kernels(torch.tensor([float(defocus_um)]), generator=gen, radius=radius, width_jitter=0.1, shape_jitter=0.1)
 
@@ -38,7 +40,7 @@ def _uneven(scene, defocus_um, gen, radius):
     depth = F.interpolate(torch.randn(1, 1, h//64+2, w//64+2, generator=gen), (h,w), mode='bicubic', align_corners=True)
     depth = (2*depth).clamp(-4, 4)
     share = lambda z: (1-(depth-z).abs()/2).clamp(min=0)
-    return sum(blur(scene*share(z), torch.as_tensor(thick_psf(1.2*(defocus_um+z), radius=radius))[None,None]) for z in (-4.,-2.,0.,2.,4.))
+    return sum(blur(scene*share(z), _thick(defocus_um+z, radius)) for z in (-4.,-2.,0.,2.,4.))
 
 def simulated_plane(
     sharp,          # (H,W), an in-focus field in any unit
@@ -95,7 +97,12 @@ class SimulatedPlane(NamedTuple):
     defocus_um: float    # How far out of focus
     blurred: np.ndarray  # (H,W) uint16, counts
     target: np.ndarray   # (H,W) float32, counts
-    kernel: np.ndarray   # (k,k), sums to 1; under `uneven depth`, where no kernel makes the plane, that of its mean depth
+    seed: int            # Of noise and jitter
+
+    @property
+    def kernel(self):
+        "(k,k), sums to 1; under `uneven depth`, where no kernel makes the plane, that of its mean depth"
+        return _kernel(self.defocus_um, self.simulator, torch.Generator().manual_seed(self.seed), 64)[0,0].numpy()
 
     @property
     def name(self): return f'{self.simulator.replace(" ", "-")}_{self.defocus_um:g}um_{Path(self.file).stem}.tif'
@@ -109,22 +116,25 @@ def simulated_planes(
     for i,f in enumerate(files):
         sharp = read_image(f).planes[0]
         for s in simulators:
-            for d in levels:
-                k = _kernel(d, s, torch.Generator().manual_seed(i), 64)[0,0].numpy()
-                yield SimulatedPlane(f, s, d, *simulated_plane(sharp, d, s, seed=i), k)
+            for d in levels: yield SimulatedPlane(f, s, d, *simulated_plane(sharp, d, s, seed=i), i)
 
 # %% ../nbs/11_evaluation.ipynb #richardson_lucy_nominal
+def _deconvolved(method, y, kernel):
+    "What a method makes of an image (H,W) whose background is 0, reflected at the borders, on a scale to 1"
+    r = kernel.shape[0]//2
+    y = np.pad(y, r, mode='symmetric')
+    scale = y.max() or 1.
+    return method(y/scale, kernel)[r:-r, r:-r].astype(np.float32)*scale
+
 def deconvolve_rl(
     x,          # (H,W), counts
     kernel,     # (k,k) with k odd, sums to 1
     iterations=30,
 ) -> np.ndarray: # (H,W) float32, counts
     "Richardson-Lucy, after a blur of 1 px; the offset is taken as the 1st percentile"
-    r = kernel.shape[0]//2
     lo = np.percentile(x, 1)
-    y = np.pad(np.maximum(gaussian_filter(x.astype(np.float32), 1)-lo, 0), r, mode='symmetric')
-    scale = y.max() or 1.
-    return richardson_lucy(y/scale, kernel, num_iter=iterations, clip=False)[r:-r, r:-r].astype(np.float32)*scale + lo
+    y = np.maximum(gaussian_filter(x.astype(np.float32), 1)-lo, 0)
+    return _deconvolved(partial(richardson_lucy, num_iter=iterations, clip=False), y, kernel) + lo
 
 def nominal_kernel(
     defocus_um, # Either side
@@ -154,11 +164,8 @@ def wiener_nominal(
     balance=0.3, # Of the regularisation, see scikit-image's `wiener`
 ) -> np.ndarray: # (H,W) float32, counts
     "Wiener's deconvolution with a Gaussian of the nominal width"
-    k = nominal_kernel(defocus_um)
-    r,lo = k.shape[0]//2,np.percentile(x, 1)
-    y = np.pad(x.astype(np.float32)-lo, r, mode='symmetric')
-    scale = y.max() or 1.
-    return wiener(y/scale, k, balance, clip=False)[r:-r, r:-r].astype(np.float32)*scale + lo
+    lo = np.percentile(x, 1)
+    return _deconvolved(partial(wiener, balance=balance, clip=False), x.astype(np.float32)-lo, nominal_kernel(defocus_um)) + lo
 
 def unsharp_mask_nominal(
     x,          # (H,W), counts
@@ -190,6 +197,21 @@ def _scores(y, target, truth, metrics=dict(psnr=psnr, ssim=ssim)):
     return {**{n: m(y, target) for n,m in metrics.items()}, **f1}
 
 # %% ../nbs/11_evaluation.ipynb #score_simulated
+def on_plane(
+    method,   # Function from an image (H,W) in counts and its distance in um to an image (H,W)
+) -> callable: # From a `SimulatedPlane` to an image (H,W) in counts
+    "A method as `score_planes` wants it"
+    return lambda p: method(p.blurred, p.defocus_um)
+
+def alone_and_told(
+    refocuser:Refocuser,  # The model
+    name='refocus_nbdev', # What to call it
+) -> dict:                # Name to function from an image (H,W) in counts and its distance in um to an image (H,W)
+    "A model that finds the distance out, and, if it can be told, one that is"
+    methods = {name: lambda x,_: refocuser.refocus(x.astype(np.float32))}
+    if refocuser.guided: methods[f'{name}, told the distance'] = lambda x,d: refocuser.refocus(x.astype(np.float32), d)
+    return methods
+
 def score_simulated(
     refocuser:Refocuser,      # The model
     files,                    # In-focus images it has never seen, at least 2*64+32 px a side
@@ -198,10 +220,8 @@ def score_simulated(
     simulators=SIMULATORS,    # Which simulators
 ) -> pd.DataFrame:            # A row for each file, level, simulator and method: psnr, ssim, slope, light, f1
     "Score a model and its rivals on simulated planes of real or simulated fields"
-    methods = {**RIVALS, 'refocus_nbdev': lambda x,_: refocuser.refocus(x.astype(np.float32))}
-    if refocuser.guided: methods['refocus_nbdev, told the distance'] = lambda x,d: refocuser.refocus(x.astype(np.float32), d)
-    told = {n: lambda p,m=m: m(p.blurred, p.defocus_um) for n,m in methods.items()}
-    return score_planes(simulated_planes(files, levels, simulators), told, labels)
+    methods = {**RIVALS, **alone_and_told(refocuser)}
+    return score_planes(simulated_planes(files, levels, simulators), {n: on_plane(m) for n,m in methods.items()}, labels)
 
 def by_level(
     scores:pd.DataFrame, # As of `score_simulated`

@@ -90,7 +90,7 @@ def predict(self:Refocuser,
     m = getattr(self.model, 'multiple', UNET_MULTIPLE)
     x = reflect_pad(x.to(self.device), 0, -h%m, 0, -w%m)
     told = [] if width is None else [torch.tensor([float(width)], device=self.device)]
-    with self.lock, torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bf16(self.device)):
+    with self.lock, torch.inference_mode(), in_bf16(self.device):
         y = self.model(x, *told).float().cpu()
         _release_hooks(self.model)
     return y[..., :h, :w]

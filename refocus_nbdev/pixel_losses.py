@@ -121,10 +121,9 @@ class FidelityLoss(ImageLoss):
         reduction:str='mean', # 'mean', 'sum' or 'none'
     ):
         super().__init__(unit, reduction)
-        self.floor,self.structure,self.slope = floor,structure,slope
+        self.floor,self.structure,self.slope,self.unlike = floor,structure,slope,SSIMLoss()
 
     def per_image(self, pred, targ):
         d = pred-targ
-        span = (targ.amax((1,2,3), keepdim=True)-targ.amin((1,2,3), keepdim=True)).clamp(min=0.05)
-        asked = self.structure*(1-image_mean(ssim_map(pred, targ, span))) + self.slope*slope_error(pred, targ)
+        asked = self.structure*self.unlike.per_image(pred, targ) + self.slope*slope_error(pred, targ)
         return image_mean(d.abs()) + 0.1*torch.log1p(image_mean(d**2)/self.floor) + asked
