@@ -52,7 +52,7 @@ _BLOG = dict(network='fastai_unet', args=dict(encoder='resnet34', blur=True, nor
 
 RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
-    nuclei=Recipe((Stage(128, 32, 150, 1.5e-3, crops=8), Stage(256, 8, 200, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
+    nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 130, 1e-3, crops=8), Stage(384, 4, 40, 5e-4, crops=3)), 'guided_unet', loss='fidelity', average=0.999),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
@@ -131,7 +131,7 @@ class GuideWidth(Callback):
     "Tell a guided network how wide the blur of each crop is, or what it thinks itself, and teach its estimator"
     order = Bf16.order+1
     def __init__(self,
-        share=0.3,   # Weight of the estimator's error in the loss
+        share=0.05,  # Weight of the estimator's surprise in the loss
         jitter=0.08, # Relative error of the widths that are told
     ): store_attr()
 
@@ -140,13 +140,14 @@ class GuideWidth(Callback):
         self.model.estimator.train(self.known)
         if not self.known: return
         true = self.x.width
-        with in_bf16(self.x.device): log_width = self.model.estimator(self.x)
-        self.error = (log_width-(true+0.5).log()).abs().mean()
+        estimator = self.model.estimator
+        with in_bf16(self.x.device): evidence = estimator.evidence(self.x.as_subclass(Tensor))
+        self.surprise = estimator.surprise(evidence, (true+0.5).log()).mean()
         told = true*torch.exp(self.jitter*torch.randn_like(true))
-        self.learn.xb = self.x,torch.where(torch.rand_like(true)<0.5, log_width.detach().exp()-0.5, told)
+        self.learn.xb = self.x,torch.where(torch.rand_like(true)<0.5, estimator.expected(evidence).detach().exp()-0.5, told)
 
     def after_loss(self):
-        if self.known: self.learn.loss_grad = self.loss_grad + self.share*self.error
+        if self.known: self.learn.loss_grad = self.loss_grad + self.share*self.surprise
 
 # %% ../nbs/08_training.ipynb #Average
 class Average(Callback):
