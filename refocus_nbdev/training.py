@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LESSON7_SHARES', 'LOSSES', 'Stage', 'Recipe', 'recipe_learner', 'Bf16', 'GuideWidth', 'Average',
-           'Checkpoint', 'EpochLog', 'Clock', 'fit_stages', 'hash_files', 'make_card', 'train', 'train_from_pairs',
-           'unseen_groups', 'train_from_sharp']
+           'Checkpoint', 'EpochLog', 'Clock', 'fit_stages', 'hash_files', 'make_card', 'train', 'unseen_wells',
+           'train_from_pairs', 'unseen_groups', 'train_from_sharp']
 
 # %% ../nbs/08_training.ipynb #imports
 import hashlib, itertools, os, time
@@ -346,6 +346,14 @@ def _perceptual(loss):
     return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram) if isinstance(loss, FeatureLoss) else None
 
 # %% ../nbs/08_training.ipynb #train_from_pairs
+def unseen_wells(
+    pairs,     # `Pair`s
+    card:dict, # Of a model
+) -> set:      # Of names; empty where the model's images are others
+    "The wells that a model has not been trained on, of those it was given, as wells or as files"
+    unseen = set(card.get('held_out', []))
+    return {p.field.well for p in pairs if p.field.well in unseen or Path(p.sharp).name in unseen}
+
 def train_from_pairs(
     root,          # A plate in BBBC006 layout
     out,           # The model file to write
@@ -358,15 +366,17 @@ def train_from_pairs(
     test_wells=(), # Names of wells to be left out altogether
     seed=42,       # Which wells
     keep=noop,     # From `Pair`s to those that are good enough to train on
+    init=None,     # A model file to start from; wells that it has not seen are held out, unless `valid_wells` names others
     **kwargs       # For `train`
 ) -> Learner:
     "Train from pairs of planes; raises `ImageError` where there are none, `ValueError` for wells that are not there, or too few"
     pairs = bbbc006_pairs(root, planes or [z for z in planes_in(root) if z!=target], target, channel)
+    valid_wells = valid_wells or (init and sorted(unseen_wells(pairs, read_card(init))-set(test_wells))) or ()
     split = split_wells([p.field.well for p in pairs], valid_pct, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
     seen = keep([p for p in pairs if p.field.well not in split.test])
     set_seed(seed)
     return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, sorted({f for p in seen for f in p[:2]}),
-                 blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
+                 init=init, blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
 
 # %% ../nbs/08_training.ipynb #train_from_sharp
 def unseen_groups(
