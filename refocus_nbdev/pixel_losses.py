@@ -7,7 +7,8 @@ __all__ = ['contrast', 'image_mean', 'ImageLoss', 'ScaledL1Loss', 'CharbonnierLo
            'FidelityLoss']
 
 # %% ../nbs/03a_pixel_losses.ipynb #imports
-import torch, torch.nn.functional as F
+import torch
+from functools import lru_cache
 from torch import nn, Tensor
 from fastai.callback.mixup import reduce_loss
 
@@ -65,10 +66,15 @@ class CharbonnierLoss(ScaledL1Loss):
     def per_image(self, pred, targ): return image_mean(((pred-targ)**2+self.eps**2).sqrt()-self.eps)
 
 # %% ../nbs/03a_pixel_losses.ipynb #ssim_map
-def _window_mean(x, sigma=1.5, radius=5):
-    g = torch.exp(-torch.arange(-radius, radius+1., device=x.device)**2/(2*sigma**2))
-    g = (g/g.sum())[None,None,None]
-    return F.conv2d(F.conv2d(F.pad(x, (radius,)*4, mode='replicate'), g), g.mT)
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _window(n, device, sigma=1.5, radius=5):
+    "(n,n): the weight of each pixel of a row in the window around each; beyond the border its last pixel is repeated"
+    g = torch.exp(-torch.arange(-radius, radius+1.)**2/(2*sigma**2))
+    near = (torch.arange(n)[:,None]+torch.arange(-radius, radius+1)).clamp(0, n-1)
+    return torch.zeros(n, n).scatter_add_(1, near, (g/g.sum()).expand(n, -1)).to(device)
+
+def _window_mean(x): return _window(x.shape[-2], x.device) @ x @ _window(x.shape[-1], x.device).T
 
 def ssim_map(
     pred:Tensor, # Images, float32 (n, 1, h, w)
