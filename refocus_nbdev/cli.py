@@ -287,13 +287,13 @@ def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # The model file to write
     sharp_only:bool=False, # Train on in-focus images alone, with simulated defocus
-    stages:str='quick', # The recipe: quick, nuclei, plate, blog or blog_short
+    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), actin (the same from few images), plate (from pairs), blog or blog_short
     epochs:int=0, # Set every stage of the recipe to so many epochs; 0 leaves them
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
     target:str='16', # The plane in focus, or sharpest: of the planes 11 to 23, that of each field
     channel:str='w1', # w1 (Hoechst), w2 (phalloidin) or both
     registered:bool=False, # Leave out pairs that refocus check would flag as shifted
-    init:Path|None=None, # Start from this model file
+    init:str='', # Start from this model file, or from a model that comes with the package, such as nuclei
     weights:str='imagenet', # Where blog and blog_short start: imagenet (downloaded by torchvision), random, or a folder of .safetensors files, each named after its network
     resume:bool=False, # Go on from the checkpoint of a run that was stopped
     checkpoint:Path|None=None, # The checkpoint file; beside the model file if not given
@@ -315,9 +315,10 @@ def train(
     """
     recipe = _recipe(stages, epochs, out, valid_pct)
     items = _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
+    start = model_path(init) if init else None
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
-    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=init, weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, valid_pct=valid_pct, seed=seed)
+    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=start, weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, valid_pct=valid_pct, seed=seed)
     if sharp_only: train_from_sharp(items, out, recipe, **about)
     else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), **_wells(valid_wells, test_wells), keep=_keep(registered), **about)
     _report(out)
