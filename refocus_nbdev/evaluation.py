@@ -6,7 +6,7 @@
 __all__ = ['SIMULATORS', 'RIVALS', 'SIMULATED_METRICS', 'simulated_plane', 'simulated_plate', 'SimulatedPlane',
            'simulated_planes', 'deconvolve_rl', 'nominal_kernel', 'richardson_lucy_nominal', 'doing_nothing',
            'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'on_plane', 'alone_and_told', 'score_simulated',
-           'by_level', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores']
+           'by_level', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores', 'score_widths', 'rms_by_level']
 
 # %% ../nbs/11_evaluation.ipynb #imports
 from functools import partial
@@ -19,6 +19,7 @@ from skimage.restoration import richardson_lucy, wiener
 from scipy.ndimage import gaussian_filter
 from .images import *
 from .inference import *
+from .kernels import blur_width
 from .metrics import *
 from .networks import load_model, save_model
 from .optics import *
@@ -281,3 +282,21 @@ def card_scores(
     "The scores on a model's card, as a table"
     rows = pd.DataFrame(card['unseen']['rows'])
     return rows.pivot(index=['simulator','defocus_um'], columns='method', values=metric)[rows.method.unique()]
+
+# %% ../nbs/11_evaluation.ipynb #score_widths
+def score_widths(
+    refocuser:Refocuser, # A model that estimates
+    planes,              # `SimulatedPlane`s
+) -> pd.DataFrame:       # A row for each plane: file, simulator, defocus_um, true and found (px), error (logarithm)
+    "Compare the width of the blur that a model finds with that of the kernel"
+    rows = []
+    for p in planes:
+        true,found = blur_width(torch.as_tensor(p.kernel)[None,None]).item(), refocuser.blur_width(p.blurred).item()
+        rows.append(dict(file=Path(p.file).name, simulator=p.simulator, defocus_um=p.defocus_um, true=true, found=found, error=np.log((found+0.5)/(true+0.5))))
+    return pd.DataFrame(rows)
+
+def rms_by_level(
+    widths:pd.DataFrame, # As of `score_widths`
+) -> pd.DataFrame:       # true and found (px), their means, and error, its root mean square
+    "A row for each simulator and distance"
+    return widths.assign(error=widths.error**2).groupby(['simulator','defocus_um'], sort=False)[['true','found','error']].mean().assign(error=lambda t: t.error**0.5)

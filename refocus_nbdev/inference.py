@@ -81,14 +81,19 @@ WIDTH_PX_PER_UM = 0.5 # Width of BBBC006's blur, px, for each um of defocus: tha
 UNET_MULTIPLE = 32 # Sides that fastai's U-Nets can take are multiples of this, px; our networks name theirs
 
 @patch
+def _padded(self:Refocuser, x):
+    "On the model's device, reflected to sides it can take"
+    m = getattr(self.model, 'multiple', UNET_MULTIPLE)
+    return reflect_pad(x.to(self.device), 0, -x.shape[-2]%m, 0, -x.shape[-1]%m)
+
+@patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
     width=None,     # How wide the blur is, px; estimated if None
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output, in float32"
     h,w = x.shape[-2:]
-    m = getattr(self.model, 'multiple', UNET_MULTIPLE)
-    x = reflect_pad(x.to(self.device), 0, -h%m, 0, -w%m)
+    x = self._padded(x)
     told = [] if width is None else [torch.tensor([float(width)], device=self.device)]
     with self.lock, torch.inference_mode(), in_bf16(self.device):
         y = self.model(x, *told).float().cpu()
@@ -120,15 +125,30 @@ def refocus(self:Refocuser,
     "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told"
     if defocus_um is not None and not self.guided: raise ValueError(f'model {self.name} cannot be told a distance: leave it out, or choose another model')
     width = None if defocus_um is None else WIDTH_PX_PER_UM*abs(defocus_um)
-    planes = x.reshape(-1, 1, 1, *x.shape[-2:])
-    if planes.size==0 or planes.min()==planes.max(): return x.copy()
-    scale = Scale.given(torch.as_tensor(planes.reshape(1, 1, -1, x.shape[-1]).astype(np.float32)), **self.card.get('scale', {}))
-    out = np.empty_like(planes)
+    if x.size==0 or x.min()==x.max(): return x.copy()
+    scale,planes = self._scaled(x)
+    out = np.empty((x[..., 0, 0].size, *x.shape[-2:]), x.dtype)
     for i,p in enumerate(planes):
-        p = scale.do(torch.as_tensor(p.astype(np.float32)))
         y = self.predict(p, width)
         out[i] = to_dtype(scale.undo(keep_light(y, p) if self.guided else y).numpy(), x.dtype)
     return out.reshape(x.shape)
+
+# %% ../nbs/09_inference.ipynb #Refocuser-blur_width
+@patch
+def blur_width(self:Refocuser,
+    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
+) -> np.ndarray:  # (...), px, 0 in focus; as `blur_width` of kernels counts it
+    "How wide the blur of every plane is; raises `ValueError` for a model that does not say"
+    if not self.guided: raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
+    with self.lock, torch.inference_mode(), in_bf16(self.device):
+        return np.array([self.model.blur_width(self._padded(p)).item() for p in self._scaled(x)[1]]).reshape(x.shape[:-2])
+
+# %% ../nbs/09_inference.ipynb #Refocuser-scaled
+@patch
+def _scaled(self:Refocuser, x):
+    "The scale of an acquisition, and its planes (1,1,H,W) in units of it, one after the other"
+    scale = Scale.given(torch.as_tensor(x.reshape(1, 1, -1, x.shape[-1]).astype(np.float32)), **self.card.get('scale', {}))
+    return scale,(scale.do(torch.as_tensor(p.astype(np.float32))[None,None]) for p in x.reshape(-1, *x.shape[-2:]))
 
 # %% ../nbs/09_inference.ipynb #Refocuser-refocus_image
 @patch
