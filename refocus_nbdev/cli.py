@@ -313,9 +313,8 @@ def train(
 
     Example: refocus train --sharp-only my_images --stages nuclei --out my.safetensors
     """
-    recipe = _recipe(stages, epochs, out, valid_pct)
+    recipe,start = _recipe(stages, epochs, out, valid_pct), model_path(init) if init else None
     items = _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
-    start = model_path(init) if init else None
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
     about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=start, weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, valid_pct=valid_pct, seed=seed)
