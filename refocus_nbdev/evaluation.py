@@ -6,7 +6,8 @@
 __all__ = ['SIMULATORS', 'RIVALS', 'SIMULATED_METRICS', 'simulated_plane', 'simulated_plate', 'SimulatedPlane',
            'simulated_planes', 'deconvolve_rl', 'nominal_kernel', 'richardson_lucy_nominal', 'doing_nothing',
            'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'on_plane', 'alone_and_told', 'score_simulated',
-           'by_level', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores', 'score_widths', 'rms_by_level']
+           'by_level', 'measured', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores', 'score_widths',
+           'rms_by_level']
 
 # %% ../nbs/11_evaluation.ipynb #imports
 from functools import partial
@@ -229,6 +230,19 @@ def by_level(
 ) -> pd.DataFrame:       # Mean over files
     "The mean of each method at each level, under each simulator"
     return scores.drop(columns='file').groupby(['simulator','defocus_um','method'], sort=False).mean()
+
+# %% ../nbs/11_evaluation.ipynb #measured
+def measured(
+    path,    # A CSV file; its folder is made if missing
+    measure, # Function to a table, called where the file is not there
+) -> pd.DataFrame:
+    "The rows of a file, which are measured and kept there if it is missing"
+    path = Path(path)
+    if not path.exists():
+        rows = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows.to_csv(path, index=False, float_format='%.6g')
+    return pd.read_csv(path)
 
 # %% ../nbs/11_evaluation.ipynb #score_pairs
 def score_pairs(
