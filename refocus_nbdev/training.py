@@ -52,9 +52,9 @@ _BLOG = dict(network='fastai_unet', args=dict(encoder='resnet34', blur=True, nor
 
 RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
-    nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 130, 1e-3, crops=8), Stage(384, 4, 40, 5e-4, crops=3)), 'guided_unet', loss='fidelity', average=0.999),
-    finetune=Recipe((Stage(256, 8, 90, 1e-3, pct_start=0.1, crops=8), Stage(384, 4, 45, 4e-4, pct_start=0.1, crops=3)), 'guided_unet', loss='fidelity', average=0.999),
-    few=Recipe((Stage(256, 8, 60, 1e-3, pct_start=0.1, crops=32), Stage(384, 4, 30, 4e-4, pct_start=0.1, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
+    nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
+    finetune=Recipe((Stage(256, 8, 120, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
+    few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), 'guided_unet', loss='fidelity', average=0.999),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
