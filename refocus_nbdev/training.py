@@ -255,11 +255,12 @@ class Clock(Callback):
     "Run the cycle of each stage by the clock, and end it when its time is over; give the stage more epochs than fit"
     order = TrainEvalCallback.order+1
     def __init__(self,
-        minutes, # For each stage
-    ): self.minutes = minutes
+        minutes,            # For each stage
+        now=time.monotonic, # Tells the time, s
+    ): self.minutes,self.now = minutes,now
 
-    def before_fit(self): self.start = time.monotonic()
-    def passed(self): return (time.monotonic()-self.start)/(60*self.minutes)
+    def before_fit(self): self.start = self.now()
+    def passed(self): return (self.now()-self.start)/(60*self.minutes)
     def before_batch(self):
         if self.training: self.learn.pct_train = min(self.passed(), 1)
     def after_batch(self):
@@ -276,6 +277,7 @@ def fit_stages(
     cbs=(),          # More callbacks
     average=0.995,   # Decay of the averaged weights; 0 for none
     plan='',         # What is trained beside the stages, in words; see `Checkpoint`
+    done=noop,       # Called with the learner, with averaged weights, and the number of stages behind it, after each
 ) -> Learner:        # With averaged weights
     "Run one cycle for each stage, carrying weights over"
     saver = Checkpoint(checkpoint, f'{plan}{list(stages)}', every_s) if checkpoint else None
@@ -288,7 +290,10 @@ def fit_stages(
         if saver: saver.stage = i
         start = saver.restore() if saver and saver.state and i==state['stage'] else 0
         learn.fit_one_cycle(s.epochs, slice(*tuplify(s.lr)), pct_start=s.pct_start, wd=s.wd, start_epoch=start)
-    learn.average.use()
+        last = learn.average.weights()
+        learn.average.use()
+        with learn.removed_cbs([learn.average, *watchers]): done(learn, i+1)
+        if i+1<len(stages): learn.model.load_state_dict(last)
     return learn.remove_cbs(watchers)
 
 # %% ../nbs/08_training.ipynb #make_card
@@ -329,19 +334,33 @@ def train(
     resume=False,    # Go on from the checkpoint, if it is there
     log=None,        # CSV file for the numbers of each epoch, written anew unless a checkpoint is resumed
     **about          # More entries for the card
-) -> Learner:
-    "Train, and write the model file; raises `ModelError` for an `init` or weights that cannot be used"
+) -> Learner:     # With the weights of the last stage, averaged
+    "Train, and write the model file after each stage that did not make it worse; raises `ModelError` for an `init` or weights that cannot be used"
     model,card = load_model(init) if init else (None, dict(network=recipe.network, args=recipe.args))
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
     resume = resume and checkpoint.exists()
     if log and not resume: Path(log).unlink(missing_ok=True)
+    def write(learn, n):
+        if n>1 and not _no_worse(learn, out, f'stage {n}'): return
+        network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
+        stages = [*card.get('stages', []), *map(asdict, recipe.stages[:n])]
+        save_model(out, learn.model, make_card(network, learn, files, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
+                                               scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about))
     learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
-                       cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())))
-    network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
-    save_model(out, learn.model, make_card(network, learn, files, [*card.get('stages', []), *map(asdict, recipe.stages)], loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
-                                           scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about))
+                       cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())), done=write)
     checkpoint.unlink(missing_ok=True)
     return learn
+
+def _no_worse(learn, path, name):
+    "Does the learner validate at least as well as the model file, on the same batches? If not, say so"
+    trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging():
+        after = learn.validate()[0]
+        learn.model.load_state_dict(load_model(path)[0].state_dict())
+        before = learn.validate()[0]
+    learn.model.load_state_dict(trained)
+    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {path} stays as it was before it')
+    return after<=before
 
 def _perceptual(loss):
     "What has to be known of a `FeatureLoss` to make it again"
