@@ -75,6 +75,10 @@ class ConvBlock(nn.Module):
     def forward(self, x): return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
 
 # %% ../nbs/06_networks.ipynb #FoldedUnet
+def _with_skip(skip, y):
+    "Channels of both; what was halved from an odd number of pixels comes back one too long"
+    return torch.cat([skip, y[..., :skip.shape[-2], :skip.shape[-1]]], 1)
+
 class FoldedUnet(nn.Module):
     "A U-Net on folded pixels: (B,1,H,W) in network units to (B,1,H,W); H and W are multiples of `multiple`"
     def __init__(self,
@@ -84,7 +88,7 @@ class FoldedUnet(nn.Module):
         noise=2e-3,              # Their regularisation, see `WienerStack`
     ):
         super().__init__()
-        self.fold,self.multiple = fold, fold*2**(len(widths)-1)
+        self.fold = self.multiple = fold
         self.physics = WienerStack(sigmas, noise) if sigmas else nn.Identity()
         self.stem = _conv((1+len(sigmas))*fold**2, widths[0])
         self.downs = nn.ModuleList([ConvBlock(widths[0], widths[0])] + [nn.Sequential(_conv(a, b, 2), ConvBlock(b, b)) for a,b in zip(widths, widths[1:])])
@@ -97,7 +101,7 @@ class FoldedUnet(nn.Module):
         y = self.stem(F.pixel_unshuffle(self.physics(x), self.fold).contiguous(memory_format=torch.channels_last))
         skips = []
         for down in self.downs: skips.append(y := down(y))
-        for up,block,skip in list(zip(self.ups, self.blocks, skips))[::-1]: y = block(torch.cat([skip, up(y)], 1))
+        for up,block,skip in list(zip(self.ups, self.blocks, skips))[::-1]: y = block(_with_skip(skip, up(y)))
         return x + F.pixel_shuffle(self.head(y), self.fold).to(x)
 
 # %% ../nbs/06_networks.ipynb #PowerSpectrum
@@ -131,14 +135,14 @@ class PowerSpectrum(nn.Module):
 
 # %% ../nbs/06_networks.ipynb #WidthEstimator
 class WidthEstimator(nn.Module):
-    "(B,1,H,W) in network units to (B,), the logarithm of blur width (px) + 1/2; H and W are multiples of 64"
+    "(B,1,H,W) in network units to (B,), the logarithm of blur width (px) + 1/2"
     def __init__(self,
         widths=(48,64,96,128,128), # Channels of each level
         fold=4,                    # Side of the blocks that are folded into channels, px
         bins=40,                   # Widths that are told apart
     ):
         super().__init__()
-        self.fold,self.spectrum = fold,PowerSpectrum()
+        self.fold,self.multiple,self.spectrum = fold,fold*2**(len(widths)-1),PowerSpectrum()
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
         self.body = nn.Sequential(_conv(fold**2, widths[0]), *[nn.Sequential(_conv(a, b, 2), ConvBlock(b, b)) for a,b in zip(widths, widths[1:])])
         self.places = nn.Conv2d(widths[-1], bins, 1)
@@ -148,7 +152,8 @@ class WidthEstimator(nn.Module):
 
     def evidence(self, x):
         "(B,bins), logarithms of likelihoods"
-        seen = self.places(self.body(F.pixel_unshuffle(x, self.fold).contiguous(memory_format=torch.channels_last))).float().sum((-2,-1))
+        whole = reflect_pad(x, 0, -x.shape[-2]%self.multiple, 0, -x.shape[-1]%self.multiple)
+        seen = self.places(self.body(F.pixel_unshuffle(whole, self.fold).contiguous(memory_format=torch.channels_last))).float().sum((-2,-1))
         with torch.autocast(x.device.type, enabled=False): return seen + self.whole(self.spectrum(x))
 
     def expected(self, evidence): return evidence.softmax(1) @ self.log_widths
@@ -219,7 +224,8 @@ class GuidedUnet(nn.Module):
         taps=TAPS,               # Of `WienerTaps`; () for no deconvolutions
     ):
         super().__init__()
-        self.fold,self.multiple,self.fade = fold,max(fold*2**(len(widths)-1), 64),fade
+        self.fold = self.multiple = fold
+        self.fade = fade
         self.estimator,self.taps = WidthEstimator(fold=fold),WienerTaps(taps)
         self.code = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
         self.stem = _conv(fold**2+len(self.taps.taps)*(fold//2)**2, widths[0])
@@ -246,7 +252,7 @@ class GuidedUnet(nn.Module):
             y = enter(y)
             for b in blocks: y = b(y, code)
             skips.append(y)
-        for up,block,skip in list(zip(self.ups, self.blocks, skips))[::-1]: y = block(torch.cat([skip, up(y)], 1), code)
+        for up,block,skip in list(zip(self.ups, self.blocks, skips))[::-1]: y = block(_with_skip(skip, up(y)), code)
         return self.head(y)
 
 # %% ../nbs/06_networks.ipynb #fast_bf16
