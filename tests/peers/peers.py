@@ -9,6 +9,7 @@ import numpy as np, tifffile
 
 LOW,HIGH = 1,99.8 # Percentiles of the input that are 0 and 1 for every method, ours too
 VALID = 256       # Pairs that each package validates with
+SIDE = 4          # CAREamics' U-Net halves an image twice, so that its sides must be multiples of this, px
 
 def load_pairs(path):
     "(training, validation), each (blurred, sharp) of shape (n,128,128), float32"
@@ -63,7 +64,7 @@ class Careamics:
         def predict(x):
             lo,hi = np.percentile(x, [LOW,HIGH])
             h,w = x.shape
-            p = np.pad((x-lo)/(hi-lo), ((0,-h%16),(0,-w%16)), mode='reflect').astype(np.float32)
+            p = np.pad((x-lo)/(hi-lo), ((0,-h%SIDE),(0,-w%SIDE)), mode='reflect').astype(np.float32)
             y,_ = peer.predict(p[None], batch_size=1, num_workers=0)
             return np.squeeze(y[0])[:h,:w]*(hi-lo)+lo
         return predict
