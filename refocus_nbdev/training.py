@@ -359,7 +359,7 @@ def _no_worse(learn, path, name):
         learn.model.load_state_dict(load_model(path)[0].state_dict())
         before = learn.validate()[0]
     learn.model.load_state_dict(trained)
-    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {path} stays as it was before it')
+    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {Path(path).name} stays as it was before it')
     return after<=before
 
 def _perceptual(loss):
