@@ -74,11 +74,12 @@ class ConvBlock(nn.Module):
         self.shortcut = nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
     def forward(self, x): return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
 
-# %% ../nbs/06_networks.ipynb #FoldedUnet
+# %% ../nbs/06_networks.ipynb #with-skip
 def _with_skip(skip, y):
     "Channels of both; what was halved from an odd number of pixels comes back one too long"
     return torch.cat([skip, y[..., :skip.shape[-2], :skip.shape[-1]]], 1)
 
+# %% ../nbs/06_networks.ipynb #FoldedUnet
 class FoldedUnet(nn.Module):
     "A U-Net on folded pixels: (B,1,H,W) in network units to (B,1,H,W); H and W are multiples of `multiple`"
     def __init__(self,

@@ -316,6 +316,18 @@ def make_card(
     return dict(**network, version=__version__, licence='Apache-2.0', stages=stages, files=len(files), files_sha256=hash_files(files),
                 validation=dict(zip(['loss', *[m.name for m in learn.recorder.metrics]], map(float, scores))), **about)
 
+# %% ../nbs/08_training.ipynb #no-worse
+def _no_worse(learn, path, name):
+    "Does the learner validate at least as well as the model file, on the same batches? If not, say so"
+    trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
+    with learn.no_bar(), learn.no_logging():
+        after = learn.validate()[0]
+        learn.model.load_state_dict(load_model(path)[0].state_dict())
+        before = learn.validate()[0]
+    learn.model.load_state_dict(trained)
+    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {Path(path).name} stays as it was before it')
+    return after<=before
+
 # %% ../nbs/08_training.ipynb #train
 def _with_plain_rows(learn):
     "Epochs in words where no progress bar draws a table"
@@ -350,17 +362,6 @@ def train(
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())), done=write)
     checkpoint.unlink(missing_ok=True)
     return learn
-
-def _no_worse(learn, path, name):
-    "Does the learner validate at least as well as the model file, on the same batches? If not, say so"
-    trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    with learn.no_bar(), learn.no_logging():
-        after = learn.validate()[0]
-        learn.model.load_state_dict(load_model(path)[0].state_dict())
-        before = learn.validate()[0]
-    learn.model.load_state_dict(trained)
-    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {Path(path).name} stays as it was before it')
-    return after<=before
 
 def _perceptual(loss):
     "What has to be known of a `FeatureLoss` to make it again"
