@@ -225,8 +225,7 @@ class GuidedUnet(nn.Module):
         taps=TAPS,               # Of `WienerTaps`; () for no deconvolutions
     ):
         super().__init__()
-        self.fold = self.multiple = fold
-        self.fade = fade
+        self.fold,self.multiple,self.fade = fold,fold,fade
         self.estimator,self.taps = WidthEstimator(fold=fold),WienerTaps(taps)
         self.code = nn.Sequential(nn.Linear(1, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
         self.stem = _conv(fold**2+len(self.taps.taps)*(fold//2)**2, widths[0])
