@@ -83,8 +83,7 @@ UNET_MULTIPLE = 32 # Sides that fastai's U-Nets can take are multiples of this, 
 @patch
 def _padded(self:Refocuser, x):
     "On the model's device, reflected to sides it can take"
-    m = getattr(self.model, 'multiple', UNET_MULTIPLE)
-    return reflect_pad(x.to(self.device), 0, -x.shape[-2]%m, 0, -x.shape[-1]%m)
+    return pad_to_multiple(x.to(self.device), getattr(self.model, 'multiple', UNET_MULTIPLE))
 
 @patch
 def predict(self:Refocuser,

@@ -317,16 +317,13 @@ def make_card(
                 validation=dict(zip(['loss', *[m.name for m in learn.recorder.metrics]], map(float, scores))), **about)
 
 # %% ../nbs/08_training.ipynb #no-worse
-def _no_worse(learn, path, name):
-    "Does the learner validate at least as well as the model file, on the same batches? If not, say so"
+def _loss_of(learn, path):
+    "The validation loss of a model file of the learner's network, on the learner's batches"
     trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    with learn.no_bar(), learn.no_logging():
-        after = learn.validate()[0]
-        learn.model.load_state_dict(load_model(path)[0].state_dict())
-        before = learn.validate()[0]
+    learn.model.load_state_dict(load_model(path)[0].state_dict())
+    with learn.no_bar(), learn.no_logging(): loss = learn.validate()[0]
     learn.model.load_state_dict(trained)
-    if not after<=before: print(f'{name} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {Path(path).name} stays as it was before it')
-    return after<=before
+    return loss
 
 # %% ../nbs/08_training.ipynb #train
 def _with_plain_rows(learn):
@@ -353,11 +350,13 @@ def train(
     resume = resume and checkpoint.exists()
     if log and not resume: Path(log).unlink(missing_ok=True)
     def write(learn, n):
-        if n>1 and not _no_worse(learn, out, f'stage {n}'): return
         network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
         stages = [*card.get('stages', []), *map(asdict, recipe.stages[:n])]
-        save_model(out, learn.model, make_card(network, learn, files, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
-                                               scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about))
+        new = make_card(network, learn, files, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
+                        scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about)
+        after,before = new['validation']['loss'],_loss_of(learn, out) if n>1 and Path(out).exists() else np.inf
+        if after<=before or n==1: save_model(out, learn.model, new)
+        else: print(f'stage {n} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {Path(out).name} stays as it was before it')
     learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())), done=write)
     checkpoint.unlink(missing_ok=True)
