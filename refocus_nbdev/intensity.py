@@ -7,7 +7,7 @@ __all__ = ['MINMAX', 'noise_sigma', 'Scale']
 
 # %% ../nbs/01a_intensity.ipynb #imports
 from dataclasses import dataclass
-import torch, torch.nn.functional as F
+import numpy as np, torch, torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/01a_intensity.ipynb #noise_sigma
@@ -24,7 +24,12 @@ def noise_sigma(
 def _percentile(x, pct):
     "The `pct` percentile of each row of `x` (B,n), without interpolation; of every n-th pixel where there are over 4 million"
     x = x[:, ::1 + x.shape[1]//4_000_000]
-    return x.kthvalue(1 + round((x.shape[1]-1)*pct/100), dim=1).values
+    return _smallest(x, round((x.shape[1]-1)*pct/100))
+
+def _smallest(x, k):
+    "Number `k`, from 0, of each row of `x` (B,n) in rising order; by NumPy on the CPU, many times as fast as `kthvalue` there"
+    if x.device.type!='cpu': return x.kthvalue(k+1, dim=1).values
+    return torch.from_numpy(np.partition(x.detach().numpy(), k, axis=1)[:,k])
 
 # %% ../nbs/01a_intensity.ipynb #Scale
 @dataclass
