@@ -18,7 +18,7 @@ def noise_sigma(
 ) -> Tensor:  # (B,1,1,1), standard deviation of the noise in the same unit; 0 for images under 3 pixels wide
     "The noise level of each image (Immerkaer 1996, with a median)"
     if min(x.shape[-2:])<3: return x.new_zeros(len(x),1,1,1)
-    r = F.conv2d(x, _SECOND_DIFFERENCE.to(x)).abs().flatten(1)
+    with torch.autocast(x.device.type, enabled=False): r = F.conv2d(x, _SECOND_DIFFERENCE.to(x)).abs().flatten(1)
     return (_percentile(r, 50)/(0.6745*6)).view(-1,1,1,1)
 
 def _percentile(x, pct):
