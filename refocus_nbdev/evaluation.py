@@ -6,8 +6,8 @@
 __all__ = ['SIMULATORS', 'RIVALS', 'SIMULATED_METRICS', 'simulated_plane', 'simulated_plate', 'SimulatedPlane',
            'simulated_planes', 'deconvolve_rl', 'nominal_kernel', 'richardson_lucy_nominal', 'doing_nothing',
            'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'on_plane', 'alone_and_told', 'score_simulated',
-           'by_level', 'measured', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores', 'score_widths',
-           'rms_by_level']
+           'by_level', 'measured', 'processor', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores',
+           'score_widths', 'rms_by_level']
 
 # %% ../nbs/11_evaluation.ipynb #imports
 from functools import partial
@@ -22,7 +22,7 @@ from .images import *
 from .inference import *
 from .kernels import blur_width
 from .metrics import *
-from .networks import load_model, save_model
+from .networks import fast_bf16, load_model, save_model
 from .optics import *
 from .pairs import *
 
@@ -243,6 +243,12 @@ def measured(
         path.parent.mkdir(parents=True, exist_ok=True)
         rows.to_csv(path, index=False, float_format='%.6g')
     return pd.read_csv(path)
+
+# %% ../nbs/11_evaluation.ipynb #processor
+def processor() -> str: # Such as '2 threads, AVX512, fast bfloat16'
+    "What this computer computes on"
+    kind = 'AMX' if torch.cpu._is_amx_tile_supported() else torch.backends.cpu.get_cpu_capability()
+    return f'{torch.get_num_threads()} threads, {kind}, {"fast" if fast_bf16("cpu") else "no fast"} bfloat16'
 
 # %% ../nbs/11_evaluation.ipynb #score_pairs
 def score_pairs(

@@ -176,36 +176,43 @@ class WidthEstimator(nn.Module):
 # %% ../nbs/06_networks.ipynb #WienerTaps
 TAPS = (0.7,2e-3),(0.85,2e-3),(1,2e-3),(1.15,2e-3),(1.35,2e-3),(1,3e-4),(1,2e-2)
 
+def _transfer(sigma, h, w, step=1.):
+    "Of Gaussians of `sigma` (...,1,1) px, at the frequencies of an `rfft2` of `h` by `w` pixels, `step` px apart"
+    c = -2*torch.pi**2*sigma**2
+    return torch.exp(c*torch.fft.fftfreq(h, step, device=sigma.device)[:,None]**2)*torch.exp(c*torch.fft.rfftfreq(w, step, device=sigma.device)**2)
+
 class WienerTaps(nn.Module):
-    "(B,1,H,W) and widths (B,) to (B,n,H/2,W/2): Wiener deconvolutions for Gaussians around the widths; H and W even"
+    "(B,1,H,W) and widths (B,) to the image without its finest noise, (B,1,H,W), and Wiener deconvolutions for Gaussians around the widths, (B,n,H/2,W/2); H and W even"
     def __init__(self,
         taps=TAPS, # Factor on the width, and the share of noise power K, of each
+        passed=(0.7,1e-3), # The same of the filter that takes noise away
         margin=48, # Reflected pixels at each side, even
     ):
         super().__init__()
-        self.taps,self.margin = tuple(map(tuple, taps)),margin
+        self.taps,self.passed,self.margin = tuple(map(tuple, taps)),passed,margin
 
     def filters(self, width, h, w):
         "(B,n,h,w//2+1) at the frequencies of an image of `h` by `w`, two pixels apart"
         factor,K = (torch.tensor(v, device=width.device)[:,None,None] for v in zip(*self.taps))
-        c = -2*torch.pi**2*(factor*width[:,None,None,None])**2
-        H = torch.exp(c*torch.fft.fftfreq(h, 2., device=width.device)[:,None]**2)*torch.exp(c*torch.fft.rfftfreq(w, 2., device=width.device)**2)
+        H = _transfer(factor*width[:,None,None,None], h, w, 2.)
         return H*(1+K)/(H*H+K)
 
+    def denoiser(self, width, h, w):
+        "(B,1,h,w//2+1)"
+        factor,K = self.passed
+        H2 = _transfer(factor*width[:,None,None,None], h, w)**2
+        return H2*(1+K)/(H2+K)
+
     def forward(self, x, width):
-        (h,w),m = x.shape[-2:],self.margin
+        (h,w),m,width = x.shape[-2:],self.margin,width.float()
         H,W = (4*_fast_size(-(-(n+2*m)//4)) for n in (h,w))
         with torch.autocast(x.device.type, enabled=False):
-            spectrum = torch.fft.rfft2(reflect_pad(x.float(), m, H-h-m, m, W-w-m))[..., :W//4+1]
-            low = torch.cat([spectrum[..., :H//4, :], spectrum[..., -(H//4):, :]], -2)
-            d = torch.fft.irfft2(low*self.filters(width.float(), H//2, W//2), s=(H//2,W//2))/4
-        return d[..., m//2:(m+h)//2, m//2:(m+w)//2]
-
-    def folded(self, x, width, fold):
-        "The image and its deconvolutions, (B,fold**2+n*(fold//2)**2,H/fold,W/fold)"
-        parts = [F.pixel_unshuffle(x.float(), fold)]
-        if self.taps: parts.append(F.pixel_unshuffle(self(x, width), fold//2))
-        return torch.cat(parts, 1)
+            spectrum = torch.fft.rfft2(reflect_pad(x.float(), m, H-h-m, m, W-w-m))
+            clean = torch.fft.irfft2(spectrum*self.denoiser(width, H, W), s=(H,W))[..., m:m+h, m:m+w]
+            if not self.taps: return clean,clean[:, :0, ::2, ::2]
+            low = torch.cat([spectrum[..., :H//4, :W//4+1], spectrum[..., -(H//4):, :W//4+1]], -2)
+            d = torch.fft.irfft2(low*self.filters(width, H//2, W//2), s=(H//2,W//2))/4
+        return clean,d[..., m//2:(m+h)//2, m//2:(m+w)//2]
 
 # %% ../nbs/06_networks.ipynb #GuidedBlock
 class GuidedBlock(nn.Module):
@@ -248,10 +255,12 @@ class GuidedUnet(nn.Module):
     def forward(self, x, width=None):
         if width is None: width = self.blur_width(x).detach()
         width = width.float().clamp(0.3, 20)
-        y = self._unet(self.taps.folded(x, width, self.fold), self.code((width+0.5).log()[:,None]-1.5))
+        clean,deconvolved = self.taps(x, width)
+        inputs = torch.cat([F.pixel_unshuffle(x.float(), self.fold), F.pixel_unshuffle(deconvolved, self.fold//2)], 1)
+        y = F.pixel_shuffle(self._unet(inputs, self.code((width+0.5).log()[:,None]-1.5)), self.fold).float()
         low,high = self.fade
         t = ((width-low)/(high-low)).clamp(0, 1)
-        return x + (t*t*(3-2*t)).view(-1,1,1,1)*F.pixel_shuffle(y, self.fold).float()
+        return x + (t*t*(3-2*t)).view(-1,1,1,1)*(clean-x+y)
 
     def _unet(self, x, code):
         y,skips = self.stem(x.contiguous(memory_format=torch.channels_last)),[]

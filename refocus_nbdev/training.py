@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'LESSON7_SHARES', 'LOSSES', 'Stage', 'Recipe', 'recipe_learner', 'Bf16', 'GuideWidth', 'Average',
            'Checkpoint', 'EpochLog', 'Clock', 'fit_stages', 'hash_files', 'make_card', 'train', 'unseen_wells',
-           'train_from_pairs', 'unseen_groups', 'train_from_sharp']
+           'train_from_pairs', 'unseen_groups', 'dls_split_as', 'train_from_sharp']
 
 # %% ../nbs/08_training.ipynb #imports
 import hashlib, itertools, os, time
@@ -45,16 +45,19 @@ class Recipe:
     args: dict=field(default_factory=dict) # Its arguments
     loss: str='l1'               # A key of `LOSSES`
     average: float=0.995         # Decay of the averaged weights; 0 for the last ones as they are
+    borrow: str=''               # Of the model to start from, the part that is taken over, such as 'estimator'; the whole of it if empty
     scale: dict|None=None        # Arguments of `Scale.given` for each image by itself; by the blurred image if None
 
 # %% ../nbs/08_training.ipynb #RECIPES
+_FAST = dict(widths=(64,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 _BLOG = dict(network='fastai_unet', args=dict(encoder='resnet34', blur=True, norm_type='Weight'), loss='feature', average=0)
 
 RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
     nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
-    finetune=Recipe((Stage(256, 8, 120, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
+    finetune=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), 'guided_unet', loss='fidelity', average=0.999),
+    fast=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', _FAST, loss='fidelity', average=0.999, borrow='estimator'),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
@@ -325,6 +328,19 @@ def _loss_of(learn, path):
     learn.model.load_state_dict(trained)
     return loss
 
+# %% ../nbs/08_training.ipynb #begin
+def _begin(recipe, init):
+    "The network to go on with, None for a new one, and the card of what it is so far"
+    card = dict(network=recipe.network, args=recipe.args)
+    if not init: return None,card
+    known,its_card = load_model(init)
+    if not recipe.borrow: return known,its_card
+    if not hasattr(known, recipe.borrow): raise ModelError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
+    model = build_network(**card)
+    getattr(model, recipe.borrow).load_state_dict(getattr(known, recipe.borrow).state_dict())
+    return model,card
+
+
 # %% ../nbs/08_training.ipynb #train
 def _with_plain_rows(learn):
     "Epochs in words where no progress bar draws a table"
@@ -345,7 +361,7 @@ def train(
     **about          # More entries for the card
 ) -> Learner:     # With the weights of the last stage, averaged
     "Train, and write the model file after each stage that did not make it worse; raises `ModelError` for an `init` or weights that cannot be used"
-    model,card = load_model(init) if init else (None, dict(network=recipe.network, args=recipe.args))
+    model,card = _begin(recipe, init)
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
     resume = resume and checkpoint.exists()
     if log and not resume: Path(log).unlink(missing_ok=True)
@@ -399,7 +415,7 @@ def train_from_pairs(
     return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, sorted({f for p in seen for f in p[:2]}),
                  init=init, blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
 
-# %% ../nbs/08_training.ipynb #train_from_sharp
+# %% ../nbs/08_training.ipynb #unseen_groups
 def unseen_groups(
     files,     # Image files
     groups,    # The group of each
@@ -409,6 +425,19 @@ def unseen_groups(
     unseen = set(card.get('held_out', []))
     return {g for f,g in zip(files, groups) if Path(f).name in unseen}
 
+def dls_split_as(
+    card:dict, # Of a model
+    files,     # In-focus images that it was trained and validated on
+    size,      # Side of the crops, px
+    bs,        # Crops in a batch
+    **kwargs   # For `sharp_dls`
+) -> DataLoaders:
+    "Batches with simulated defocus, validated on the groups that were held out from a model"
+    groups = groups_of(files)
+    return sharp_dls(files, groups, unseen_groups(files, groups, card), size, bs, **kwargs)
+
+
+# %% ../nbs/08_training.ipynb #train_from_sharp
 def train_from_sharp(
     files,         # In-focus images
     out,           # The model file to write

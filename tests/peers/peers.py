@@ -30,7 +30,7 @@ class Care:
         model.prepare_for_training()
         model.callbacks.append(Stop())
         history = model.train(x[...,None], y[...,None], validation_data=(vx[...,None], vy[...,None])).history
-        return dict(epochs=len(history['loss']), steps_per_epoch=model.config.train_steps_per_epoch, parameters=int(model.keras_model.count_params()))
+        return dict(epochs=len(history['loss']), steps=len(history['loss'])*model.config.train_steps_per_epoch, parameters=int(model.keras_model.count_params()))
 
     def load(self, folder):
         from csbdeep.data import PercentileNormalizer
