@@ -6,8 +6,12 @@
 __all__ = ['app', 'console', 'command', 'UsageError', 'numbers', 'Job', 'plan_run', 'run_job', 'run', 'sample_plate', 'demo',
            'demo_picture', 'train', 'check', 'download', 'models', 'main']
 
+# %% ../nbs/15_cli.ipynb #patience
+import os
+os.environ.setdefault('GOMP_SPINCOUNT', '10000')
+
 # %% ../nbs/15_cli.ipynb #imports
-import csv, os, sys, time
+import csv, sys, time
 from functools import partial
 from inspect import cleandoc
 from dataclasses import dataclass, replace
@@ -133,26 +137,37 @@ def _tell(jobs, defocus_um):
     "Note in each job how far out of focus its file is: one number in um, or a CSV file"
     if not defocus_um: return
     if not defocus_um.lower().endswith('.csv'):
-        for j in jobs: j.defocus_um = _um(defocus_um, '--defocus-um')
+        for j in jobs: j.defocus_um = _um(defocus_um, '--defocus-um', ', or a CSV file')
         return
     table = _distances(defocus_um)
     for j in jobs:
         if j.status!='to do': continue
         if j.source.name in table: j.defocus_um = table[j.source.name]
-        else: j.status,j.note = 'failed',f'{j.source}: {defocus_um} has no row for it'
+        else: j.status,j.note = 'failed',f'{j.source}: {defocus_um} has no row for the file {j.source.name}'
 
-def _um(text, where):
+def _um(text, where, remedy=''):
     try: um = abs(float(text))
     except ValueError: um = float('nan')
-    if not um<=100: raise UsageError(f'{where} {text!r}: give a distance in um, up to 100, or a CSV file')
+    if not um<=100: raise UsageError(f'{where} {text!r}: give a distance in um, up to 100{remedy}')
     return um
 
 def _distances(path):
-    "Distances by file name"
-    try: rows = list(csv.DictReader(Path(path).read_text().splitlines()))
+    "Distances by file name; commas or semicolons between columns, as spreadsheets write them"
+    try: text = Path(path).read_text('utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
-    if not rows or not {'file','defocus_um'} <= rows[0].keys(): raise UsageError(f'{path}: needs the columns file and defocus_um, and at least one row')
-    return {Path(r['file']).name: _um(r['defocus_um'], f'{path}, {r["file"]}:') for r in rows}
+    between = max(',;\t', key=text[0].count) if text else ','
+    rows = list(csv.DictReader(text, delimiter=between))
+    if not rows: raise UsageError(f'{path}: holds no row; give the columns file and defocus_um, and a row for each file')
+    if not {'file','defocus_um'} <= rows[0].keys(): raise UsageError(f'{path}: has the columns {", ".join(map(str, rows[0]))}; it needs file and defocus_um')
+    point = '.' if between==',' else ','
+    return {Path(r['file'] or '').name: _um((r['defocus_um'] or '').replace(point, '.'), f'{path}, {r["file"]}:') for r in rows}
+
+def _warn_far(jobs, refocuser):
+    blur = refocuser.card.get('blur')
+    most = blur.get('max_um', 100) if isinstance(blur, dict) else 100
+    far = [j for j in jobs if j.status=='to do' and (j.defocus_um or 0)>most]
+    if far: print(f'WARNING: {len(far)} of the files are said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of them')
+
 
 # %% ../nbs/15_cli.ipynb #run
 @command
@@ -161,7 +176,7 @@ def run(
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
-    defocus_um:str='', # How far out of focus the images are, in um: one number, or a CSV file with the columns file and defocus_um; the model finds out if empty
+    defocus_um:str='', # How far out of focus the images are, in um, on either side: one number, or a CSV file with the columns file and defocus_um and a row for each file; the model finds out if empty
     recursive:bool=False, # Look into the folders of a folder as well
     overwrite:bool=False, # Replace files in the output folder that were made by something else
     dry_run:bool=False, # Only list what would be done
@@ -176,6 +191,7 @@ def run(
     refocuser = _refocuser(model, device)
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
+    _warn_far(jobs, refocuser)
     start = time.perf_counter()
     for j in _progress(jobs, 'refocusing'):
         if j.status=='to do': run_job(j, refocuser, overwrite)
@@ -287,7 +303,7 @@ def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # The model file to write
     sharp_only:bool=False, # Train on in-focus images alone, with simulated defocus
-    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), fast (a smaller network, which takes over how --init sees the width of a blur), finetune (to go on from the model of --init), few (the same with ten images), plate (from pairs), blog or blog_short
+    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), fast (a smaller network, which takes over how --init sees the width of a blur), finetune (to go on from the model of --init), few (the same with ten images or so), plate (from pairs), blog or blog_short
     epochs:int=0, # Set every stage of the recipe to so many epochs; 0 leaves them
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
     target:str='16', # The plane in focus, or sharpest: of the planes 11 to 23, that of each field
@@ -313,7 +329,7 @@ def train(
 
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
     """
-    recipe,start = _recipe(stages, epochs, out, valid_pct), model_path(init) if init else None
+    recipe,start = _recipe(stages, epochs, out, valid_pct, init), model_path(init) if init else None
     items = _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
@@ -358,7 +374,7 @@ def _registered(pairs):
 def _keep(only_registered): return _registered if only_registered else list
 
 # %% ../nbs/15_cli.ipynb #_recipe
-def _recipe(name, epochs, out, valid_pct):
+def _recipe(name, epochs, out, valid_pct, init):
     "A recipe, each of its stages with `epochs` epochs if that is not 0"
     if not out.resolve().parent.is_dir(): raise UsageError(f'{out.parent}: there is no such folder for the model file')
     if out.exists(): raise UsageError(f'{out}: exists already; choose another name for the model file, or move this one')
@@ -366,6 +382,7 @@ def _recipe(name, epochs, out, valid_pct):
     _quiet_fastai()
     from refocus_nbdev.training import RECIPES
     if name not in RECIPES: raise UsageError(f'{name!r} is no recipe; there are {", ".join(RECIPES)}')
+    if name in ('finetune','few') and not init: raise UsageError(f'--stages {name} goes on from a model: name it with --init, such as --init nuclei')
     if epochs<0: raise UsageError(f'--epochs {epochs}: must be 0 or more')
     recipe = RECIPES[name]
     return replace(recipe, stages=tuple(replace(s, epochs=epochs or s.epochs) for s in recipe.stages))

@@ -173,7 +173,7 @@ class WidthEstimator(nn.Module):
         share = (1-(self.log_widths-log_width[:,None]).abs()/step).clamp(min=0)
         return -(share*evidence.log_softmax(1)).sum(1)
 
-# %% ../nbs/06_networks.ipynb #WienerTaps
+# %% ../nbs/06_networks.ipynb #TAPS
 TAPS = (0.7,2e-3),(0.85,2e-3),(1,2e-3),(1.15,2e-3),(1.35,2e-3),(1,3e-4),(1,2e-2)
 
 def _transfer(sigma, h, w, step=1.):
@@ -181,6 +181,7 @@ def _transfer(sigma, h, w, step=1.):
     c = -2*torch.pi**2*sigma**2
     return torch.exp(c*torch.fft.fftfreq(h, step, device=sigma.device)[:,None]**2)*torch.exp(c*torch.fft.rfftfreq(w, step, device=sigma.device)**2)
 
+# %% ../nbs/06_networks.ipynb #WienerTaps
 class WienerTaps(nn.Module):
     "(B,1,H,W) and widths (B,) to the image without its finest noise, (B,1,H,W), and Wiener deconvolutions for Gaussians around the widths, (B,n,H/2,W/2); H and W even"
     def __init__(self,
@@ -253,13 +254,11 @@ class GuidedUnet(nn.Module):
     def blur_width(self, x): return self.estimator(x).exp()-0.5
 
     def forward(self, x, width=None):
-        if width is None: width = self.blur_width(x).detach()
-        width = width.float().clamp(0.3, 20)
+        width = (self.blur_width(x).detach() if width is None else width).float().clamp(0.3, 20)
         clean,deconvolved = self.taps(x, width)
         inputs = torch.cat([F.pixel_unshuffle(x.float(), self.fold), F.pixel_unshuffle(deconvolved, self.fold//2)], 1)
         y = F.pixel_shuffle(self._unet(inputs, self.code((width+0.5).log()[:,None]-1.5)), self.fold).float()
-        low,high = self.fade
-        t = ((width-low)/(high-low)).clamp(0, 1)
+        t = ((width-self.fade[0])/(self.fade[1]-self.fade[0])).clamp(0, 1)
         return x + (t*t*(3-2*t)).view(-1,1,1,1)*(clean-x+y)
 
     def _unet(self, x, code):

@@ -341,13 +341,21 @@ def _begin(recipe, init):
     return model,card
 
 
-# %% ../nbs/08_training.ipynb #train
+# %% ../nbs/08_training.ipynb #told
 def _with_plain_rows(learn):
     "Epochs in words where no progress bar draws a table"
     def row(values): print(', '.join(f'{n} {v if isinstance(v, (int,str)) else f"{v:.4g}"}' for n,v in zip(learn.recorder.metric_names, values) if v is not None))
     learn.logger = row
     return learn
 
+def _perceptual(loss):
+    "What has to be known of a `FeatureLoss` to make it again"
+    return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram) if isinstance(loss, FeatureLoss) else None
+
+def _tell_plan(recipe, files, groups, valid):
+    print(f'{sum(s.epochs for s in recipe.stages)} epochs on {len(files)} files of {len(groups)} groups, {len(valid)} of which are held out to validate on', flush=True)
+
+# %% ../nbs/08_training.ipynb #train
 def train(
     recipe:Recipe,   # What to train, and how
     dls_of,          # Function from a stage to its `DataLoaders`
@@ -377,10 +385,6 @@ def train(
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr(replace(recipe, stages=())), done=write)
     checkpoint.unlink(missing_ok=True)
     return learn
-
-def _perceptual(loss):
-    "What has to be known of a `FeatureLoss` to make it again"
-    return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram) if isinstance(loss, FeatureLoss) else None
 
 # %% ../nbs/08_training.ipynb #train_from_pairs
 def unseen_wells(
@@ -412,7 +416,9 @@ def train_from_pairs(
     split = split_wells([p.field.well for p in pairs], valid_pct, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
     seen = keep([p for p in pairs if p.field.well not in split.test])
     set_seed(seed)
-    return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, sorted({f for p in seen for f in p[:2]}),
+    files = sorted({f for p in seen for f in p[:2]})
+    _tell_plan(recipe, files, split.train | split.valid, split.valid)
+    return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, files,
                  init=init, blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
 
 # %% ../nbs/08_training.ipynb #unseen_groups
@@ -452,6 +458,7 @@ def train_from_sharp(
     groups = groups_of(files)
     out_of_sight = (init and unseen_groups(files, groups, read_card(init))) or held_out(groups, valid_pct, seed)
     set_seed(seed)
+    _tell_plan(recipe, files, set(groups), out_of_sight)
     blur = dict(simulated='near Gaussians, wave optics and disks', max_um=simulate.max_um, radius=simulate.radius)
     names = sorted(Path(f).name for f,g in zip(files, groups) if g in out_of_sight)
     return train(recipe, lambda s: sharp_dls(files, groups, out_of_sight, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,

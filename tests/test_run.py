@@ -185,6 +185,24 @@ def test_told_the_distance(refocus, folder, tmp_path):
     assert 'told 30 um' in read_image(tmp_path/'number'/names[0]).software
     assert 'distance' in refocus('run', folder, '--out', tmp_path/'alone', '--defocus-um', 30).text
 
+@pytest.mark.parametrize('header,row', [('\ufefffile,defocus_um','{},30'), ('\ufefffile;defocus_um','{};30,0'), ('well\tfile\tdefocus_um','a01\t{}\t-30')], ids=('utf-8','semicolons','tabs'))
+def test_distances_as_spreadsheets_write_them(refocus, folder, tmp_path, header, row):
+    names = sorted(f.name for f in folder.glob('*.tif'))
+    (tmp_path/'um.csv').write_text('\n'.join([header, *map(row.format, names)]), encoding='utf-8')
+    assert refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', tmp_path/'um.csv').code==0
+    assert 'told 30 um' in read_image(tmp_path/'out'/names[0]).software
+
+@pytest.mark.parametrize('text,said', [('file,um\na.tif,3','has the columns file, um'), ('file,defocus_um\n','holds no row'), ('','holds no row'), ('file,defocus_um\na.tif,far','a.tif'), ('file,defocus_um\na.tif','a.tif')])
+def test_distances_that_cannot_be_meant(refocus, folder, tmp_path, text, said):
+    (tmp_path/'um.csv').write_text(text)
+    got = refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', tmp_path/'um.csv')
+    assert got.code==2 and said in got.text and 'um.csv' in got.text and not (tmp_path/'out').exists()
+
+def test_farther_than_trained_for(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', 60)
+    assert said.code==0 and 'WARNING' in said.text and '36 um' in said.text
+    assert 'WARNING' not in refocus('run', folder, '--out', tmp_path/'near', '--defocus-um', 36).text
+
 def test_results_cannot_go_into_a_file(refocus, folder, tmp_path):
     (tmp_path/'out').write_text('')
     said = refocus('run', folder, '--out', tmp_path/'out')

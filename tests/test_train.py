@@ -76,7 +76,7 @@ def test_fewer_images_than_a_batch_are_enough(refocus, tmp_path):
     assert said.code==0 and 'nan' not in said.text
 
 WRONG = dict(
-    recipe=['--stages','none'], epochs=['--epochs',-1], planes=['--planes','1;5'], folder=['--out','no/such/folder/m.safetensors'],
+    recipe=['--stages','none'], from_nothing=['--stages','few'], epochs=['--epochs',-1], planes=['--planes','1;5'], folder=['--out','no/such/folder/m.safetensors'],
     two_plates=['second'], share=['--valid-pct',2], unknown=['--nonsense'])
 
 @pytest.mark.parametrize('args', WRONG.values(), ids=WRONG.keys())
