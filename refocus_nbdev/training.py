@@ -336,7 +336,7 @@ def _begin(recipe, init):
     known,its_card = load_model(init)
     if not recipe.borrow: return known,its_card
     if not hasattr(known, recipe.borrow): raise ModelError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
-    model = build_network(**card)
+    model = build_network(recipe.network, **recipe.args)
     getattr(model, recipe.borrow).load_state_dict(getattr(known, recipe.borrow).state_dict())
     return model,card
 
