@@ -122,7 +122,7 @@ class FidelityLoss(ImageLoss):
     def __init__(self,
         floor:float=1e-4, # The mean square error that is good enough, in units of `unit` squared, above 0
         structure:float=0.3, # Weight of 1 - SSIM
-        slope:float=10., # Weight of `slope_error`
+        slope:float=3., # Weight of `slope_error`
         unit:callable=contrast, # From targets to the intensity that counts as one; None takes images as they are
         reduction:str='mean', # 'mean', 'sum' or 'none'
     ):
