@@ -57,7 +57,7 @@ RECIPES = dict(
     nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
     finetune=Recipe((Stage(256, 8, 120, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), 'guided_unet', loss='fidelity', average=0.999),
-    fast=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', _FAST, loss='fidelity', average=0.999, borrow='estimator'),
+    fast=Recipe((Stage(128, 32, 60, 1.5e-3, crops=8), Stage(256, 8, 150, 1e-3, crops=8)), 'guided_unet', _FAST, loss='fidelity', average=0.999, borrow='estimator'),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe((Stage(128, 32, 10, 1e-2, frozen=True, pct_start=0.9, wd=1e-3, crops=4), Stage(128, 32, 10, (1e-5,1e-3), pct_start=0.9, wd=1e-3, crops=4),
                  Stage(256, 12, 10, 1e-3, frozen=True, pct_start=0.9, wd=1e-3, crops=1), Stage(256, 12, 10, (1e-6,1e-4), pct_start=0.3, wd=1e-3, crops=1)), **_BLOG),
