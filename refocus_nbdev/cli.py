@@ -168,7 +168,6 @@ def _warn_far(jobs, refocuser):
     far = [j for j in jobs if j.status=='to do' and (j.defocus_um or 0)>most]
     if far: print(f'WARNING: {len(far)} of the files are said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of them')
 
-
 # %% ../nbs/15_cli.ipynb #run
 @command
 def run(

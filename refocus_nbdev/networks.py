@@ -199,7 +199,7 @@ class WienerTaps(nn.Module):
         return H*(1+K)/(H*H+K)
 
     def denoiser(self, width, h, w):
-        "(B,1,h,w//2+1)"
+        "(B,1,h,w//2+1), how much of each frequency of an image of `h` by `w` is kept"
         factor,K = self.passed
         H2 = _transfer(factor*width[:,None,None,None], h, w)**2
         return H2*(1+K)/(H2+K)

@@ -340,7 +340,6 @@ def _begin(recipe, init):
     getattr(model, recipe.borrow).load_state_dict(getattr(known, recipe.borrow).state_dict())
     return model,card
 
-
 # %% ../nbs/08_training.ipynb #told
 def _with_plain_rows(learn):
     "Epochs in words where no progress bar draws a table"
@@ -441,7 +440,6 @@ def dls_split_as(
     "Batches with simulated defocus, validated on the groups that were held out from a model"
     groups = groups_of(files)
     return sharp_dls(files, groups, unseen_groups(files, groups, card), size, bs, **kwargs)
-
 
 # %% ../nbs/08_training.ipynb #train_from_sharp
 def train_from_sharp(
