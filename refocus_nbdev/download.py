@@ -231,20 +231,24 @@ class Download:
         self._each(ask, self.archives[1:])
         return self
 
-    def _each(self, f, archives):
-        "Call `f` on archives, `jobs` at once; raises what one of them raises"
-        def call(a):
-            try: return self.over or f(a)
-            except BaseException:
-                self.over = True
-                raise
-        self.over = False
-        with ThreadPool(self.jobs) as pool:
-            done = pool.map_async(call, archives, chunksize=1)
-            try:
-                while not done.ready(): done.wait(0.1)
-            finally: self.over = True
-        done.get()
+# %% ../nbs/02a_download.ipynb #each
+@patch
+def _each(self:Download, f, archives):
+    "Call `f` on archives, `jobs` at once; raises what one of them raises"
+    def call(a):
+        try: return self.over or f(a)
+        except BaseException:
+            self.over = True
+            raise
+    self.over = False
+    with ThreadPool(self.jobs) as pool:
+        done = pool.map_async(call, archives, chunksize=1)
+        try:
+            while not done.ready(): done.wait(0.1)
+        finally:
+            self.over = True
+            done.wait(1)
+    done.get()
 
 # %% ../nbs/02a_download.ipynb #fetch
 @contextmanager

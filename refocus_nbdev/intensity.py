@@ -7,19 +7,17 @@ __all__ = ['MINMAX', 'noise_sigma', 'Scale']
 
 # %% ../nbs/01a_intensity.ipynb #imports
 from dataclasses import dataclass
-import numpy as np, torch, torch.nn.functional as F
+import numpy as np, torch
 from torch import Tensor
 
 # %% ../nbs/01a_intensity.ipynb #noise_sigma
-_SECOND_DIFFERENCE = torch.tensor([[1.,-2,1], [-2,4,-2], [1,-2,1]])[None,None]
-
 def noise_sigma(
     x:Tensor, # (B,1,H,W), counts
 ) -> Tensor:  # (B,1,1,1), standard deviation of the noise in the same unit; 0 for images under 3 pixels wide
     "The noise level of each image (Immerkaer 1996, with a median)"
     if min(x.shape[-2:])<3: return x.new_zeros(len(x),1,1,1)
-    with torch.autocast(x.device.type, enabled=False): r = F.conv2d(x, _SECOND_DIFFERENCE.to(x)).abs().flatten(1)
-    return (_percentile(r, 50)/(0.6745*6)).view(-1,1,1,1)
+    r = x.diff(n=2, dim=-1).diff(n=2, dim=-2)
+    return (_percentile(r.abs().flatten(1), 50)/(0.6745*6)).view(-1,1,1,1)
 
 def _percentile(x, pct):
     "The `pct` percentile of each row of `x` (B,n), without interpolation; of every n-th pixel where there are over 4 million"

@@ -122,14 +122,15 @@ class FidelityLoss(ImageLoss):
     def __init__(self,
         floor:float=1e-4, # The mean square error that is good enough, in units of `unit` squared, above 0
         structure:float=0.3, # Weight of 1 - SSIM
-        slope:float=3., # Weight of `slope_error`
+        slope:float=40., # Weight of `slope_error`
+        fade:float=0.03, # Of `slope_error`
         unit:callable=contrast, # From targets to the intensity that counts as one; None takes images as they are
         reduction:str='mean', # 'mean', 'sum' or 'none'
     ):
         super().__init__(unit, reduction)
-        self.floor,self.structure,self.slope,self.unlike = floor,structure,slope,SSIMLoss()
+        self.floor,self.structure,self.slope,self.fade,self.unlike = floor,structure,slope,fade,SSIMLoss()
 
     def per_image(self, pred, targ):
         d = pred-targ
-        asked = self.structure*self.unlike.per_image(pred, targ) + self.slope*slope_error(pred, targ)
+        asked = self.structure*self.unlike.per_image(pred, targ) + self.slope*slope_error(pred, targ, self.fade)
         return image_mean(d.abs()) + 0.1*torch.log1p(image_mean(d**2)/self.floor) + asked

@@ -49,7 +49,7 @@ class Recipe:
     scale: dict|None=None        # Arguments of `Scale.given` for each image by itself; by the blurred image if None
 
 # %% ../nbs/08_training.ipynb #RECIPES
-_FAST = dict(widths=(64,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
+_FAST = dict(widths=(48,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 _BLOG = dict(network='fastai_unet', args=dict(encoder='resnet34', blur=True, norm_type='Weight'), loss='feature', average=0)
 
 RECIPES = dict(
