@@ -88,14 +88,14 @@ def _padded(self:Refocuser, x):
 @patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
-    width=None,     # How wide the blur is, px; estimated if None
+    told=None,      # How wide the blur should be within a tenth, px; found in the image alone if None
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output, in float32"
     h,w = x.shape[-2:]
     x = self._padded(x)
-    told = [] if width is None else [torch.tensor([float(width)], device=self.device)]
     with self.lock, torch.inference_mode(), in_bf16(self.device):
-        y = self.model(x, *told).float().cpu()
+        width = [] if told is None else [self.model.blur_width(x, torch.tensor([float(told)], device=self.device))]
+        y = self.model(x, *width).float().cpu()
         _release_hooks(self.model)
     return y[..., :h, :w]
 
@@ -119,16 +119,16 @@ def keep_light(
 @patch
 def refocus(self:Refocuser,
     x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition
-    defocus_um=None, # How far out of focus it is, um, either side; None leaves it to the model to find out, plane by plane
+    defocus_um=None, # How far out of focus it is within a tenth, um, either side; None leaves it to the model to find out, plane by plane
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told"
     if defocus_um is not None and not self.guided: raise ValueError(f'model {self.name} cannot be told a distance: leave it out, or choose another model')
-    width = None if defocus_um is None else WIDTH_PX_PER_UM*abs(defocus_um)
+    told = None if defocus_um is None else WIDTH_PX_PER_UM*abs(defocus_um)
     if x.size==0 or x.min()==x.max(): return x.copy()
     scale,planes = self._scaled(x)
     out = np.empty((x[..., 0, 0].size, *x.shape[-2:]), x.dtype)
     for i,p in enumerate(planes):
-        y = self.predict(p, width)
+        y = self.predict(p, told)
         out[i] = to_dtype(scale.undo(keep_light(y, p) if self.guided else y).numpy(), x.dtype)
     return out.reshape(x.shape)
 

@@ -143,14 +143,16 @@ class PowerSpectrum(nn.Module):
 
 # %% ../nbs/06_networks.ipynb #WidthEstimator
 class WidthEstimator(nn.Module):
-    "(B,1,H,W) in network units to (B,), the logarithm of blur width (px) + 1/2"
+    "(B,1,H,W) in network units, and what widths (B,) are told, px, to (B,), the logarithm of blur width (px) + 1/2"
     def __init__(self,
         widths=(48,64,96,128,128), # Channels of each level
         fold=4,                    # Side of the blocks that are folded into channels, px
         bins=40,                   # Widths that are told apart
+        within=0.1,                # Relative error of a width that is told
+        wrong=0.1,                 # Share of those told that are wrong altogether
     ):
         super().__init__()
-        self.fold,self.multiple,self.spectrum = fold,fold*2**(len(widths)-1),PowerSpectrum()
+        self.fold,self.multiple,self.within,self.wrong,self.spectrum = fold,fold*2**(len(widths)-1),within,wrong,PowerSpectrum()
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
         self.body = nn.Sequential(_conv(fold**2, widths[0]), *[nn.Sequential(_conv(a, b, 2), ConvBlock(b, b)) for a,b in zip(widths, widths[1:])])
         self.places = nn.Conv2d(widths[-1], bins, 1)
@@ -165,7 +167,12 @@ class WidthEstimator(nn.Module):
         with torch.autocast(x.device.type, enabled=False): return seen + self.whole(self.spectrum(x))
 
     def expected(self, evidence): return evidence.softmax(1) @ self.log_widths
-    def forward(self, x): return self.expected(self.evidence(x))
+    def forward(self, x, told=None): return self.expected(self.evidence(x) + (0 if told is None else self.belief(told)))
+
+    def belief(self, told):
+        "(B,bins), logarithms of how likely each width is, after what one is told"
+        right = (-((self.log_widths-(told+0.5).log()[:,None])/self.within)**2/2).softmax(1)
+        return ((1-self.wrong)*right + self.wrong/len(self.log_widths)).log()
 
     def surprise(self, evidence, log_width):
         "(B,), cross-entropy of what is found with what is true"
@@ -251,7 +258,7 @@ class GuidedUnet(nn.Module):
         self.head = nn.Conv2d(widths[0], fold**2, 3, padding=1)
         nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
 
-    def blur_width(self, x): return self.estimator(x).exp()-0.5
+    def blur_width(self, x, told=None): return self.estimator(x, told).exp()-0.5
 
     def forward(self, x, width=None):
         width = (self.blur_width(x).detach() if width is None else width).float().clamp(0.3, 20)
