@@ -12,6 +12,7 @@ import hashlib, json, os
 from functools import lru_cache
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
+from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
 from torch import Tensor
@@ -149,10 +150,11 @@ class WidthEstimator(nn.Module):
         fold=4,                    # Side of the blocks that are folded into channels, px
         bins=40,                   # Widths that are told apart
         within=0.1,                # Relative error of a width that is told
-        wrong=0.1,                 # Share of those told that are wrong altogether
+        wrong=0.02,                # Share of those told that are wrong altogether
+        doubt=0.05,                # Relative error of what is seen, where blurs are not those of training
     ):
         super().__init__()
-        self.fold,self.multiple,self.within,self.wrong,self.spectrum = fold,fold*2**(len(widths)-1),within,wrong,PowerSpectrum()
+        self.fold,self.multiple,self.within,self.wrong,self.doubt,self.spectrum = fold,fold*2**(len(widths)-1),within,wrong,doubt,PowerSpectrum()
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
         self.body = nn.Sequential(_conv(fold**2, widths[0]), *[nn.Sequential(_conv(a, b, 2), ConvBlock(b, b)) for a,b in zip(widths, widths[1:])])
         self.places = nn.Conv2d(widths[-1], bins, 1)
@@ -167,18 +169,29 @@ class WidthEstimator(nn.Module):
         with torch.autocast(x.device.type, enabled=False): return seen + self.whole(self.spectrum(x))
 
     def expected(self, evidence): return evidence.softmax(1) @ self.log_widths
-    def forward(self, x, told=None): return self.expected(self.evidence(x) + (0 if told is None else self.belief(told)))
 
-    def belief(self, told):
-        "(B,bins), logarithms of how likely each width is, after what one is told"
-        right = (-((self.log_widths-(told+0.5).log()[:,None])/self.within)**2/2).softmax(1)
-        return ((1-self.wrong)*right + self.wrong/len(self.log_widths)).log()
+    def forward(self, x, told=None):
+        evidence = self.evidence(x)
+        return self.expected(evidence) if told is None else self.weighed(evidence, told)
 
     def surprise(self, evidence, log_width):
         "(B,), cross-entropy of what is found with what is true"
         step = self.log_widths[1]-self.log_widths[0]
         share = (1-(self.log_widths-log_width[:,None]).abs()/step).clamp(min=0)
         return -(share*evidence.log_softmax(1)).sum(1)
+
+# %% ../nbs/06_networks.ipynb #weighed
+@patch
+def near(self:WidthEstimator, log_width, error):
+    "(B,bins), how likely each width is, if it is that of (B,) but for a relative error"
+    return (-((self.log_widths-log_width[:,None])/error)**2/2).softmax(1)
+
+@patch
+def weighed(self:WidthEstimator, evidence, told):
+    "(B,), what is expected from evidence (B,bins) and from widths (B,) that are told, px"
+    seen = evidence.softmax(1) @ self.near(self.log_widths, self.doubt)
+    said = (1-self.wrong)*self.near((told+0.5).log(), self.within) + self.wrong/len(self.log_widths)
+    return self.expected(seen.log()+said.log())
 
 # %% ../nbs/06_networks.ipynb #TAPS
 TAPS = (0.7,2e-3),(0.85,2e-3),(1,2e-3),(1.15,2e-3),(1.35,2e-3),(1,3e-4),(1,2e-2)
