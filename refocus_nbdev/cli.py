@@ -302,7 +302,7 @@ def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # The model file to write
     sharp_only:bool=False, # Train on in-focus images alone, with simulated defocus
-    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), fast (a smaller network, which takes over how --init sees the width of a blur), finetune (to go on from the model of --init), few (the same with ten images or so), plate (from pairs), blog or blog_short
+    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), fast (a smaller network, which takes over how --init sees the width of a blur), finetune (to go on from the model of --init), polish (the same, at low rates), few (the same with ten images or so), plate (from pairs), blog or blog_short
     epochs:int=0, # Set every stage of the recipe to so many epochs; 0 leaves them
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
     target:str='16', # The plane in focus, or sharpest: of the planes 11 to 23, that of each field
@@ -381,7 +381,7 @@ def _recipe(name, epochs, out, valid_pct, init):
     _quiet_fastai()
     from refocus_nbdev.training import RECIPES
     if name not in RECIPES: raise UsageError(f'{name!r} is no recipe; there are {", ".join(RECIPES)}')
-    if name in ('finetune','few') and not init: raise UsageError(f'--stages {name} goes on from a model: name it with --init, such as --init nuclei')
+    if name in ('finetune','polish','few') and not init: raise UsageError(f'--stages {name} goes on from a model: name it with --init, such as --init nuclei')
     if epochs<0: raise UsageError(f'--epochs {epochs}: must be 0 or more')
     recipe = RECIPES[name]
     return replace(recipe, stages=tuple(replace(s, epochs=epochs or s.epochs) for s in recipe.stages))

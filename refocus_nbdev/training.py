@@ -56,6 +56,7 @@ RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
     nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
     finetune=Recipe((Stage(256, 8, 120, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
+    polish=Recipe((Stage(256, 8, 20, 1e-4, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), 'guided_unet', loss='fidelity', average=0.999),
     fast=Recipe((Stage(128, 32, 60, 1.5e-3, crops=8), Stage(256, 8, 150, 1e-3, crops=8)), 'guided_unet', _FAST, loss='fidelity', average=0.999, borrow='estimator'),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
