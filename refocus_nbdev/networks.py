@@ -151,7 +151,7 @@ class WidthEstimator(nn.Module):
         bins=40,                   # Widths that are told apart
         within=0.1,                # Relative error of a width that is told
         wrong=0.02,                # Share of those told that are wrong altogether
-        doubt=0.05,                # Relative error of what is seen, where blurs are not those of training
+        doubt=0.1,                 # Relative error of what is seen, where blurs are not those of training
     ):
         super().__init__()
         self.fold,self.multiple,self.within,self.wrong,self.doubt,self.spectrum = fold,fold*2**(len(widths)-1),within,wrong,doubt,PowerSpectrum()
