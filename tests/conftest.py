@@ -1,4 +1,4 @@
-import os, subprocess, sys
+import os, signal, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pytest, tifffile
@@ -40,12 +40,13 @@ def in_process():
 
 @pytest.fixture
 def start(elsewhere):
-    "The command in the background, killed when the test is over"
-    running = []
+    "The command in the background, killed when the test is over; it hears Ctrl-C also where the tests, run in the background themselves, do not"
+    running,before = [],signal.signal(signal.SIGINT, signal.default_int_handler)
     def begin(*args):
         running.append(subprocess.Popen(command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=elsewhere, env=ENV))
         return running[-1]
     yield begin
+    signal.signal(signal.SIGINT, before)
     for p in running:
         p.kill()
         p.communicate()
