@@ -182,7 +182,7 @@ class SimulateDefocus(ItemTransform):
     "(sharp, sharp) batches, 0 to 1, to (blurred, sharp) in network units; both lose `radius` pixels at each side"
     order = 90
     def __init__(self,
-        max_um=36.,        # Distances are drawn from 0 to this, in um
+        max_um=40.,        # Distances are drawn from 0 to this, in um
         near=0.1,          # Share of the crops that are at most 3 um out of focus
         kernels=random_kernels, # From distances (B,), a generator and a radius to kernels (B,1,k,k)
         radius=64,         # Half width of the kernels, px

@@ -46,6 +46,7 @@ class Recipe:
     loss: str='l1'               # A key of `LOSSES`
     average: float=0.995         # Decay of the averaged weights; 0 for the last ones as they are
     borrow: str=''               # Of the model to start from, the part that is taken over, such as 'estimator'; the whole of it if empty
+    blend: float=0.              # Share that the weights of the model to start from have in the end
     scale: dict|None=None        # Arguments of `Scale.given` for each image by itself; by the blurred image if None
 
 # %% ../nbs/08_training.ipynb #RECIPES
@@ -56,7 +57,7 @@ RECIPES = dict(
     quick=Recipe((Stage(128, 16, 6, 2e-3),)),
     nuclei=Recipe((Stage(128, 32, 120, 1.5e-3, crops=8), Stage(256, 8, 170, 1e-3, crops=8)), 'guided_unet', loss='fidelity', average=0.999),
     finetune=Recipe((Stage(256, 8, 120, 1e-3, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
-    polish=Recipe((Stage(256, 8, 20, 1e-4, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999),
+    polish=Recipe((Stage(256, 8, 40, 1e-4, pct_start=0.1, crops=8),), 'guided_unet', loss='fidelity', average=0.999, blend=0.5),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), 'guided_unet', loss='fidelity', average=0.999),
     fast=Recipe((Stage(128, 32, 60, 1.5e-3, crops=8), Stage(256, 8, 150, 1e-3, crops=8)), 'guided_unet', _FAST, loss='fidelity', average=0.999, borrow='estimator'),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
@@ -329,6 +330,13 @@ def _loss_of(learn, path):
     learn.model.load_state_dict(trained)
     return loss
 
+# %% ../nbs/08_training.ipynb #blend
+def _blend(model, path, share):
+    "Move the weights of a network by `share` of the way to those of a model file"
+    known = load_model(path)[0].state_dict()
+    for k,v in model.state_dict().items():
+        if v.is_floating_point(): v.lerp_(known[k].to(v), share)
+
 # %% ../nbs/08_training.ipynb #begin
 def _begin(recipe, init):
     "The network to go on with, None for a new one, and the card of what it is so far"
@@ -374,6 +382,7 @@ def train(
     resume = resume and checkpoint.exists()
     if log and not resume: Path(log).unlink(missing_ok=True)
     def write(learn, n):
+        if recipe.blend and init and n==len(recipe.stages): _blend(learn.model, init, recipe.blend)
         network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
         stages = [*card.get('stages', []), *map(asdict, recipe.stages[:n])]
         new = make_card(network, learn, files, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,

@@ -4,7 +4,8 @@ from PIL import Image
 from conftest import ENV, contents
 from refocus_nbdev.cli import UsageError, plan_run
 from refocus_nbdev.images import read_image
-from refocus_nbdev.inference import model_path
+from refocus_nbdev.inference import model_path, shipped_models
+from refocus_nbdev.networks import read_card
 
 ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF or PNG'}
 
@@ -198,10 +199,16 @@ def test_distances_that_cannot_be_meant(refocus, folder, tmp_path, text, said):
     got = refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', tmp_path/'um.csv')
     assert got.code==2 and said in got.text and 'um.csv' in got.text and not (tmp_path/'out').exists()
 
+def test_each_shipped_model_says_what_it_is_for():
+    for n in shipped_models():
+        card = read_card(model_path(n))
+        assert card['name']==n and n.split('-')[0] in card['modality']
+
 def test_farther_than_trained_for(refocus, folder, tmp_path):
-    said = refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', 60)
-    assert said.code==0 and 'WARNING' in said.text and '36 um' in said.text
-    assert 'WARNING' not in refocus('run', folder, '--out', tmp_path/'near', '--defocus-um', 36).text
+    most = read_card(model_path('nuclei'))['blur']['max_um']
+    said = refocus('run', folder, '--out', tmp_path/'out', '--defocus-um', most+20)
+    assert said.code==0 and 'WARNING' in said.text and f'{most:g} um' in said.text
+    assert 'WARNING' not in refocus('run', folder, '--out', tmp_path/'near', '--defocus-um', most).text
 
 def test_results_cannot_go_into_a_file(refocus, folder, tmp_path):
     (tmp_path/'out').write_text('')
