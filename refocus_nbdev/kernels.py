@@ -58,7 +58,7 @@ def defocus_kernels(
     thickness_um:torch.Tensor, # Half thickness of what is imaged (B,), um
     radius:int=64,           # Half width of the kernels, px
     pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
-) -> torch.Tensor:           # (B,k,k), each sums to 1; may be slightly negative
+) -> torch.Tensor:           # (B,k,k), each sums to 1; negative in places, more so the more aberrated
     "What defocus adds to an image that the same aberrated microscope takes in focus"
     q = _radius(radius, defocus_um.device)*pixel_um
     r = torch.arange(0, q.max().item()+2*_STEP_UM, _STEP_UM, device=defocus_um.device)
@@ -78,7 +78,7 @@ def wave_kernels(
     width_jitter=0.2,  # Relative half range of the width, 0 to 1
     aberration=0.4,    # Spherical aberration of the microscope, at most, waves
     thickness_um=4.,   # Half thickness of what is imaged, at most, um
-) -> torch.Tensor:     # (B,1,2*radius+1,2*radius+1), each sums to 1; may be slightly negative
+) -> torch.Tensor:     # (B,1,2*radius+1,2*radius+1), each sums to 1; at most 0.3 of that again is negative
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
     n,d = len(defocus_um),defocus_um.float()
     draw = lambda low=0., high=1.: _spread(n, d, generator, low, high)
@@ -115,7 +115,7 @@ def random_kernels(
     defocus_um:torch.Tensor, # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,           # Half width of the kernels, px
-    shares=(0.4,0.4,0.2),  # How often each of `KINDS` is drawn
+    shares=(0.4,0.4,0.2),    # How often each of `KINDS` is drawn
     **kwargs                 # For each of them: `pixel_um`, `width_jitter`
 ) -> torch.Tensor:           # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Kernels of all kinds"
