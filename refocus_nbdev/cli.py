@@ -302,7 +302,7 @@ def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # The model file to write
     sharp_only:bool=False, # Train on in-focus images alone, with simulated defocus
-    stages:str='quick', # The recipe: quick (to try out), nuclei (from in-focus images, hours), fast (a smaller network, which takes over how --init sees the width of a blur), finetune (to go on from the model of --init), polish (the same, at low rates), few (the same with ten images or so), plate (from pairs), blog or blog_short
+    stages:str='quick', # The recipe. From in-focus images: nuclei (from nothing, hours), few or finetune (on from the model of --init, with about ten images or with dozens), polish (the same, gently), fast (a smaller network, taught by --init how to see the width of a blur). From pairs: quick (to try out), plate, blog, blog_short
     epochs:int=0, # Set every stage of the recipe to so many epochs; 0 leaves them
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
     target:str='16', # The plane in focus, or sharpest: of the planes 11 to 23, that of each field
@@ -313,8 +313,9 @@ def train(
     resume:bool=False, # Go on from the checkpoint of a run that was stopped
     checkpoint:Path|None=None, # The checkpoint file; beside the model file if not given
     valid_pct:float=0.2, # Share of the wells, or other groups, that is held out
-    valid_wells:str='', # The wells to hold out, such as a05,k09, instead of a share
-    test_wells:str='', # Wells to leave out altogether, for a test afterwards
+    valid_wells:str='', # The wells, or other groups, to hold out, such as a05,k09, instead of a share
+    unseen_by:str='', # Hold out what this model, a file or a name such as nuclei, has not been trained on, instead of a share; that of --init if empty
+    test_wells:str='', # Wells, or other groups, to leave out altogether, for a test afterwards
     seed:int=42, # Which groups, and all other chance
     log:Path|None=None, # CSV file for the numbers of each epoch
     modality:str='', # What the images show, for the model's card
@@ -328,13 +329,12 @@ def train(
 
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
     """
-    recipe,start = _recipe(stages, epochs, out, valid_pct, init), model_path(init) if init else None
-    items = _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
+    recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
     from refocus_nbdev.training import train_from_pairs, train_from_sharp
-    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=start, weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, valid_pct=valid_pct, seed=seed)
+    about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=_model(init), weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, seed=seed, **_held_out(valid_pct, valid_wells, test_wells, unseen_by))
     if sharp_only: train_from_sharp(items, out, recipe, **about)
-    else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), **_wells(valid_wells, test_wells), keep=_keep(registered), **about)
+    else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), keep=_keep(registered), **about)
     _report(out)
 
 # %% ../nbs/15_cli.ipynb #_images
@@ -347,7 +347,12 @@ def _plate(data):
     if len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
     return data[0]
 
-def _wells(*lists): return dict(zip(('valid_wells','test_wells'), ([w.strip() for w in text.split(',') if w.strip()] for text in lists)))
+def _model(name): return model_path(name) if name else None
+
+def _names(text): return [w.strip() for w in text.split(',') if w.strip()]
+
+def _held_out(valid_pct, valid_wells, test_wells, unseen_by):
+    return dict(valid_pct=valid_pct, valid_wells=_names(valid_wells), test_wells=_names(test_wells), unseen_by=_model(unseen_by))
 
 def _target(text):
     if text!='sharpest' and not text.isdigit(): raise UsageError(f'--target {text}: give the number of the plane in focus, or sharpest')

@@ -252,7 +252,7 @@ class WellSplit(NamedTuple):
 
 def _named(name, chosen, wells):
     "`chosen` as a set, all of them among `wells`"
-    if unknown := sorted(set(chosen)-set(wells)): raise ValueError(f'{name}: {", ".join(unknown)} not among the wells that have pairs, which are {", ".join(sorted(wells))}')
+    if unknown := sorted(set(chosen)-set(wells)): raise ValueError(f'{name}: {", ".join(unknown)} not among the wells, or other groups, that are there: {", ".join(sorted(wells))}')
     return set(chosen)
 
 def _share(name, pct, wells):

@@ -361,7 +361,8 @@ def _perceptual(loss):
     return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram) if isinstance(loss, FeatureLoss) else None
 
 def _tell_plan(recipe, files, groups, valid):
-    print(f'{sum(s.epochs for s in recipe.stages)} epochs on {len(files)} files of {len(groups)} groups, {len(valid)} of which are held out to validate on', flush=True)
+    names = ', '.join(sorted(valid)[:8]) + (' ...' if len(valid)>8 else '')
+    print(f'{sum(s.epochs for s in recipe.stages)} epochs on {len(files)} files of {len(groups)} groups, {len(valid)} of which are held out to validate on: {names}', flush=True)
 
 # %% ../nbs/08_training.ipynb #train
 def train(
@@ -395,6 +396,14 @@ def train(
     checkpoint.unlink(missing_ok=True)
     return learn
 
+# %% ../nbs/08_training.ipynb #chosen
+def _to_hold_out(valid_wells, test_wells, unseen_by, init, unseen_of):
+    "Names of the groups to validate on: as given, or what a model has not seen; none where neither says"
+    if valid_wells or not (unseen_by or init): return list(valid_wells)
+    unseen = sorted(unseen_of(read_card(unseen_by or init))-set(test_wells))
+    if unseen_by and not unseen: raise ValueError(f'{unseen_by}: this model has held out none of these images; name another one, or a share')
+    return unseen
+
 # %% ../nbs/08_training.ipynb #train_from_pairs
 def unseen_wells(
     pairs,     # `Pair`s
@@ -416,12 +425,13 @@ def train_from_pairs(
     test_wells=(), # Names of wells to be left out altogether
     seed=42,       # Which wells
     keep=noop,     # From `Pair`s to those that are good enough to train on
-    init=None,     # A model file to start from; wells that it has not seen are held out, unless `valid_wells` names others
+    init=None,     # A model file to start from
+    unseen_by=None, # A model file, `init` if None: the wells that it has not seen are held out, unless `valid_wells` names others
     **kwargs       # For `train`
 ) -> Learner:
     "Train from pairs of planes; raises `ImageError` where there are none, `ValueError` for wells that are not there, or too few"
     pairs = bbbc006_pairs(root, planes or [z for z in planes_in(root) if z!=target], target, channel)
-    valid_wells = valid_wells or (init and sorted(unseen_wells(pairs, read_card(init))-set(test_wells))) or ()
+    valid_wells = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_wells, pairs))
     split = split_wells([p.field.well for p in pairs], valid_pct, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
     seen = keep([p for p in pairs if p.field.well not in split.test])
     set_seed(seed)
@@ -458,16 +468,21 @@ def train_from_sharp(
     recipe:Recipe, # What to train, and how; its scale is that of the blurred image
     simulate=SimulateDefocus(), # What makes the blurred partners
     init=None,     # A model file to start from
-    valid_pct=0.2, # Share of the groups held out, unless `init` names images it has not seen: these stay held out
+    valid_pct=0.2, # Share of the groups held out
+    valid_wells=(), # Names of the groups held out, such as wells, instead of a share
+    test_wells=(), # Names of groups to be left out altogether
+    unseen_by=None, # A model file, `init` if None: what it has not seen is held out, unless `valid_wells` names others
     seed=42,       # Which groups
     **kwargs       # For `train`
 ) -> Learner:
-    "Train from sharp images alone; raises `ImageError` for files that cannot be read or are too small, `ValueError` for a single group"
+    "Train from sharp images alone; raises `ImageError` for files that cannot be read or are too small, `ValueError` for groups that are not there, or too few"
     groups = groups_of(files)
-    out_of_sight = (init and unseen_groups(files, groups, read_card(init))) or held_out(groups, valid_pct, seed)
+    named = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_groups, files, groups))
+    split = split_wells(groups, valid_wells=named or held_out([g for g in groups if g not in test_wells], valid_pct, seed), test_wells=test_wells)
+    unseen = sorted(Path(f).name for f,g in zip(files, groups) if g in split.valid | split.test)
+    files,groups = map(list, zip(*((f,g) for f,g in zip(files, groups) if g not in split.test)))
     set_seed(seed)
-    _tell_plan(recipe, files, set(groups), out_of_sight)
+    _tell_plan(recipe, files, set(groups), split.valid)
     blur = dict(simulated='near Gaussians, wave optics and disks', max_um=simulate.max_um, radius=simulate.radius)
-    names = sorted(Path(f).name for f,g in zip(files, groups) if g in out_of_sight)
-    return train(recipe, lambda s: sharp_dls(files, groups, out_of_sight, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,
-                 init=init, blur=blur, groups=len(set(groups)), held_out=names, **kwargs)
+    return train(recipe, lambda s: sharp_dls(files, groups, split.valid, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,
+                 init=init, blur=blur, groups=len(set(groups)), held_out=unseen, **kwargs)

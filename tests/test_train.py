@@ -70,6 +70,17 @@ def test_sharp_images_alone_are_enough(refocus, tmp_path):
     card = read_card(out)
     assert said.code==0 and (card['modality'], card['pixel_um'])==('nuclei', 0.5)
 
+def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(refocus, tmp_path):
+    first,second = tmp_path/'first.safetensors',tmp_path/'second.safetensors'
+    train = 'train','--sharp-only',SAMPLE/'BBBC006_v1_images_z_16','--epochs',1
+    said = refocus(*train, '--out', first, '--valid-wells', 'a05', '--test-wells', 'c12')
+    assert said.code==0 and 'held out to validate on: a05' in said.text
+    held = read_card(first)['held_out']
+    assert {n.split('_')[-3] for n in held}=={'a05','c12'}
+    assert refocus(*train, '--out', second, '--unseen-by', first).code==0 and read_card(second)['held_out']==held
+    said = refocus(*train, '--out', tmp_path/'third.safetensors', '--unseen-by', 'nuclei')
+    assert said.code==1 and 'held out none' in said.text and not (tmp_path/'third.safetensors').exists()
+
 def test_fewer_images_than_a_batch_are_enough(refocus, tmp_path):
     root = part_of_the_plate(tmp_path, (10, 16), ('a05_s1','c12_s1'))
     said = refocus('train', root, '--out', tmp_path/'m.safetensors', '--epochs', 1)
