@@ -68,7 +68,7 @@ def load_sharp(
 
 # %% ../nbs/03_data.ipynb #CropAndTurn
 class CropAndTurn(RandTransform):
-    "A `size` x `size` crop, the same for both images; in training anywhere, flipped and turned, else tile by tile"
+    "A `size` x `size` crop, the same for both images; in training anywhere, flipped and turned, else at places of its own for each tile"
     split_idx,order = None,1
     def __init__(self,
         size:int, # Side of the crop, px
@@ -91,9 +91,10 @@ class CropAndTurn(RandTransform):
         return (x.flip(-1) if self.flip else x).rot90(self.turns, (-2,-1))
 
 def _grid_place(tile, h, w, size):
-    "Top and left of crop number `tile`, counting along rows; starts again at the end"
-    row,col = divmod(tile, w//size+1)
-    return row*size % (h+1), min(col*size, w)
+    "Top and left of crop number `tile`: along rows as many as fit, the rest spread evenly (the R2 sequence of M. Roberts, 2018)"
+    rows,cols = h//size+1,w//size+1
+    if tile<rows*cols: return tile//cols*size, tile%cols*size
+    return round(tile*0.7548776662 % 1*h), round(tile*0.5698402910 % 1*w)
 
 # %% ../nbs/03_data.ipynb #ScalePair
 class ScalePair(ItemTransform):

@@ -279,7 +279,7 @@ def fast_bf16(
 ) -> bool:
     "Does this device multiply bfloat16 in hardware?"
     kind = torch.device(device).type
-    return torch.cuda.is_bf16_supported() if kind=='cuda' else kind=='cpu' and torch.cpu._is_avx512_bf16_supported()
+    return torch.cuda.is_bf16_supported(including_emulation=False) if kind=='cuda' else kind=='cpu' and torch.cpu._is_avx512_bf16_supported()
 
 def in_bf16(
     device, # A torch device

@@ -48,14 +48,16 @@ def test_the_model_refocuses(trained, blurred):
 
 def test_killed_and_resumed(refocus, start, plate, tmp_path):
     out,log = tmp_path/'m.safetensors', tmp_path/'log.csv'
-    args = 'train', plate, '--out', out, '--epochs', 4, '--log', log
-    running = start(*args)
+    args = 'train', plate, '--out', out, '--epochs', 4, '--log', log, '--valid-wells'
+    running = start(*args, 'a05')
     while running.poll() is None and not list(tmp_path.glob('m.safetensors.checkpoint')): time.sleep(0.05)
     running.kill()
     running.wait()
     before = epochs(log)
     assert before and not out.exists()
-    assert refocus(*args, '--resume').code==0
+    said = refocus(*args, 'c12', '--resume')
+    assert said.code==1 and 'another split' in said.text and not out.exists() and epochs(log)==before
+    assert refocus(*args, 'a05', '--resume').code==0
     after = epochs(log)[len(before):]
     assert after==list(range(after[0], 4)) and 0 < after[0] <= len(before)
     assert out.exists() and not list(tmp_path.glob('*.checkpoint'))

@@ -22,15 +22,17 @@ class Care:
         from csbdeep.models import CARE, Config
         from tensorflow.keras.callbacks import Callback
         class Stop(Callback):
-            def on_train_begin(self, logs=None): self.end = time.time()+60*minutes
+            def on_train_begin(self, logs=None): self.end,self.steps = time.time()+60*minutes,0
             def on_train_batch_end(self, batch, logs=None):
+                self.steps += 1
                 if time.time()>self.end: self.model.stop_training = True
         (x,y),(vx,vy) = pairs
         model = CARE(Config('YXC', 1, 1, train_tensorboard=False), folder.name, basedir=str(folder.parent))
         model.prepare_for_training()
-        model.callbacks.append(Stop())
+        stop = Stop()
+        model.callbacks.append(stop)
         history = model.train(x[...,None], y[...,None], validation_data=(vx[...,None], vy[...,None])).history
-        return dict(epochs=len(history['loss']), steps=len(history['loss'])*model.config.train_steps_per_epoch, parameters=int(model.keras_model.count_params()))
+        return dict(epochs=len(history['loss']), steps=stop.steps, parameters=int(model.keras_model.count_params()))
 
     def load(self, folder):
         from csbdeep.data import PercentileNormalizer
