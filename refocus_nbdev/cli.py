@@ -320,7 +320,9 @@ def train(
     log:Path|None=None, # CSV file for the numbers of each epoch
     modality:str='', # What the images show, for the model's card
     source:str='', # Where they come from, for the model's card
-    pixel_um:float=0.645, # Their pixel size in um, for the model's card
+    pixel_um:float=0.645, # Their pixel size in um; with --sharp-only, the blur is simulated for it
+    na:float=0.45, # With --sharp-only: the objective's numerical aperture
+    index:float=1., # With --sharp-only: the refractive index between lens and sample, 1.33 for water, 1.515 for oil
     dry_run:bool=False, # Only say what would be trained
 ):
     """Train a model from pairs of planes, or from in-focus images alone.
@@ -331,11 +333,9 @@ def train(
     """
     recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
     if dry_run: return print(f'would train {stages} ({sum(s.epochs for s in recipe.stages)} epochs) on {len(items)} {"images" if sharp_only else "pairs"} and write {out}')
-    from refocus_nbdev.training import train_from_pairs, train_from_sharp
     about = dict(name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=_model(init), weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, seed=seed, **_held_out(valid_pct, valid_wells, test_wells, unseen_by))
-    if sharp_only: train_from_sharp(items, out, recipe, **about)
-    else: train_from_pairs(data[0], out, recipe, sorted({p.field.z for p in items}), _target(target), _channel(channel), keep=_keep(registered), **about)
-    _report(out)
+    if sharp_only: _train_from_sharp(items, out, recipe, dict(pixel_um=pixel_um, na=na, index=index), about)
+    else: _train_from_pairs(data[0], out, recipe, dict(planes=sorted({p.field.z for p in items}), target=_target(target), channel=_channel(channel), keep=_keep(registered)), about)
 
 # %% ../nbs/15_cli.ipynb #_images
 def _images(data):
@@ -376,6 +376,18 @@ def _registered(pairs):
     return good
 
 def _keep(only_registered): return _registered if only_registered else list
+
+# %% ../nbs/15_cli.ipynb #_train_from
+def _train_from_sharp(items, out, recipe, optics, about):
+    from refocus_nbdev.data import simulate_for
+    from refocus_nbdev.training import train_from_sharp
+    train_from_sharp(items, out, recipe, simulate_for(**optics), **about)
+    _report(out)
+
+def _train_from_pairs(plate, out, recipe, choice, about):
+    from refocus_nbdev.training import train_from_pairs
+    train_from_pairs(plate, out, recipe, **choice, **about)
+    _report(out)
 
 # %% ../nbs/15_cli.ipynb #_recipe
 def _recipe(name, epochs, out, valid_pct, init):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Crop', 'load_field', 'load_scaled', 'load_sharp', 'CropAndTurn', 'ScalePair', 'pair_block', 'pair_dls', 'specks',
-           'VaryScene', 'SimulateDefocus', 'center_crop', 'sharp_block', 'sharp_dls']
+           'VaryScene', 'SimulateDefocus', 'center_crop', 'simulate_for', 'sharp_block', 'sharp_dls']
 
 # %% ../nbs/03_data.ipynb #imports
 import math, random
@@ -184,7 +184,8 @@ class SimulateDefocus(ItemTransform):
     order = 90
     def __init__(self,
         max_um=40.,        # Distances are drawn from 0 to this, in um
-        near=0.1,          # Share of the crops that are at most 3 um out of focus
+        near=0.1,          # Share of the crops that are nearly in focus
+        near_um=3.,        # By at most this, um
         kernels=random_kernels, # From distances (B,), a generator and a radius to kernels (B,1,k,k)
         radius=64,         # Half width of the kernels, px
         peak=(150, 4000),  # Counts of a bright nucleus above the offset, log-uniform
@@ -195,6 +196,7 @@ class SimulateDefocus(ItemTransform):
         tilt_um=3.,        # By up to this, um
         scale_jitter=(0.7, 2.5), # Factor on the range of the scale in training, log-uniform
         seed=0,            # Of the noise in validation
+        px_per_um=SIGMA_PX_PER_UM, # How wide a blur of the kernels is for each um, about; for who tells a distance later
     ): store_attr()
 
     def __call__(self, b, split_idx=None, **kwargs):
@@ -206,7 +208,7 @@ class SimulateDefocus(ItemTransform):
         gen = torch.Generator().manual_seed(self.seed if self.valid else random.getrandbits(40))
         u = self._draws(len(sharp), gen, sharp.device)
         scene = sharp*self._within(u['peak'], self.peak, log=True)*(u['blank']>self.blank)
-        um = (u['um']*torch.where(u['near']<self.near, min(self.max_um, 3.), self.max_um)).flatten()
+        um = (u['um']*torch.where(u['near']<self.near, min(self.max_um, self.near_um), self.max_um)).flatten()
         blurred,width = self._blurred(scene, um, (u['tilt']<self.tilted).flatten(), gen)
         noisy = add_noise(blurred, self._within(u['gain'], self.gain, log=True), self._within(u['read'], self.read_noise), generator=gen)
         return self._scaled(noisy, center_crop(scene, self.radius), u['jitter'], width)
@@ -258,6 +260,18 @@ def center_crop(
 ):
     "What is left inside a margin"
     return x[..., margin:x.shape[-2]-margin, margin:x.shape[-1]-margin] if margin else x
+
+# %% ../nbs/03_data.ipynb #simulate_for
+def simulate_for(
+    pixel_um=BBBC006_PIXEL_UM, # Pixel size in the sample, um
+    na=BBBC006_NA, # Numerical aperture, between 0 and `index`
+    index=1.,      # Refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
+    **kwargs       # For `SimulateDefocus`
+) -> SimulateDefocus:
+    "Defocus by another objective, as far as it blurs as many pixels as BBBC006's does at 40 um; raises `ValueError` for an aperture that cannot be"
+    optics = dict(pixel_um=pixel_um, na=na, index=index)
+    k = blur_px_per_um(**optics)
+    return SimulateDefocus(kernels=partial(random_kernels, **optics), px_per_um=k, **{**dict(max_um=20/k, near_um=1.5/k, tilt_um=1.5/k), **kwargs})
 
 # %% ../nbs/03_data.ipynb #sharp_block
 def sharp_block(

@@ -7,6 +7,7 @@ __all__ = ['KINDS', 'pupil_psf', 'defocus_kernels', 'wave_kernels', 'disk_kernel
 
 # %% ../nbs/01c_kernels.ipynb #imports
 import math, torch
+from functools import partial
 from .optics import *
 
 # %% ../nbs/01c_kernels.ipynb #pupil_psf
@@ -14,28 +15,27 @@ def pupil_psf(
     r_um,       # Distances from the axis (R,), um
     defocus_um, # Signed distances from focus (B,), um
     aberration, # Spherical aberration (B,), coefficient of its Zernike polynomial in waves
-    na=BBBC006_NA, # Numerical aperture in air, 0 to 1
+    na=BBBC006_NA, # Numerical aperture, between 0 and `index`
+    index=1.,   # Refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
     wavelength_um=HOECHST_UM, # Of the emission, um
     n=192,      # Points along the pupil's radius
 ) -> torch.Tensor: # (B,R) intensities, not normalised
     "Intensity of a point out of focus (scalar Debye integral, aplanatic; Born and Wolf, Principles of Optics, 8.8, and Richards and Wolf 1959)"
     s = (torch.arange(n, device=defocus_um.device)+0.5)/n
-    cos = (1-(na*s)**2).sqrt()
-    phase = 2*math.pi*(defocus_um[:,None]/wavelength_um*(cos-1) + aberration[:,None]*(6*s**4-6*s**2+1))
+    cos = (1-(na/index*s)**2).sqrt()
+    phase = 2*math.pi*(defocus_um[:,None]*index/wavelength_um*(cos-1) + aberration[:,None]*(6*s**4-6*s**2+1))
     wave = torch.special.bessel_j0(2*math.pi*na/wavelength_um*s[:,None]*r_um)*(s/cos.sqrt())[:,None]
     return (phase.cos() @ wave)**2 + (phase.sin() @ wave)**2
 
 # %% ../nbs/01c_kernels.ipynb #_beyond_focus
-_STEP_UM = 0.16
-
 def _radius(radius, device): # (k,k), pixels from the centre
     y = torch.arange(-radius, radius+1., device=device)
     return (y[:,None]**2+y**2).sqrt()
 
 def _on_pixels(profiles, q):
-    "Radial `profiles` (B,R), `_STEP_UM` apart, at the radii `q` (k,k) in um: (B,k,k) that sum to 1"
-    i = (q/_STEP_UM).long().clamp(max=profiles.shape[1]-2)
-    k = torch.lerp(profiles[:,i], profiles[:,i+1], q/_STEP_UM-i)
+    "Radial `profiles` (B,R) at the radii `q` (k,k), in steps of the profiles: (B,k,k) that sum to 1"
+    i = q.long().clamp(max=profiles.shape[1]-2)
+    k = torch.lerp(profiles[:,i], profiles[:,i+1], q-i)
     return k/k.sum((-2,-1), keepdim=True)
 
 def _beyond_focus(k, focused):
@@ -45,11 +45,11 @@ def _beyond_focus(k, focused):
     return k/k.sum((-2,-1), keepdim=True)
 
 # %% ../nbs/01c_kernels.ipynb #_delta_near_focus
-def _delta_near_focus(k, d, within_um=0.25):
-    "Kernels (B,n,n), with a delta where |d| (B,) is at most `within_um`: (B,1,n,n)"
+def _delta_near_focus(k, d, na=BBBC006_NA, index=1., **_):
+    "Kernels (B,n,n), with a delta where |d| (B,) is at most 0.11 of the depth of field: (B,1,n,n)"
     delta = torch.zeros_like(k[:1])
     delta[..., k.shape[-2]//2, k.shape[-1]//2] = 1
-    return torch.where((d.abs()<=within_um)[:,None,None], delta, k)[:,None]
+    return torch.where((d.abs()<=0.11*HOECHST_UM*index/na**2)[:,None,None], delta, k)[:,None]
 
 # %% ../nbs/01c_kernels.ipynb #defocus_kernels
 def defocus_kernels(
@@ -58,12 +58,16 @@ def defocus_kernels(
     thickness_um:torch.Tensor, # Half thickness of what is imaged (B,), um
     radius:int=64,           # Half width of the kernels, px
     pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
+    na:float=BBBC006_NA,     # Numerical aperture, between 0 and `index`
+    index:float=1.,          # Refractive index between lens and sample
 ) -> torch.Tensor:           # (B,k,k), each sums to 1; negative in places, more so the more aberrated
     "What defocus adds to an image that the same aberrated microscope takes in focus"
-    q = _radius(radius, defocus_um.device)*pixel_um
-    r = torch.arange(0, q.max().item()+2*_STEP_UM, _STEP_UM, device=defocus_um.device)
-    thick = sum(pupil_psf(r, defocus_um+t*thickness_um, aberration) for t in (-1,-0.5,0,0.5,1))
-    return _beyond_focus(_on_pixels(thick, q), _on_pixels(pupil_psf(r, torch.zeros_like(defocus_um), aberration), q))
+    step = 0.157*HOECHST_UM/na
+    q = _radius(radius, defocus_um.device)*pixel_um/step
+    r = torch.arange(0, q.max().item()+2, device=defocus_um.device)*step
+    psf = partial(pupil_psf, r, aberration=aberration, na=na, index=index)
+    thick = sum(psf(defocus_um+t*thickness_um) for t in (-1,-0.5,0,0.5,1))
+    return _beyond_focus(_on_pixels(thick, q), _on_pixels(psf(torch.zeros_like(defocus_um)), q))
 
 # %% ../nbs/01c_kernels.ipynb #wave_kernels
 def _spread(n, like, generator, low=0., high=1.): # (n,), uniform
@@ -74,10 +78,10 @@ def wave_kernels(
     defocus_um:torch.Tensor, # Distances from focus (B,), um; the side is drawn
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,     # Half width of the kernels, px
-    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
     width_jitter=0.2,  # Relative half range of the width, 0 to 1
     aberration=0.4,    # Spherical aberration of the microscope, at most, waves
-    thickness_um=4.,   # Half thickness of what is imaged, at most, um
+    thickness_um=None, # Half thickness of what is imaged, at most, um; what blurs by 2 px if None, 4 um for BBBC006
+    **optics           # As of `blur_px_per_um`
 ) -> torch.Tensor:     # (B,1,2*radius+1,2*radius+1), each sums to 1; at most 0.3 of that again is negative
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
     n,d = len(defocus_um),defocus_um.float()
@@ -85,28 +89,28 @@ def wave_kernels(
     side = torch.where(draw()<0.5, -1., 1.)
     middle = side*d*1.2*draw(1-width_jitter, 1+width_jitter)
     waves = draw(-aberration, aberration)
-    half = thickness_um*draw() + 0.3*d.abs()*draw()
-    return _delta_near_focus(defocus_kernels(middle, waves, half, radius, pixel_um), d)
+    half = (thickness_um or 2/blur_px_per_um(**optics))*draw() + 0.3*d.abs()*draw()
+    return _delta_near_focus(defocus_kernels(middle, waves, half, radius, **optics), d, **optics)
 
 # %% ../nbs/01c_kernels.ipynb #disk_kernels
 def disk_kernels(
     defocus_um:torch.Tensor, # Distances from focus (B,), um; the sign is ignored
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,     # Half width of the kernels, px
-    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
     width_jitter=0.25, # Relative half range of the width, 0 to 1
+    **optics           # As of `blur_px_per_um`
 ) -> torch.Tensor:     # (B,1,2*radius+1,2*radius+1), non-negative, each sums to 1
     "Random soft disks and rings as wide as the measured blur; a delta at focus"
     n,d = len(defocus_um),defocus_um.float()
     draw = lambda low=0., high=1.: _spread(n, d, generator, low, high).view(-1,1,1)
-    sigma = sigma_of(d, pixel_um).view(-1,1,1)*draw(1-width_jitter, 1+width_jitter)
+    sigma = sigma_of(d, **optics).view(-1,1,1)*draw(1-width_jitter, 1+width_jitter)
     soft,ring = draw(0.25, 0.8),draw(0, 0.6)
     rim,q = 2*sigma*(1-soft**2).sqrt(),_radius(radius, d.device)
     disk = torch.sigmoid((rim-q)/0.35)*(1-ring+2*ring*(q/rim.clamp(min=0.5)).clamp(max=1)**2)
     f2 = torch.fft.fftfreq(2*radius+1, device=d.device)**2
     soften = torch.exp(-2*math.pi**2*(sigma*soft).clamp(min=0.3)**2*(f2[:,None]+f2))
     k = torch.fft.fftshift(torch.fft.ifft2(torch.fft.fft2(torch.fft.ifftshift(disk, (-2,-1)))*soften).real, (-2,-1)).clamp(min=0)
-    return _delta_near_focus(k/k.sum((-2,-1), keepdim=True), d)
+    return _delta_near_focus(k/k.sum((-2,-1), keepdim=True), d, **optics)
 
 # %% ../nbs/01c_kernels.ipynb #random_kernels
 KINDS = (jittered_kernels, wave_kernels, disk_kernels)
@@ -116,7 +120,7 @@ def random_kernels(
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,           # Half width of the kernels, px
     shares=(0.4,0.4,0.2),    # How often each of `KINDS` is drawn
-    **kwargs                 # For each of them: `pixel_um`, `width_jitter`
+    **kwargs                 # For each of them: `width_jitter`, and the optics as of `blur_px_per_um`
 ) -> torch.Tensor:           # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Kernels of all kinds"
     d = defocus_um.float().flatten()

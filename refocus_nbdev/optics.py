@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BBBC006_PIXEL_UM', 'BBBC006_NA', 'HOECHST_UM', 'BBBC006_STEP_UM', 'BBBC006_FOCUS_Z', 'SIGMA_PX_PER_UM',
-           'SAMPLE_WELLS', 'sigma_of', 'widefield_psf', 'kernel_sigma', 'jittered_kernels', 'blur', 'add_noise',
-           'make_field', 'thick_psf', 'make_plane', 'make_plate']
+           'SAMPLE_WELLS', 'blur_px_per_um', 'sigma_of', 'widefield_psf', 'kernel_sigma', 'jittered_kernels', 'blur',
+           'add_noise', 'make_field', 'thick_psf', 'make_plane', 'make_plate']
 
 # %% ../nbs/01_optics.ipynb #imports
 import math, uuid, numpy as np, tifffile, torch
@@ -21,12 +21,21 @@ BBBC006_STEP_UM,BBBC006_FOCUS_Z = 2.,16
 SIGMA_PX_PER_UM = 0.5
 
 # %% ../nbs/01_optics.ipynb #sigma_of
+def blur_px_per_um(
+    pixel_um:float=BBBC006_PIXEL_UM, # pixel size in the sample, µm
+    na:float=BBBC006_NA, # numerical aperture, between 0 and `index`
+    index:float=1., # refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
+)->float: # pixels of standard deviation for each µm of defocus
+    "How fast a blur widens out of focus: as measured on BBBC006's planes, for other pixels and a steeper or flatter cone of light; raises ValueError for an aperture that cannot be"
+    if not 0<na<index: raise ValueError(f'na={na}: the numerical aperture must be above 0 and below the refractive index, {index}')
+    return SIGMA_PX_PER_UM*BBBC006_PIXEL_UM/pixel_um*math.tan(math.asin(na/index))/math.tan(math.asin(BBBC006_NA))
+
 def sigma_of(
     defocus_um, # signed distance from focus, µm: a number, an array or a tensor
-    pixel_um:float=BBBC006_PIXEL_UM, # pixel size in the sample, µm
+    *optics, **kwargs # as of `blur_px_per_um`
 ): # standard deviation of the blur, pixels, same shape as `defocus_um`
-    "Blur width of a plane `defocus_um` out of focus, as measured on BBBC006's planes and scaled to `pixel_um`"
-    return SIGMA_PX_PER_UM*abs(defocus_um)*(BBBC006_PIXEL_UM/pixel_um)
+    "Blur width of a plane `defocus_um` out of focus"
+    return blur_px_per_um(*optics, **kwargs)*abs(defocus_um)
 
 # %% ../nbs/01_optics.ipynb #widefield_psf
 @lru_cache(maxsize=256)
@@ -83,14 +92,14 @@ def jittered_kernels(
     defocus_um:torch.Tensor, # distances from focus, µm, shape (B,); the sign is ignored
     generator:torch.Generator=None, # source of the random draws; torch's own if None
     radius:int=64, # half width of the kernels, pixels
-    pixel_um:float=BBBC006_PIXEL_UM, # pixel size in the sample, µm
     width_jitter:float=0.15, # relative half range of the width, 0 to 1
     shape_jitter:float=1., # 0: Gaussians; 1: exponents 1.5 to 6, axis ratios up to 1.15, ring shares up to 0.2
+    **optics # as of `blur_px_per_um`
 )->torch.Tensor: # float32 (B, 1, 2*radius+1, 2*radius+1) on the device of `defocus_um`; each kernel sums to 1
     "Random near-Gaussian kernels as wide as BBBC006's blur at `defocus_um`; a delta at focus"
     d = defocus_um.float().reshape(-1,1,1,1)
     width,shape,ratio,angle,ring = (_uniform(len(d), d.device, generator) for _ in range(5))
-    sigma = sigma_of(d, pixel_um)*(1+width_jitter*(2*width-1))
+    sigma = sigma_of(d, **optics)*(1+width_jitter*(2*width-1))
     shape = shape_jitter*(2*shape-1)
     p = 2*torch.where(shape>0, 3**shape, 0.75**-shape)
     q2 = _ellipse(radius, 1.15**(shape_jitter*ratio), math.pi*angle)

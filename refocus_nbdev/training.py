@@ -452,6 +452,8 @@ def dls_split_as(
     return sharp_dls(files, groups, unseen_groups(files, groups, card), size, bs, **kwargs)
 
 # %% ../nbs/08_training.ipynb #train_from_sharp
+def _name_of(kernels): return getattr(getattr(kernels, 'func', kernels), '__name__', 'kernels without a name')
+
 def train_from_sharp(
     files,         # In-focus images
     out,           # The model file to write
@@ -474,6 +476,6 @@ def train_from_sharp(
     files,groups = map(list, zip(*((f,g) for f,g in zip(files, groups) if g not in split.test)))
     set_seed(seed)
     _tell_plan(recipe, files, set(groups), split.valid)
-    blur = dict(simulated=simulate.kernels.__name__.replace('_', ' '), max_um=simulate.max_um, radius=simulate.radius)
+    blur = dict(simulated=_name_of(simulate.kernels), max_um=simulate.max_um, radius=simulate.radius, px_per_um=simulate.px_per_um)
     return train(recipe, lambda s: sharp_dls(files, groups, split.valid, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,
                  init=init, blur=blur, groups=len(set(groups)), held_out=unseen, **kwargs)

@@ -71,6 +71,11 @@ def test_sharp_images_alone_are_enough(refocus, tmp_path):
     said = refocus('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', out, '--epochs', 1, '--modality', 'nuclei', '--pixel-um', 0.5)
     card = read_card(out)
     assert said.code==0 and (card['modality'], card['pixel_um'])==('nuclei', 0.5)
+    assert card['blur']['px_per_um']==pytest.approx(0.5*0.645/0.5) and card['blur']['max_um']==pytest.approx(40*0.5/0.645)
+
+def test_an_aperture_that_cannot_be(in_process, tmp_path):
+    code,text = in_process('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', tmp_path/'m.safetensors', '--na', 1.2)
+    assert code==1 and 'refractive index' in text and not contents(tmp_path)
 
 def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(refocus, tmp_path):
     first,second = tmp_path/'first.safetensors',tmp_path/'second.safetensors'
