@@ -20,11 +20,11 @@ def pupil_psf(
     wavelength_um=HOECHST_UM, # Of the emission, um
     n=192,      # Points along the pupil's radius
 ) -> torch.Tensor: # (B,R) intensities, not normalised
-    "Intensity of a point out of focus (scalar Debye integral, aplanatic; Born and Wolf, Principles of Optics, 8.8, and Richards and Wolf 1959)"
+    "Intensity of a point out of focus (scalar Debye integral; Born and Wolf, Principles of Optics, 8.8), a little dimmer towards the rim of the pupil"
     s = (torch.arange(n, device=defocus_um.device)+0.5)/n
     cos = (1-(na/index*s)**2).sqrt()
     phase = 2*math.pi*(defocus_um[:,None]*index/wavelength_um*(cos-1) + aberration[:,None]*(6*s**4-6*s**2+1))
-    wave = torch.special.bessel_j0(2*math.pi*na/wavelength_um*s[:,None]*r_um)*(s/cos.sqrt())[:,None]
+    wave = torch.special.bessel_j0(2*math.pi*na/wavelength_um*s[:,None]*r_um)*(s*cos.sqrt())[:,None]
     return (phase.cos() @ wave)**2 + (phase.sin() @ wave)**2
 
 # %% ../nbs/01c_kernels.ipynb #_beyond_focus
