@@ -186,7 +186,7 @@ def _transfer(sigma, h, w, step=1.):
 
 # %% ../nbs/06_networks.ipynb #WienerTaps
 class WienerTaps(nn.Module):
-    "(B,1,H,W) and widths (B,) to the image without its finest noise, (B,1,H,W), and Wiener deconvolutions for Gaussians around the widths, (B,n,H/2,W/2); H and W even"
+    "(B,1,H,W) and widths (B,) to the image without its finest noise, (B,1,H,W), and Wiener deconvolutions for Gaussians around the widths, (B,n,H/2,W/2), or None; H and W even"
     def __init__(self,
         taps=TAPS, # Factor on the width, and the share of noise power K, of each
         passed=(0.7,1e-3), # The same of the filter that takes noise away
@@ -213,7 +213,7 @@ class WienerTaps(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             spectrum = torch.fft.rfft2(reflect_pad(x.float(), m, H-h-m, m, W-w-m))
             clean = torch.fft.irfft2(spectrum*self.denoiser(width, H, W), s=(H,W))[..., m:m+h, m:m+w]
-            if not self.taps: return clean,clean[:, :0, ::2, ::2]
+            if not self.taps: return clean,None
             low = torch.cat([spectrum[..., :H//4, :W//4+1], spectrum[..., -(H//4):, :W//4+1]], -2)
             d = torch.fft.irfft2(low*self.filters(width, H//2, W//2), s=(H//2,W//2))/4
         return clean,d[..., m//2:(m+h)//2, m//2:(m+w)//2]
@@ -259,7 +259,8 @@ class GuidedUnet(nn.Module):
     def forward(self, x, width=None):
         width = (self.blur_width(x).detach() if width is None else width).float().clamp(0.3, 20)
         clean,deconvolved = self.taps(x, width)
-        inputs = torch.cat([F.pixel_unshuffle(x.float(), self.fold), F.pixel_unshuffle(deconvolved, self.fold//2)], 1)
+        inputs = F.pixel_unshuffle(x.float(), self.fold)
+        if deconvolved is not None: inputs = torch.cat([inputs, F.pixel_unshuffle(deconvolved, self.fold//2)], 1)
         y = F.pixel_shuffle(self._unet(inputs, self.code((width+0.5).log()[:,None]-1.5)), self.fold).float()
         t = ((width-self.fade[0])/(self.fade[1]-self.fade[0])).clamp(0, 1)
         return x + (t*t*(3-2*t)).view(-1,1,1,1)*(clean-x+y)

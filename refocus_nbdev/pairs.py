@@ -273,7 +273,8 @@ def split_wells(
     if len(wells)<2: raise ValueError(f'all images belong to one group ({", ".join(wells) or "none"}): nothing can be held out; add images of other wells')
     test,valid = _named('test_wells', test_wells, wells),_named('valid_wells', valid_wells, wells)
     if both := sorted(valid & test): raise ValueError(f'{", ".join(both)}: both for validation and for the test; name a well in one of them')
-    test = test or spread_wells(wells-valid, min(_share('test_pct', test_pct, wells), max(len(wells)-2, 1)), seed)
+    n_test = _share('test_pct', test_pct, wells)
+    test = test or (spread_wells(wells-valid, min(n_test, max(len(wells)-2, 1)), seed) if n_test else set())
     valid = valid or spread_wells(wells-test, min(_share('valid_pct', valid_pct, wells), len(wells-test)-1), seed+1)
     train = wells-test-valid
     if not (train and valid): raise ValueError(f'{len(test)} wells for the test and {len(valid)} for validation, of {len(wells)}, leave {len(train)} to train on: training and validation need one each; add wells, or hold out fewer')
