@@ -259,8 +259,7 @@ class GuidedUnet(nn.Module):
     def forward(self, x, width=None):
         width = (self.blur_width(x).detach() if width is None else width).float().clamp(0.3, 20)
         clean,deconvolved = self.taps(x, width)
-        inputs = F.pixel_unshuffle(x.float(), self.fold)
-        if deconvolved is not None: inputs = torch.cat([inputs, F.pixel_unshuffle(deconvolved, self.fold//2)], 1)
+        inputs = torch.cat([F.pixel_unshuffle(a, n) for a,n in ((x.float(), self.fold), (deconvolved, self.fold//2)) if a is not None], 1)
         y = F.pixel_shuffle(self._unet(inputs, self.code((width+0.5).log()[:,None]-1.5)), self.fold).float()
         t = ((width-self.fade[0])/(self.fade[1]-self.fade[0])).clamp(0, 1)
         return x + (t*t*(3-2*t)).view(-1,1,1,1)*(clean-x+y)
