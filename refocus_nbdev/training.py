@@ -291,12 +291,13 @@ def make_card(
     network:dict, # `network` and `args`, as `build_network` takes them
     learn,        # The trained learner
     files,        # What it was trained and validated on
+    files_sha256, # Their `hash_files`
     stages,       # Its stages, as dictionaries, those of the model it started from first
     **about       # More entries: name, modality, pixel_um, blur, scale, ...
 ) -> dict:
     "The card of a model: how to rebuild it, what it saw, what it scored on validation groups"
     with learn.no_bar(), learn.no_logging(): scores = learn.validate()
-    return dict(**network, version=__version__, licence='Apache-2.0', stages=stages, files=len(files), files_sha256=hash_files(files),
+    return dict(**network, version=__version__, licence='Apache-2.0', stages=stages, files=len(files), files_sha256=files_sha256,
                 validation=dict(zip(['loss', *[m.name for m in learn.recorder.metrics]], map(float, scores))), **about)
 
 # %% ../nbs/08_training.ipynb #no-worse
@@ -310,17 +311,13 @@ def _loss_of(learn, path):
 
 def _is_better(learn, card, n, out, init):
     "Is what stage `n` made to be kept? Says so if it is worse than the file that is there, or than the model that the first stage began from"
-    after,name = card['validation']['loss'],Path(out).name
+    after,name,there = card['validation']['loss'],Path(out).name,n>1 and Path(out).exists()
     if not np.isfinite(after): raise ModelError(f'{name}: not written after stage {n}, whose loss ({after}) is not finite; train with lower rates')
-    known = out if n>1 and Path(out).exists() else init
+    known = out if there else init
     before = _loss_of(learn, known) if known else np.inf
-    if after>before and n>1: print(f'stage {n} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {name} stays as it was before it')
+    if after>before and there: print(f'stage {n} made the model worse (validation loss {before:.4g} before, {after:.4g} after): {name} stays as it was before it')
     elif after>before: print(f'WARNING: on validation the model is worse than {Path(init).name}, which it began from (loss {before:.4g} before, {after:.4g} after)')
-    return n==1 or after<=before
-
-def _plan(recipe, files, init, about):
-    "What a checkpoint belongs to, beside its stages: a training on other images, or with others held out, must not go on from it"
-    return repr((replace(recipe, stages=()), hash_files(files), init and file_hash(init), about.get('held_out')))
+    return not there or after<=before
 
 # %% ../nbs/08_training.ipynb #blend
 def _blend(model, path, share):
@@ -373,16 +370,17 @@ def train(
     model,card = _begin(recipe, init)
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
     resume = resume and checkpoint.exists()
+    files_sha256,init_sha256 = hash_files(files),init and file_hash(init)
     if log and not resume: Path(log).unlink(missing_ok=True)
     def write(learn, n):
         if recipe.blend and init and n==len(recipe.stages): _blend(learn.model, init, recipe.blend)
         network = dict(network=card['network'], args={**card['args'], **getattr(learn, 'encoder', {})})
         stages = [*card.get('stages', []), *map(asdict, recipe.stages[:n])]
-        new = make_card(network, learn, files, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
-                        scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init and file_hash(init), **about)
+        new = make_card(network, learn, files, files_sha256, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
+                        scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init_sha256, **about)
         if _is_better(learn, new, n, out, None if recipe.borrow else init): save_model(out, learn.model, new)
     learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
-                       cbs=EpochLog(log) if log else [], average=recipe.average, plan=_plan(recipe, files, init, about), done=write)
+                       cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr((replace(recipe, stages=()), files_sha256, init_sha256, about.get('held_out'))), done=write)
     checkpoint.unlink(missing_ok=True)
     return learn
 
