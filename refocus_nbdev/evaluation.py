@@ -20,19 +20,20 @@ from skimage.restoration import richardson_lucy, wiener
 from scipy.ndimage import gaussian_filter
 from .images import *
 from .inference import *
-from .kernels import blur_width
+from .kernels import bbbc006_kernels, blur_width
 from .metrics import *
 from .networks import fast_bf16, load_model, save_model
 from .optics import *
 from .pairs import *
 
 # %% ../nbs/11_evaluation.ipynb #simulated_plane
-SIMULATORS = ('near-gaussian', 'wave optics', 'uneven depth')
+SIMULATORS = ('near-gaussian', 'wave optics', 'uneven depth', 'aberrated')
 
 def _thick(defocus_um, radius): return torch.as_tensor(thick_psf(1.2*defocus_um, radius=radius))[None,None]
 
 def _kernel(defocus_um, simulator, gen, radius):
     if simulator=='uneven depth': return _thick(defocus_um, radius)
+    if simulator=='aberrated': return bbbc006_kernels(defocus_um*(1-2*torch.randint(2, (1,), generator=gen)), radius)
     if simulator=='wave optics': return torch.as_tensor(widefield_psf(defocus_um, radius=radius))[None,None]
     return jittered_kernels(torch.tensor([float(defocus_um)]), generator=gen, radius=radius, width_jitter=0.1, shape_jitter=0.1)
 
@@ -100,6 +101,7 @@ class SimulatedPlane(NamedTuple):
     blurred: np.ndarray  # (H,W) uint16, counts
     target: np.ndarray   # (H,W) float32, counts
     seed: int            # Of noise and jitter
+    peak: float=1000.    # Counts of the 99.9th percentile above the offset
 
     @property
     def kernel(self):
@@ -107,18 +109,19 @@ class SimulatedPlane(NamedTuple):
         return _kernel(self.defocus_um, self.simulator, torch.Generator().manual_seed(self.seed), 64)[0,0].numpy()
 
     @property
-    def name(self): return f'{self.simulator.replace(" ", "-")}_{self.defocus_um:g}um_{Path(self.file).stem}.tif'
+    def name(self): return f'{self.simulator.replace(" ", "-")}_{self.defocus_um:g}um_{self.peak:g}_{Path(self.file).stem}.tif'
 
 def simulated_planes(
     files,                 # In-focus images, at least 2*64+32 px a side
     levels=(12, 20, 28),   # Distances in um
     simulators=SIMULATORS, # Which simulators
+    peak=1000.,            # Counts of the 99.9th percentile above the offset
 ):                         # Yields `SimulatedPlane`s
     "Every file at every distance under every simulator"
     for i,f in enumerate(files):
         sharp = read_image(f).planes[0]
         for s in simulators:
-            for d in levels: yield SimulatedPlane(f, s, d, *simulated_plane(sharp, d, s, seed=i), i)
+            for d in levels: yield SimulatedPlane(f, s, d, *simulated_plane(sharp, d, s, i, peak), i, peak)
 
 # %% ../nbs/11_evaluation.ipynb #richardson_lucy_nominal
 def _deconvolved(method, y, kernel):
@@ -180,13 +183,13 @@ def unsharp_mask_nominal(
 RIVALS = {'doing nothing':doing_nothing, 'unsharp mask':unsharp_mask_nominal, 'Richardson-Lucy, told the distance':richardson_lucy_nominal}
 
 # %% ../nbs/11_evaluation.ipynb #score_planes
-SIMULATED_METRICS = dict(psnr=psnr, ssim=ssim, slope=intensity_slope, light=partial(light_kept, offset=105))
+SIMULATED_METRICS = dict(psnr=psnr, si_psnr=scale_invariant_psnr, ssim=ssim, slope=intensity_slope, light=partial(light_kept, offset=105))
 
 def score_planes(
     planes,       # `SimulatedPlane`s
     methods:dict, # Name to function from a `SimulatedPlane` to an image (H,W) in counts
     labels=None,  # Function from a file to its label image, for nuclei F1; None for no F1
-) -> pd.DataFrame: # A row for each plane and method: file, simulator, defocus_um, method, psnr, ssim, slope, light, f1
+) -> pd.DataFrame: # A row for each plane and method: file, simulator, defocus_um, method, the `SIMULATED_METRICS`, f1, count_error
     "Score methods on simulated planes"
     rows = []
     for p in planes:
@@ -195,8 +198,10 @@ def score_planes(
     return pd.DataFrame(rows)
 
 def _scores(y, target, truth, metrics=dict(psnr=psnr, ssim=ssim)):
-    f1 = {} if truth is None else dict(f1=nuclei_f1(find_nuclei(y), truth))
-    return {**{n: m(y, target) for n,m in metrics.items()}, **f1}
+    scores = {n: m(y, target) for n,m in metrics.items()}
+    if truth is None: return scores
+    found = find_nuclei(y)
+    return dict(scores, f1=nuclei_f1(found, truth), count_error=count_error(found, truth))
 
 # %% ../nbs/11_evaluation.ipynb #score_simulated
 def on_plane(
@@ -220,7 +225,7 @@ def score_simulated(
     labels=None,              # Function from a file to its label image, for nuclei F1; None for no F1
     levels=(12, 20, 28),      # Distances in um
     simulators=SIMULATORS,    # Which simulators
-) -> pd.DataFrame:            # A row for each file, level, simulator and method: psnr, ssim, slope, light, f1
+) -> pd.DataFrame:            # As of `score_planes`
     "Score a model and its rivals on simulated planes of real or simulated fields"
     methods = {**RIVALS, **alone_and_told(refocuser)}
     return score_planes(simulated_planes(files, levels, simulators), {n: on_plane(m) for n,m in methods.items()}, labels)
@@ -257,7 +262,7 @@ def score_pairs(
     root=None,      # The folder that holds BBBC006_v1_labels, for nuclei F1; None for no F1
     units=None,     # From a target in counts to the units the methods answer in; None for counts
     metrics=dict(psnr=psnr, ssim=ssim), # Functions from (image, target) to a number
-) -> pd.DataFrame:  # A row for each pair and method: well, site, channel, z, defocus_um, method, psnr, ssim, f1
+) -> pd.DataFrame:  # A row for each pair and method: well, site, channel, z, defocus_um, method, psnr, ssim, f1, count_error
     "Score methods on pairs of files"
     rows = []
     for p in pairs:
