@@ -117,5 +117,5 @@ def count_error(
     labels, # (H,W) labels that are taken as the truth
 ) -> float: # 0 where the numbers agree; a share of the true number, which counts as 1 where there are none
     "By how much the number of nuclei found is off, either way"
-    n,m = (len(np.setdiff1d(a, 0)) for a in (found, labels))
+    n,m = (_consecutive(a)[1] for a in (found, labels))
     return abs(n-m)/max(m, 1)
