@@ -9,15 +9,22 @@ __all__ = ['MINMAX', 'noise_sigma', 'Scale']
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
+from fastcore.basics import patch
 
 # %% ../nbs/01a_intensity.ipynb #noise_sigma
 def noise_sigma(
     x:Tensor, # (B,1,H,W), counts
 ) -> Tensor:  # (B,1,1,1), standard deviation of the noise in the same unit; 0 for images under 3 pixels wide
     "The noise level of each image (Immerkaer 1996, with a median)"
-    if min(x.shape[-2:])<3: return x.new_zeros(len(x),1,1,1)
-    r = x.diff(n=2, dim=-1).diff(n=2, dim=-2)
-    return (_percentile(r.abs().flatten(1), 50)/(0.6745*6)).view(-1,1,1,1)
+    return _sigma(_rough(x).flatten(1))
+
+def _rough(x):
+    "What remains of (...,H,W) after a second difference along both axes: nothing of what is under 3 pixels wide"
+    return x.diff(n=2, dim=-1).diff(n=2, dim=-2).abs() if min(x.shape[-2:])>2 else x[..., :0]
+
+def _sigma(rough):
+    "The noise (B,1,1,1) of which (B,n) remains"
+    return (_percentile(rough, 50)/(0.6745*6) if rough.shape[1] else rough.new_zeros(len(rough))).view(-1,1,1,1)
 
 def _percentile(x, pct):
     "The `pct` percentile of each row of `x` (B,n), without interpolation; of every n-th pixel where there are over 4 million"
@@ -43,9 +50,12 @@ class Scale:
         noise_floor=20., # The range is at least so many times the noise
     ):
         "The scale of each image in a batch, from its own pixels"
-        flat = x.flatten(1)
-        lo,hi = (_percentile(flat, p).view(-1,1,1,1) for p in (low, high))
-        rng = torch.maximum(hi-lo, noise_floor*noise_sigma(x))
+        return cls._between(x.flatten(1), noise_sigma(x), low, high, noise_floor)
+
+    @classmethod
+    def _between(cls, values, sigma, low, high, noise_floor):
+        lo,hi = (_percentile(values, p).view(-1,1,1,1) for p in (low, high))
+        rng = torch.maximum(hi-lo, noise_floor*sigma)
         return cls(lo, torch.where(rng>0, rng, torch.ones_like(rng)))
 
     @classmethod
@@ -62,6 +72,19 @@ class Scale:
 
     def do(self, x): return (x-self.offset)/self.range
     def undo(self, x): return x*self.range + self.offset
+
+# %% ../nbs/01a_intensity.ipynb #Scale-of_planes
+@patch(cls_method=True)
+def of_planes(cls:Scale,
+    planes,  # Tensors (H,W), counts, one after the other: an acquisition
+    pixels,  # How many they have together
+    low=1., high=99.8, # As for `of`
+    noise_floor=20.,
+):
+    "The one scale of an acquisition, from every n-th pixel where there are over 4 million"
+    step = 1+pixels//4_000_000
+    values,rough = zip(*((p.flatten()[::step], _rough(p).flatten()[::step]) for p in planes))
+    return cls._between(torch.cat(values)[None], _sigma(torch.cat(rough)[None]), low, high, noise_floor)
 
 # %% ../nbs/01a_intensity.ipynb #MINMAX
 MINMAX = dict(low=0., high=100., noise_floor=0.) # Arguments of `Scale.of`: the minimum becomes 0, the maximum 1

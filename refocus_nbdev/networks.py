@@ -363,4 +363,4 @@ def file_hash(
     path, # Any file
 ) -> str: # 64 hexadecimal digits
     "SHA-256 of a file"
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -1,4 +1,4 @@
-import os, shutil, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
 from conftest import ENV, contents
@@ -7,7 +7,7 @@ from refocus_nbdev.images import read_image
 from refocus_nbdev.inference import model_path, shipped_models
 from refocus_nbdev.networks import read_card
 
-ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF or PNG'}
+ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF, PNG'}
 
 @pytest.fixture(scope='module')
 def odd(tmp_path_factory, blurred, refocus):
@@ -98,6 +98,34 @@ def test_dry_run_writes_nothing(refocus, folder, tmp_path):
     assert said.code==0 and 'field1.tif' in said.text
     assert not (tmp_path/'out').exists()
 
+def test_a_tree_of_folders_stays_one(in_process, folder, tmp_path):
+    (folder/'deep').mkdir()
+    shutil.copy(folder/'field0.tif', folder/'deep')
+    assert in_process('run', folder, '--recursive', '--out', tmp_path/'out').code==0
+    assert {p.relative_to(tmp_path/'out').as_posix() for p in (tmp_path/'out').rglob('*.tif')}=={'field0.tif', 'field1.tif', 'deep/field0.tif'}
+
+def test_images_in_a_list(in_process, folder, tmp_path):
+    (folder/'some.csv').write_text('file,defocus_um\nfield1.tif,30\ngone.tif,30\n')
+    said = in_process('run', folder/'some.csv', '--defocus-um', folder/'some.csv', '--out', tmp_path/'out')
+    assert said.code==1 and 'gone.tif: there is no such file' in said.text and 'told 30 um' in read_image(tmp_path/'out'/'field1.tif').software
+
+def test_json(in_process, folder, tmp_path):
+    (folder/'text.tif').write_text('not an image')
+    said = in_process('run', folder, '--json', '--out', tmp_path/'out')
+    got = json.loads(said.text)
+    assert said.code==1 and [f['status'] for f in got['files']]==['done','done','failed'] and got['megapixels_per_second']>0
+    assert got['files'][0]['pixels']==tifffile.imread(folder/'field0.tif').size and 'text.tif' in got['files'][2]['note']
+
+def test_a_zarr_comes_out_as_one(in_process, blurred, tmp_path):
+    zarr = pytest.importorskip('zarr')
+    group = zarr.open_group(str(tmp_path/'in.ome.zarr'), mode='w')
+    group.create_array('0', data=np.stack([blurred]*2), chunks=(1,32,32))
+    group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in 'cyx'], datasets=[dict(path='0')])], omero=dict(channels=[dict(label='DNA'), dict(label='actin')]))
+    for again in ('1 done', '1 skipped'): assert again in in_process('run', tmp_path/'in.ome.zarr', '--channel', 'dna', '--out', tmp_path/'out').text
+    a,b = (read_image(o/'in.ome.zarr').pixels for o in (tmp_path, tmp_path/'out'))
+    assert (a[0]!=b[0]).any() and (a[1]==b[1]).all()
+    assert in_process('run', tmp_path/'in.ome.zarr', '--out', tmp_path/'in.ome.zarr'/'out').code==2
+
 STACKS = dict(
     plain=dict(metadata={'axes':'ZYX'}),
     imagej=dict(imagej=True, resolution=(1/.645, 1/.645), metadata={'axes':'ZCYX', 'unit':'um', 'spacing':2.}),
@@ -127,8 +155,55 @@ def test_an_imagej_hyperstack_stays_one(stacks):
         meta = tif.imagej_metadata
     assert (meta['hyperstack'], meta['slices'], meta['channels'], meta['unit'], meta['spacing'])==(True, 3, 2, 'um', 2.)
 
-def test_ome_channel_names_are_kept(stacks):
-    with tifffile.TiffFile(stacks/'out'/'ome.tif') as tif: assert 'DNA' in tif.ome_metadata and 'actin' in tif.ome_metadata
+def tags(path):
+    "Of all pages, but for places in the file and what the result says of itself"
+    own = {'StripOffsets', 'StripByteCounts', 'Software', 'ImageDescription', 'IJMetadata', 'IJMetadataByteCounts', 'ImageWidth', 'ImageLength'}
+    with tifffile.TiffFile(path) as tif: return [{t.name: str(t.value) for t in p.aspage().tags if t.name not in own} for p in tif.pages]
+
+@pytest.mark.parametrize('kind', STACKS)
+def test_tags_are_kept(stacks, kind): assert tags(stacks/'in'/f'{kind}.tif')==tags(stacks/'out'/f'{kind}.tif')
+
+def test_ome_metadata_are_kept(stacks):
+    with tifffile.TiffFile(stacks/'in'/'ome.tif') as a, tifffile.TiffFile(stacks/'out'/'ome.tif') as b:
+        before,after = (tifffile.xml2dict(t.ome_metadata)['OME'] for t in (a, b))
+    assert 'not a measurement' in after['StructuredAnnotations']['CommentAnnotation']['Value']
+    assert after['Image'].pop('AnnotationRef') and before['Image']==after['Image']
+
+def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
+    a = read_image(stacks/'in'/'ome.tif').pixels
+    for given in ('actin', '2'):
+        said = refocus('run', stacks/'in'/'ome.tif', '--channel', given, '--out', tmp_path/given)
+        b = read_image(tmp_path/given/'ome.tif').pixels
+        assert said.code==0 and (a[:,0]==b[:,0]).all() and (a[:,1]!=b[:,1]).any()
+    said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'DNA', '--out', tmp_path/'2')
+    assert said.code==1 and 'other arguments' in said.text
+    said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'GFP', '--out', tmp_path/'none')
+    assert said.code==1 and 'it has DNA, actin' in said.text
+
+def test_several_channels_and_one_model_are_mentioned(refocus, stacks, tmp_path):
+    assert 'all channels (DNA, actin)' in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path).text
+
+def test_axes_that_the_user_knows_better(refocus, stacks, tmp_path):
+    assert 'CYX' in refocus('info', stacks/'in'/'plain.tif', '--axes', 'cyx').text
+    said = refocus('run', stacks/'in'/'plain.tif', '--axes', 'CYX', '--channel', 3, '--out', tmp_path)
+    a,b = (read_image(o/'plain.tif').pixels for o in (stacks/'in', tmp_path))
+    assert said.code==0 and (a[:2]==b[:2]).all() and (a[2]!=b[2]).any()
+    said = refocus('run', stacks/'in'/'plain.tif', '--axes', 'TCYX', '--out', tmp_path/'wrong')
+    assert said.code==1 and 'do not fit' in said.text
+
+def test_pixels_of_another_size(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--pixel-um', 0.43, '--out', tmp_path/'out')
+    assert said.code==0 and 'rescaled from 0.43 to 0.645' in said.text
+    assert 'pixels of 0.43 um' in refocus('info', tmp_path/'out').text
+    assert refocus('run', folder, '--pixel-um', 6.5, '--out', tmp_path/'far').code==2 and not (tmp_path/'far').exists()
+    tifffile.imwrite(folder/'field0.tif', tifffile.imread(folder/'field0.tif'), imagej=True, resolution=(2,2), metadata={'unit':'um'})
+    assert 'rescaled from 0.5 to' in refocus('run', folder/'field0.tif', '--out', tmp_path/'own').text
+
+def test_info(refocus, stacks, odd):
+    said = refocus('info', stacks/'out'/'imagej.tif', stacks/'in'/'ome.tif')
+    assert said.code==0
+    for words in ('ImageJ TIFF', 'ZCYX, 3 x 2 x', '0.645 um', 'not a measurement', 'DNA, actin'): assert words in said.text
+    assert refocus('info', odd[1]).code==1
 
 def test_run_again(refocus, folder, tmp_path):
     out = tmp_path/'out'
@@ -184,7 +259,7 @@ def test_told_the_distance(refocus, folder, tmp_path):
     assert refocus('run', folder, '--out', tmp_path/'alone').code==0
     for n in names[1:]: assert (tmp_path/'csv'/n).read_bytes()==(tmp_path/'number'/n).read_bytes() != (tmp_path/'alone'/n).read_bytes()
     assert 'told 30 um' in read_image(tmp_path/'number'/names[0]).software
-    assert 'distance' in refocus('run', folder, '--out', tmp_path/'alone', '--defocus-um', 30).text
+    assert 'other arguments' in refocus('run', folder, '--out', tmp_path/'alone', '--defocus-um', 30).text
 
 @pytest.mark.parametrize('header,row', [('\ufefffile,defocus_um','{},30'), ('\ufefffile;defocus_um','{};30,0'), ('well\tfile\tdefocus_um','a01\t{}\t-30')], ids=('utf-8','semicolons','tabs'))
 def test_distances_as_spreadsheets_write_them(refocus, folder, tmp_path, header, row):
@@ -229,9 +304,15 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
 def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
 
 def test_help_has_an_example(refocus):
-    for verb in ('run', 'demo', 'train', 'models'):
+    for verb in ('run', 'demo', 'train', 'models', 'info'):
         said = refocus(verb, '--help')
         assert said.code==0 and f'refocus {verb}' in said.text.split('Example')[1]
+
+@pytest.mark.parametrize('args', [('--help',), ('run','FOLDER','--dry-run'), ('info','FOLDER'), ('run','FOLDER','--defocus-um','far')], ids=' '.join)
+def test_what_computes_nothing_does_not_wait_for_torch(folder, tmp_path, args):
+    code = 'import sys, atexit; atexit.register(lambda: print({"torch","fastai","scipy","matplotlib"} & set(sys.modules))); from refocus_nbdev.cli import main; main()'
+    done = subprocess.run([sys.executable, '-c', code, *[folder if a=='FOLDER' else a for a in args]], capture_output=True, text=True, env=ENV, cwd=tmp_path)
+    assert done.returncode in (0,2) and done.stdout.splitlines()[-1]=='set()'
 
 def test_refocusing_imports_neither_fastai_nor_torchvision(folder, tmp_path):
     code = 'import sys; from refocus_nbdev.cli import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
