@@ -134,7 +134,7 @@ def _now_and_then(items, what, total, every_s=30):
         yield o
 
 def _refocuser(model, device):
-    from refocus_nbdev.inference import Refocuser
+    from refocus_nbdev.files import Refocuser
     try: return Refocuser.load(model, device)
     except ValueError as e: raise UsageError(e) from e
 
