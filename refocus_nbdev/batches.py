@@ -104,23 +104,22 @@ def run_job(
     job:Job,             # What to do
     refocuser,           # The `Refocuser` that does it
     overwrite=False,     # Replace results made by something else?
-    channels=None,       # Names or numbers, from 1, of the channels to refocus; all if None
-    axes=None,           # Letters for the axes of the file, if it is wrong about them
-    pixel_um=None,       # Size of its pixels; what the file says if None
+    progress=None,       # Function that is told, now and then, what share of the file has been done since
+    **how                # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ) -> Job:                # The same, with its status
     "Refocus one file; a failure is noted in the job"
     try:
         if job.target.exists() and not overwrite:
-            if _made_before(job, refocuser, channels, axes, pixel_um): return _ended(job, 'skipped', 'done before')
+            if _made_before(job, refocuser, how): return _ended(job, 'skipped', 'done before')
             raise ImageError(f'{job.target}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        result = refocuser.refocus_file(job.source, job.target, channels, job.defocus_um, axes, pixel_um)
+        result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, **how)
         job.pixels = result.pixels
         return _ended(job, 'done', '; '.join(result.remarks))
-    except (ImageError, OSError, MemoryError) as e: return _ended(job, 'failed', str(e) or f'{job.source}: out of memory')
+    except (ValueError, OSError, MemoryError) as e: return _ended(job, 'failed', str(e) if str(job.source) in str(e) or str(job.target) in str(e) else f'{job.source}: {e or "out of memory"}')
 
-def _made_before(job, refocuser, *args):
-    with open_image(job.target) as f: return (f.software or '').startswith(refocuser.provenance(job.source, job.defocus_um, *args))
+def _made_before(job, refocuser, how):
+    with open_image(job.target) as f: return (f.software or '').startswith(refocuser.provenance(job.source, job.defocus_um, **how))
 
 def _ended(job, status, note):
     job.status,job.note = status,note

@@ -88,6 +88,8 @@ def run(
     defocus_um:str='', # How far out of focus the images are, in um, on either side: one number, or a CSV file with the columns file and defocus_um and a row for each file; the model finds out if empty
     pixel_um:float=0., # Size of their pixels in um, where the files do not say it or are wrong; what is not near the model's is rescaled, and back
     channel:str='', # Channels to refocus, by the names that the file has or by number from 1, such as DNA or 1,3; the others are copied as they are. All if empty
+    scale_from:Path|None=None, # A file whose intensities scale those of all, channel by channel; each file's own if not given
+    tile:int=0, # Side of the tiles that large images are computed in, px: smaller ones need less memory, and more time
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them: T, C, Z, and Y and X last
     recursive:bool=False, # Look into the folders of a folder as well, and keep them in the results
     overwrite:bool=False, # Replace files in the output folder that were made by something else
@@ -101,41 +103,60 @@ def run(
     jobs = plan_run(inputs, out, recursive)
     tell_distances(jobs, defocus_um)
     if dry_run: return _list(jobs, axes or None)
-    refocuser = _refocuser(model, device)
+    refocuser = _refocuser(model, device, tile)
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
     try: refocuser.zoom(pixel_um)
     except ValueError as e: raise UsageError(e) from e
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     _warn_far(jobs, refocuser)
+    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um or None, scale_from=scale_from and refocuser.scale_from(scale_from, axes or None))
     start = time.perf_counter()
-    for j in _progress(jobs, 'refocusing'):
-        if j.status=='to do': run_job(j, refocuser, overwrite, _names(channel) or None, axes or None, pixel_um or None)
+    with _Progress('refocusing', len(jobs)) as bar:
+        for i,j in enumerate(jobs):
+            if j.status=='to do': run_job(j, refocuser, overwrite, bar.advance, **how)
+            bar.reach(i+1)
     seconds = time.perf_counter()-start
-    print(_as_json(jobs, seconds)) if json else _summary(jobs, out, seconds)
+    print(_as_json(jobs, seconds, refocuser.remarks)) if json else _summary(jobs, out, seconds, refocuser.remarks)
     return int(not jobs or any(j.status=='failed' for j in jobs))
 
 
 # %% ../nbs/15_cli.ipynb #_summary
+class _Progress:
+    "A bar on standard error where that is a terminal, and a line twice a minute where it is not"
+    def __init__(self, what, total):
+        self.what,self.total,self.done,self.start,self.said,self.bar = what,total,0.,time.monotonic(),time.monotonic(),None
+        if sys.stderr.isatty():
+            self.bar = Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(what, total=total)
+
+    def __enter__(self):
+        if self.bar: self.bar.start()
+        return self
+
+    def __exit__(self, *args):
+        if self.bar: self.bar.stop()
+
+    def advance(self, share): self.reach(self.done+share)
+
+    def reach(self, done):
+        self.done = done
+        if self.bar: return self.bar.update(self.task, completed=done)
+        now = time.monotonic()
+        if now-self.said > 30:
+            self.said = now
+            print(f'{self.what}: {done:.1f} of {self.total} done, about {(now-self.start)*(self.total/max(done, 1e-9)-1):.0f} s left', file=sys.stderr, flush=True)
+
 def _progress(items, what, total=None):
-    "`items`, with a progress bar on standard error where that is a terminal, and now and then a line where it is not; `total` of them if they cannot be counted"
-    if not sys.stderr.isatty(): return _now_and_then(items, what, len(items) if total is None else total)
-    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return _with_bar(Progress(*columns, console=Console(stderr=True), transient=True), items, what, total)
+    "`items`, `total` of them if they cannot be counted, with their progress"
+    with _Progress(what, len(items) if total is None else total) as bar:
+        for i,o in enumerate(items):
+            yield o
+            bar.reach(i+1)
 
-def _with_bar(bar, items, what, total):
-    with bar: yield from bar.track(items, total, description=what)
-
-def _now_and_then(items, what, total, every_s=30):
-    said = time.monotonic()
-    for i,o in enumerate(items):
-        if time.monotonic()-said > every_s:
-            said = time.monotonic()
-            print(f'{what}: {i} of {total} done', file=sys.stderr, flush=True)
-        yield o
-
-def _refocuser(model, device):
+# %% ../nbs/15_cli.ipynb #_refocuser
+def _refocuser(model, device, tile=0):
     from refocus_nbdev.files import Refocuser
-    try: return Refocuser.load(model, device)
+    try: return Refocuser.load(model, device, **({'tile':tile} if tile else {}))
     except ValueError as e: raise UsageError(e) from e
 
 def _list_failed(notes):
@@ -144,7 +165,6 @@ def _list_failed(notes):
     table = Table('failed', box=box.SIMPLE, show_edge=False)
     for n in notes: table.add_row(n)
     console.print(table)
-
 
 # %% ../nbs/15_cli.ipynb #_summary-2
 def _list(jobs, axes):
@@ -157,16 +177,17 @@ def _size(path, axes):
         with open_image(path, axes) as f: return f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
     except ImageError as e: return f'would fail: {e}'
 
-def _as_json(jobs, seconds):
+def _as_json(jobs, seconds, remarks):
     "What became of each file, and how fast it was"
     files = [dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, pixels=j.pixels) for j in jobs]
-    return dumps(dict(files=files, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3)))
+    return dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3)))
 
-def _summary(jobs, out, seconds):
+def _summary(jobs, out, seconds, remarks):
     "Print what was done, warn, and list failures"
     n = {s: sum(j.status==s for j in jobs) for s in ('done','skipped','failed')}
     for j in jobs:
         if j.status=='done' and j.note: print(f'{j.source}: {j.note}')
+    for r in remarks: print(r)
     if n['failed']: _list_failed([j.note for j in jobs if j.status=='failed'])
     speed = f' ({sum(j.pixels for j in jobs)/1e6/seconds:.2f} Mpx/s)' if n['done'] else ''
     print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s{speed}' + (f'; results are in {out}' if n['done']+n['skipped'] else ''))

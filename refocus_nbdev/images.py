@@ -83,7 +83,7 @@ def copy(self:PngReader,
 
 # %% ../nbs/00c_images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr')
-_DTYPES = (np.uint8, np.uint16, np.float32)
+_DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
 
 def open_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
@@ -92,8 +92,23 @@ def open_image(
     "Open one file; raises `ImageError` when it is missing, damaged, in colour, empty, or not of uint8, uint16 or float32"
     path = Path(path)
     image = _reader(path)(path, axes)
-    if image.dtype in _DTYPES: return image
-    with image: raise ImageError(f'{path}: pixels are {image.dtype}; convert to uint8, uint16 or float32 first')
+    try:
+        with reading(path, image.kind): wrong = _wrong(image)
+        if wrong: raise ImageError(f'{path}: {wrong}')
+        return image
+    except ImageError:
+        image.__exit__()
+        raise
+
+def _wrong(image):
+    "What is wrong with an image, if anything: its pixels, what it says of itself, or that it says it holds more than any compression can get into it"
+    odd = {image.rows(p).dtype for p in image.planes}-set(_DTYPES)
+    if odd: return f'pixels are {odd.pop()}; convert to uint8, uint16 or float32 first'
+    for about in ('axes','shape','channels','pixel_um','software','metadata','compression'): getattr(image, about)
+    if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
+    claimed = sum(p.shape[0]*p.shape[1] for p in image.planes)*image.dtype.itemsize
+    held = sum(f.stat().st_size for f in image.path.rglob('*')) if image.path.is_dir() else image.path.stat().st_size
+    if claimed>max(1e9, 2000*held): return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
 
 def _reader(path):
     if is_zarr(path): return ZarrReader
@@ -107,16 +122,20 @@ def read_image(
 ) -> MicroscopeImage: # Pixels in the file's own data type, never scaled or clipped; of its first series, where it has several
     "Read one file; raises `ImageError` as `open_image` does"
     with open_image(path, axes) as f:
-        pixels = np.stack([f.read(p) for p in f.planes if p.series==f.planes[0].series]).reshape(f.shape)
+        planes = [p for p in f.planes if p.series==f.planes[0].series]
+        if len({p.shape for p in planes})>1: raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
+        pixels = np.stack([f.read(p) for p in planes]).reshape(f.shape)
         return MicroscopeImage(pixels, f.axes, f.pixel_um, f.kind, f.compression, f.metadata, f.software, f.path)
 
 # %% ../nbs/00c_images.ipynb #check_finite
 def check_finite(
     im:MicroscopeImage, # Any image
 ) -> MicroscopeImage:   # The same image
-    "Raises `ImageError` when a pixel is NaN or infinite"
-    bad = 0 if im.pixels.dtype.kind!='f' else int((~np.isfinite(im.pixels)).sum())
+    "Raises `ImageError` when a pixel is NaN, infinite, or too large to compute with in float32"
+    if im.pixels.dtype.kind!='f': return im
+    bad = int((~np.isfinite(im.pixels)).sum())
     if bad: raise ImageError(f'{im.source}: {bad} of {im.pixels.size} pixels are NaN or infinite; mask or replace them first')
+    if im.pixels.size and (most := np.abs(im.pixels).max())>1e30: raise ImageError(f'{im.source}: pixels up to {most:.1e} are too large to compute with; divide them first')
     return im
 
 # %% ../nbs/00c_images.ipynb #to_dtype

@@ -169,7 +169,7 @@ def _parts(self:Refocuser, q, width):
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch)
 
 @patch
-def _network(self:Refocuser, q, told, folder=None):
+def _network(self:Refocuser, q, told, folder=None, progress=None):
     "What the network makes of (H,W) in network units, and what that is to be multiplied by"
     while True:
         try:
@@ -177,6 +177,8 @@ def _network(self:Refocuser, q, told, folder=None):
             for a,y in self._parts(q, self._width(q, told) if self.guided else None):
                 canvas[a:a+len(y)] = y
                 before,after = before+q[a:a+len(y)].sum(dtype=float),after+y.sum(dtype=float)
+                if progress: progress(len(y)/q.shape[0])
+            if not np.isfinite(after): raise ValueError(f'model {self.name} makes no numbers of this image: is its file damaged?')
             return canvas,light_ratio(before, after) if self.guided else 1.
         except (RuntimeError, MemoryError) as e: self._need_less(e)
 
@@ -202,7 +204,7 @@ def _scaled(rows, scale): return as_rows(rows).map(lambda x: scale.do(_float(x))
 def _held(rows): return as_rows(rows[:]) if 4*np.prod(rows.shape)<=Canvas.in_memory else rows
 
 def _strips(rows, pixels=4_000_000):
-    step = max(pixels//rows.shape[1], 64)
+    step = max(pixels//rows.shape[1], 3)
     for a in range(0, rows.shape[0], step): yield rows[a:a+step]
 
 @patch
@@ -220,11 +222,11 @@ def _told(self:Refocuser, defocus_um):
 
 # %% ../nbs/09_inference.ipynb #Refocuser-plane
 @patch
-def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None):
+def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None):
     "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's"
     p = _held(_scaled(rows, scale))
     q = p if zoom==1 else _held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
-    y,ratio = self._network(q, told, folder)
+    y,ratio = self._network(q, told, folder, progress)
     change = Rows(q.shape, np.float32, lambda a,b: y[a:b]*ratio-q[a:b])
     if zoom!=1: change = resized(change, p.shape)
     return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(scale.undo(torch.from_numpy(p[a:b]+change[a:b]))[0,0].numpy(), rows.dtype))

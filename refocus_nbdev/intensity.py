@@ -83,7 +83,7 @@ def of_planes(cls:Scale,
 ):
     "The one scale of an acquisition, from every n-th pixel where there are over 4 million"
     step = 1+pixels//4_000_000
-    values,rough = zip(*((p.flatten()[::step], _rough(p).flatten()[::step]) for p in planes))
+    values,rough = zip(*((p.flatten()[::step].clone(), _rough(p).flatten()[::step].clone()) for p in planes))
     return cls._between(torch.cat(values)[None], _sigma(torch.cat(rough)[None]), low, high, noise_floor)
 
 # %% ../nbs/01a_intensity.ipynb #MINMAX

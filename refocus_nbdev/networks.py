@@ -337,6 +337,7 @@ def fastai_unet(
     from fastai.vision.all import NormType, create_unet_model
     import torchvision.models as tvm
     if 'norm_type' in kwargs: kwargs['norm_type'] = NormType[kwargs['norm_type']]
+    if encoder not in tvm.list_models(module=tvm): raise ValueError(f'torchvision has no {encoder!r}')
     return create_unet_model(getattr(tvm, encoder), n_out=1, img_size=size, pretrained=False, cut=cut, n_in=1, **kwargs)
 
 NETWORKS = dict(guided_unet=GuidedUnet, folded_unet=FoldedUnet, fastai_unet=fastai_unet)
@@ -348,7 +349,7 @@ def build_network(
     "An untrained network; raises `ModelError` for a name or arguments it does not know"
     if name not in NETWORKS: raise ModelError(f'unknown network {name!r}; this version knows {", ".join(NETWORKS)}: a newer refocus_nbdev may be needed')
     try: return NETWORKS[name](**args)
-    except (TypeError, ValueError, AttributeError) as e: raise ModelError(f'network {name!r} cannot be built with {args}: {e}') from e
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, OverflowError, ZeroDivisionError) as e: raise ModelError(f'network {name!r} cannot be built with {args}: {e}') from e
 
 # %% ../nbs/06_networks.ipynb #ModelError
 class ModelError(ValueError): "A model file that cannot be used; the message says which, why, and what to do"
@@ -385,16 +386,40 @@ def read_card(
     except (KeyError, ValueError) as e: raise ModelError(f'{path}: its card cannot be read ({e}); fetch it again') from e
 
 # %% ../nbs/06_networks.ipynb #load_model
+_NUMBERS = dict(scale={'low','high','noise_floor','offset','range'}, blur={'px_per_um','max_um'}) # What may be found in parts of a card that are computed with
+
+def _wrong_card(card):
+    "What is wrong with a card, if anything"
+    if not isinstance(card, dict) or not isinstance(card.get('network'), str): return 'its card names no network'
+    kinds = dict(args=dict, name=str, modality=str, source=str, pixel_um=(int,float), scale=dict)
+    for k,kind in kinds.items():
+        if k in card and not isinstance(card[k], kind): return f'its card says {k}={card[k]!r}'
+    for k,names in _NUMBERS.items():
+        part = card.get(k) if isinstance(card.get(k), dict) else {}
+        bad = [o for o in part if o in names and not isinstance(part[o], (int, float, type(None)))] + [o for o in part if k=='scale' and o not in names]
+        if bad: return f'its card says {bad[0]}={part[bad[0]]!r}'
+
+def _same_size(card, weights):
+    "Would the network of a card have as many weights? Built without memory, since a damaged card may ask for any size"
+    if card['network']=='fastai_unet': return True
+    with torch.device('meta'): model = build_network(card['network'], **card.get('args', {}))
+    return sum(v.numel() for v in model.state_dict().values())==sum(v.numel() for v in weights.values())
+
+# %% ../nbs/06_networks.ipynb #load_model-2
 def load_model(
     path,         # A model file
     device='cpu', # Where the weights go
 ) -> tuple[nn.Module, dict]: # The network in evaluation mode, float32, and its card
     "Rebuild the network of a model file; raises `ModelError` when weights and card do not fit"
     card = read_card(path)
-    if not isinstance(card, dict) or 'network' not in card: raise ModelError(f'{path}: its card names no network')
-    model = build_network(card['network'], **card.get('args', {}))
+    if wrong := _wrong_card(card): raise ModelError(f'{path}: {wrong}; fetch the file again')
     with safe_open(path, 'pt') as f: weights = {k: f.get_tensor(k) for k in f.keys()}
-    try: model.load_state_dict(weights)
+    if not all(v.isfinite().all() for v in weights.values()): raise ModelError(f'{path}: some of its weights are no numbers; fetch the file again')
+    try:
+        if not _same_size(card, weights): raise RuntimeError('their number differs')
+        model = build_network(card['network'], **card.get('args', {}))
+        model.load_state_dict(weights)
+    except ModelError as e: raise ModelError(f'{path}: {e}') from e
     except RuntimeError as e: raise ModelError(f'{path}: its weights do not fit the network its card describes ({str(e).splitlines()[0]})') from e
     return model.eval().to(device), card
 

@@ -62,6 +62,7 @@ class ZarrReader:
 
     def _find_planes(self, n, group):
         full,axes = self._levels(group)[0],self._letters(n, group)
+        if np.prod(full.shape[:-2], dtype=float)>1e6: raise ImageError(f'{self.path}: claims {np.prod(full.shape[:-2], dtype=float):.3g} planes: it is damaged')
         if axes[-2:]!='YX': raise ImageError(f'{self.path}: axes {axes}; the last two must be Y and X')
         for i,at in enumerate(np.ndindex(full.shape[:-2])):
             self.planes.append(Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)))

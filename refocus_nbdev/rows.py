@@ -45,7 +45,8 @@ def rows_at(
     "Some rows of a picture"
     need = np.unique(index)
     runs = np.split(need, np.flatnonzero(np.diff(need)>1)+1)
-    return np.concatenate([rows[r[0]:r[-1]+1] for r in runs])[np.searchsorted(need, index)]
+    x = np.concatenate([rows[r[0]:r[-1]+1] for r in runs]) if len(runs)>1 else rows[need[0]:need[-1]+1]
+    return x if np.array_equal(need, index) else x[np.searchsorted(need, index)]
 
 # %% ../nbs/00_rows.ipynb #resized
 _REACH = {PILImage.Resampling.BOX:0.5, PILImage.Resampling.BICUBIC:2.} # How far a filter looks, in the larger pixels

@@ -101,15 +101,22 @@ class TiffReader:
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
 
+    def _strip_bytes(self):
+        page = self.tif.pages.first
+        return 0 if page.compression==1 or not page.dtype else min(page.rowsperstrip, page.imagelength)*page.imagewidth*page.dtype.itemsize
+
     def _find_planes(self):
         if not self.tif.series: raise ImageError(f'{self.path}: the TIFF holds no image')
+        if not self.tif.pages.first.is_tiled and (size := self._strip_bytes())>2e9: raise ImageError(f'{self.path}: strips of {size/1e9:.1f} GB are too large to unpack: save it in tiles')
+        if not all(p.aspage().size and p.aspage().dtype for p in self.tif.pages): raise ImageError(f'{self.path}: a page holds no pixels')
         for n,s in enumerate(self.tif.series):
             axes,shape = (fitting_axes(self.path, self.given, s.shape, s.axes) if n==0 and self.given else s.axes)[:-2], s.shape[:-2]
+            if s.is_truncated and s.nbytes>self.path.stat().st_size: raise ImageError(f'{self.path}: claims {s.nbytes/1e9:.3g} GB of pixels, and is smaller: it is damaged')
             pages = s.pages if not s.is_truncated else [s.pages[0]]*int(np.prod(shape))
             for i,p in enumerate(pages):
                 if p is not None and _grey(p.aspage()): self.planes.append(Plane(n, i, dict(zip(axes, map(int, np.unravel_index(i, shape)))), p.shape, p.aspage()))
         if not self.planes: raise ImageError(f'{self.path}: this is a colour picture; save each channel as a grey image of 8 or 16 bits first')
-
+        if self.tif.is_imagej and len(self.planes)<len(self.tif.pages): raise ImageError(f'{self.path}: {len(self.tif.pages)} pages, of which its description names {len(self.planes)}: open it in ImageJ and save it again')
 
 # %% ../nbs/00a_tiff.ipynb #TiffReader-read
 def _decoded(page, index):
@@ -122,7 +129,7 @@ def _decoded(page, index):
 @patch
 def _some_rows(self:TiffReader, page, a, b):
     "Rows of a page that is compressed or tiled; the last strip is kept, since it may hold the next ones too"
-    x,h = np.full((b-a, page.imagewidth), page.nodata, page.dtype.newbyteorder('=')),page.tilelength if page.is_tiled else min(page.rowsperstrip, page.imagelength)
+    x,h = np.full((b-a, page.imagewidth), page.nodata, page.dtype.newbyteorder('=')),page.tilelength if page.is_tiled else min(page.rowsperstrip or page.imagelength, page.imagelength)
     across = -(-page.imagewidth//page.tilewidth) if page.is_tiled else 1
     for i in range(a//h*across, -(-b//h)*across):
         if self.last_strip[:2]!=(page.index, i): self.last_strip = page.index, i, _decoded(page, i)
@@ -154,7 +161,7 @@ def rows(self:TiffReader,
     def read(a, b):
         with reading(self.path, 'TIFF'): x = _stored(page, at, a, b) if at is not None else page.asarray() if b-a==plane.shape[0] else self._some_rows(page, a, b)
         return _turned(x.astype(x.dtype.newbyteorder('='), copy=False), page)
-    return Rows(plane.shape, page.dtype.newbyteorder('='), read)
+    return Rows(plane.shape, np.dtype(page.dtype).newbyteorder('='), read)
 
 @patch
 def read(self:TiffReader,
@@ -189,8 +196,8 @@ def dtype(self:TiffReader):
 @patch(as_prop=True)
 def compression(self:TiffReader):
     "What tifffile calls it, None for none"
-    name = self.planes[0].page.compression.name
-    return None if name=='NONE' else name.lower()
+    used = self.planes[0].page.compression
+    return None if used==1 else getattr(used, 'name', f'compression {used}').lower()
 
 @patch(as_prop=True)
 def software(self:TiffReader):
@@ -229,10 +236,10 @@ def _layout(page):
     opts = dict(photometric=page.photometric, compression=_LOSSLESS.get(int(page.compression), 8), metadata=None, software=False)
     if opts['compression']!=1 and page.predictor in (2,3): opts['predictor'] = page.predictor
     if page.is_tiled and page.tilelength%16==0 and page.tilewidth%16==0: opts['tile'] = page.tilelength,page.tilewidth
-    elif not page.is_tiled: opts['rowsperstrip'] = min(page.rowsperstrip, page.imagelength)
+    elif not page.is_tiled: opts['rowsperstrip'] = min(page.rowsperstrip or page.imagelength, page.imagelength)
     if page.colormap is not None: opts['colormap'] = page.colormap
     if page.subfiletype: opts['subfiletype'] = int(page.subfiletype)
-    if page.samplesperpixel>1: opts.update(photometric='rgb' if page.photometric.name=='YCBCR' else page.photometric, planarconfig=page.planarconfig, extrasamples=page.extrasamples)
+    if page.samplesperpixel>1: opts.update(photometric='rgb' if page.photometric.name=='YCBCR' else page.photometric, planarconfig=page.planarconfig, extrasamples=page.extrasamples or (0,)*(page.samplesperpixel-1)*(page.photometric.name in _GREY))
     return {**opts, **_resolution(page)}
 
 def _resolution(page):
