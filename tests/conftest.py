@@ -19,13 +19,16 @@ def elsewhere(tmp_path_factory):
     return tmp_path_factory.mktemp('elsewhere')
 
 @pytest.fixture(scope='session')
-def refocus(elsewhere):
+def process(elsewhere):
     "The command as a process, outside the repository; nothing it is given may end in a traceback"
     def run(*args):
         done = subprocess.run(command(*args), capture_output=True, text=True, cwd=elsewhere, env=ENV, timeout=300)
         assert 'Traceback' not in done.stderr, done.stderr
         return Said(done.returncode, done.stdout+done.stderr)
     return run
+
+@pytest.fixture(scope='session')
+def refocus(process): return process
 
 @pytest.fixture(scope='session')
 def in_process():

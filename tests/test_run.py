@@ -10,7 +10,12 @@ from refocus_nbdev.networks import read_card
 ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF, PNG'}
 
 @pytest.fixture(scope='module')
-def odd(tmp_path_factory, blurred, refocus):
+def refocus(in_process):
+    "Starting a process takes seconds: only what is about processes has one"
+    return in_process
+
+@pytest.fixture(scope='module')
+def odd(tmp_path_factory, blurred, process):
     "One run over good and odd files: what it said, and its folders"
     tmp = tmp_path_factory.mktemp('odd')
     src = tmp/'in'
@@ -24,7 +29,7 @@ def odd(tmp_path_factory, blurred, refocus):
     Image.fromarray(np.zeros((4,4,3), np.uint8)).save(src/'rgb.png')
     tifffile.imwrite(src/'nan.tif', np.array([[1,np.nan],[2,3]], np.float32))
     before = contents(src)
-    said = refocus('run', src, src/'gone.tif', src/'empty', '--out', tmp/'out')
+    said = process('run', src, src/'gone.tif', src/'empty', '--out', tmp/'out')
     assert contents(src)==before
     return said, src, tmp/'out'
 
@@ -116,11 +121,14 @@ def test_json(in_process, folder, tmp_path):
     assert said.code==1 and [f['status'] for f in got['files']]==['done','done','failed'] and got['megapixels_per_second']>0
     assert got['files'][0]['pixels']==tifffile.imread(folder/'field0.tif').size and 'text.tif' in got['files'][2]['note']
 
+def small_zarr(path, x):
+    "An OME-Zarr of one or two channels"
+    group = pytest.importorskip('zarr').open_group(str(path), mode='w')
+    group.create_array('0', data=x, chunks=(*[1]*(x.ndim-2),32,32))
+    group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in 'cyx'[-x.ndim:]], datasets=[dict(path='0')])], omero=dict(channels=[dict(label='DNA'), dict(label='actin')]))
+
 def test_a_zarr_comes_out_as_one(in_process, blurred, tmp_path):
-    zarr = pytest.importorskip('zarr')
-    group = zarr.open_group(str(tmp_path/'in.ome.zarr'), mode='w')
-    group.create_array('0', data=np.stack([blurred]*2), chunks=(1,32,32))
-    group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in 'cyx'], datasets=[dict(path='0')])], omero=dict(channels=[dict(label='DNA'), dict(label='actin')]))
+    small_zarr(tmp_path/'in.ome.zarr', np.stack([blurred]*2))
     for again in ('1 done', '1 skipped'): assert again in in_process('run', tmp_path/'in.ome.zarr', '--channel', 'dna', '--out', tmp_path/'out').text
     a,b = (read_image(o/'in.ome.zarr').pixels for o in (tmp_path, tmp_path/'out'))
     assert (a[0]!=b[0]).any() and (a[1]==b[1]).all()
@@ -227,22 +235,44 @@ def test_a_file_does_not_depend_on_its_neighbours(refocus, folder, tmp_path):
     refocus('run', folder/'field1.tif', '--out', tmp_path/'alone')
     assert contents(tmp_path/'together')['field1.tif']==contents(tmp_path/'alone')['field1.tif']
 
-def finished(out): return {p.name for p in out.glob('[!.]*')}
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+import refocus_nbdev.files
+from refocus_nbdev.cli import run
+src,out,whole = map(Path, sys.argv[1:])
+rng,kept = random.Random(0),set()
+for i in range(20):
+    child = os.fork()
+    if not child:
+        sys.stdout = open(os.devnull, "w")
+        run([str(src)], out)
+        os._exit(0)
+    time.sleep(rng.uniform(0.3, 1.2))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    done = {p.relative_to(out) for p in out.rglob('*') if p.is_file() and not any(n.startswith('.') for n in p.relative_to(out).parts[:1])}
+    assert kept <= done and all((out/p).read_bytes()==(whole/p).read_bytes() for p in done)
+    kept = done
+    print(len({p.parts[0] for p in kept}))
+"""
 
-def test_killed_in_the_middle(refocus, start, tmp_path, blurred):
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_killed_twenty_times(refocus, tmp_path, blurred):
     src,out = tmp_path/'in', tmp_path/'out'
     src.mkdir()
-    for i in range(20): tifffile.imwrite(src/f'{i:02d}.tif', np.roll(np.tile(blurred, (2,2)), i))
-    running = start('run', src, '--out', out)
-    while running.poll() is None and not finished(out): time.sleep(0.01)
-    running.kill()
-    running.wait()
-    kept = finished(out)
-    assert 1 <= len(kept) < 20
-    for name in kept: assert read_image(out/name).pixels.shape==read_image(src/name).pixels.shape
+    large = np.tile(blurred, (4,3))
+    for i in range(38): tifffile.imwrite(src/f'{i:02d}.tif', np.roll(large, i), photometric='minisblack')
+    tifffile.imwrite(src/'tiles.tif', large, photometric='minisblack', tile=(64,64), compression='zlib')
+    small_zarr(src/'a.zarr', large)
+    assert refocus('run', src, '--out', tmp_path/'whole').code==0
+    killed = subprocess.run([sys.executable, '-c', KILLER, src, out, tmp_path/'whole'], capture_output=True, text=True, env=ENV, timeout=300)
+    assert killed.returncode==0, killed.stderr
+    after = [int(n) for n in killed.stdout.split() if n.isdigit()]
+    assert len(after)==20 and after[-1]>after[0]
     said = refocus('run', src, '--out', out)
-    assert said.code==0 and f'{20-len(kept)} done, {len(kept)} skipped' in said.text
-    assert finished(out)==contents(src).keys()
+    assert said.code==0 and f'{40-after[-1]} done, {after[-1]} skipped' in said.text
+    assert contents(out)==contents(tmp_path/'whole') and not list(out.glob('.*'))
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='root may write anywhere')
 def test_read_only_results(refocus, folder, tmp_path):
