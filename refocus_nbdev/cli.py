@@ -111,10 +111,7 @@ def run(
     _warn_far(jobs, refocuser)
     how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um or None, scale_from=scale_from and refocuser.scale_from(scale_from, axes or None))
     start = time.perf_counter()
-    with _Progress('refocusing', len(jobs)) as bar:
-        for i,j in enumerate(jobs):
-            if j.status=='to do': run_job(j, refocuser, overwrite, bar.advance, **how)
-            bar.reach(i+1)
+    with _Progress('refocusing', len(jobs)) as bar: run_jobs(jobs, refocuser, overwrite, bar.advance, **how)
     seconds = time.perf_counter()-start
     print(_as_json(jobs, seconds, refocuser.remarks)) if json else _summary(jobs, out, seconds, refocuser.remarks)
     return int(not jobs or any(j.status=='failed' for j in jobs))

@@ -1,4 +1,4 @@
-import json, os, shutil, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
 from conftest import ENV, contents
@@ -273,6 +273,19 @@ def test_killed_twenty_times(refocus, tmp_path, blurred):
     said = refocus('run', src, '--out', out)
     assert said.code==0 and f'{40-after[-1]} done, {after[-1]} skipped' in said.text
     assert contents(out)==contents(tmp_path/'whole') and not list(out.glob('.*'))
+
+@pytest.mark.skipif(os.name=='nt', reason='Ctrl-C is another thing there')
+def test_interrupted(start, tmp_path, blurred):
+    src,out = tmp_path/'in', tmp_path/'out'
+    src.mkdir()
+    for i in range(60): tifffile.imwrite(src/f'{i:02d}.tif', np.roll(np.tile(blurred, (4,3)), i), photometric='minisblack')
+    running = start('run', src, '--out', out)
+    while running.poll() is None and not list(out.glob('[!.]*')): time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    said,_ = running.communicate(timeout=10)
+    kept = contents(out)
+    assert running.returncode==130 and 'interrupted' in said and 'Traceback' not in said
+    assert 0<len(kept)<60 and not [n for n in kept if n.startswith('.')]
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='root may write anywhere')
 def test_read_only_results(refocus, folder, tmp_path):
