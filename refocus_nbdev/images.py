@@ -100,6 +100,13 @@ def open_image(
         image.__exit__()
         raise
 
+def _reader(path):
+    if is_zarr(path): return ZarrReader
+    if not path.is_file(): raise ImageError(f'{path}: {"nothing matches" if glob.has_magic(str(path)) else "this folder is no Zarr" if path.is_dir() else "there is no such file"}')
+    if path.suffix.lower() not in IMAGE_SUFFIXES[:3]: raise ImageError(f'{path}: only TIFF, PNG and OME-Zarr are read; save the image as one of these')
+    return PngReader if path.suffix.lower()=='.png' else TiffReader
+
+# %% ../nbs/00c_images.ipynb #_wrong
 def _wrong(image):
     "What is wrong with an image, if anything: its pixels, what it says of itself, or that it says it holds more than any compression can get into it"
     odd = {image.rows(p).dtype for p in image.planes}-set(_DTYPES)
@@ -110,12 +117,7 @@ def _wrong(image):
     held = sum(f.stat().st_size for f in image.path.rglob('*')) if image.path.is_dir() else image.path.stat().st_size
     if claimed>max(1e9, 2000*held): return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
 
-def _reader(path):
-    if is_zarr(path): return ZarrReader
-    if not path.is_file(): raise ImageError(f'{path}: {"nothing matches" if glob.has_magic(str(path)) else "this folder is no Zarr" if path.is_dir() else "there is no such file"}')
-    if path.suffix.lower() not in IMAGE_SUFFIXES[:3]: raise ImageError(f'{path}: only TIFF, PNG and OME-Zarr are read; save the image as one of these')
-    return PngReader if path.suffix.lower()=='.png' else TiffReader
-
+# %% ../nbs/00c_images.ipynb #read_image
 def read_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
     axes=None, # Letters for its axes, such as CYX, if it is wrong about them

@@ -25,7 +25,7 @@ def _zarr(path):
     except ImportError as e: raise ImageError(f"{path}: Zarr needs a package more: pip install 'refocus_nbdev[zarr]'") from e
     return zarr
 
-# %% ../nbs/00b_ngff.ipynb #ZarrReader
+# %% ../nbs/00b_ngff.ipynb #_ome
 def _ome(group): return group.attrs.get('ome') or dict(group.attrs)
 
 def _images(group):
@@ -35,6 +35,7 @@ def _images(group):
     inside = sorted(((int(k) if k.isdigit() else k, g) for k,g in group.groups() if k!='labels'), key=lambda o: (isinstance(o[0], str), o[0]))
     return [i for _,g in inside for i in _images(g)]
 
+# %% ../nbs/00b_ngff.ipynb #ZarrReader
 class ZarrReader:
     "The planes of an OME-Zarr, one at a time; raises `ImageError` where it holds none"
     kind = 'zarr'
