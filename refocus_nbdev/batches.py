@@ -67,7 +67,7 @@ def plan_run(
     if out.resolve() in folders: raise UsageError(f'{out} holds the input images; choose another folder for the results')
     inside = [f for f in found if is_zarr(f) and _within(out, f)]
     if inside: raise UsageError(f'{out} lies in the image {inside[0]}; choose another folder for the results')
-    return _without_clashes([Job(f, out/place) for f,place in found.items()])
+    return _without_clashes([Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()])
 
 def _without_clashes(jobs):
     "Jobs, of which no two write to the same place, nor read from a folder"
@@ -118,6 +118,7 @@ def run_job(
         job.pixels = result.pixels
         return _ended(job, 'done', '; '.join(result.remarks))
     except (ValueError, OSError, MemoryError) as e: return _ended(job, 'failed', str(e) if str(job.source) in str(e) or str(job.target) in str(e) else f'{job.source}: {e or "out of memory"}')
+    except Exception as e: return _ended(job, 'failed', f'{job.source}: {type(e).__name__}: {e}; that should not happen: please report it, with the file')
 
 def _made_before(job, refocuser, how):
     with open_image(job.target) as f: return (f.software or '').startswith(refocuser.provenance(job.source, job.defocus_um, **how))

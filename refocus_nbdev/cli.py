@@ -81,7 +81,7 @@ def _warn_far(jobs, refocuser):
 # %% ../nbs/15_cli.ipynb #run
 @command
 def run(
-    inputs:list[str], # Files, folders or globs: TIFF (plain, ImageJ, OME), grey PNG or OME-Zarr, of 8 or 16 bits or float32; or a CSV file with a column file, whose paths count from where it is
+    inputs:list[str], # Files, folders or globs: TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 or LIF, of 8 or 16 bits or float32; or a CSV file with a column file, whose paths count from where it is
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
@@ -468,7 +468,7 @@ def models():
     console.print(table)
 
 # %% ../nbs/15_cli.ipynb #info
-_KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr')
+_KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr', czi='CZI', nd2='ND2', lif='LIF')
 
 def _facts(image):
     "Some lines on an open image"

@@ -2,6 +2,8 @@
 
 python tests/peers/peers.py train care PAIRS.npz MODEL_FOLDER MINUTES
 python tests/peers/peers.py predict care MODEL_FOLDER INPUT_FOLDER OUTPUT_FOLDER
+
+`predict learn - INPUT_FOLDER OUTPUT_FOLDER` runs fastai's own `learn.predict`, in the environment of this project.
 """
 import json, sys, time
 from pathlib import Path
@@ -71,7 +73,20 @@ class Careamics:
             return np.squeeze(y[0])[:h,:w]*(hi-lo)+lo
         return predict
 
-PEERS = dict(care=Care, careamics=Careamics)
+class Learn:
+    "fastai's `learn.predict`, one image after the other, with the blog's ResNet34 U-Net; untrained, which makes no difference to its speed"
+    def load(self, folder):
+        import torch
+        from fastai.vision.all import DataBlock, L1LossFlat, TensorImage, TransformBlock, resnet34, unet_learner
+        def scaled(x):
+            lo,hi = np.percentile(x, [LOW,HIGH])
+            return TensorImage(torch.from_numpy((x-lo)/(hi-lo)).float()[None])
+        block = TransformBlock(type_tfms=scaled)
+        dls = DataBlock((block, block)).dataloaders([np.random.default_rng(i).random((128,128)) for i in range(4)], bs=2, num_workers=0, device='cpu')
+        learn = unet_learner(dls, resnet34, n_in=1, n_out=1, pretrained=False, normalize=False, loss_func=L1LossFlat())
+        return lambda x: learn.predict(x)[2][0].numpy()*(np.ptp(x))+x.min()
+
+PEERS = dict(care=Care, careamics=Careamics, learn=Learn)
 
 def train(peer, pairs, folder, minutes):
     folder = Path(folder)
