@@ -107,9 +107,9 @@ def run(
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
     try: refocuser.zoom(pixel_um)
     except ValueError as e: raise UsageError(e) from e
+    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um or None, scale_from=scale_from and refocuser.scale_from(scale_from, axes or None))
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     _warn_far(jobs, refocuser)
-    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um or None, scale_from=scale_from and refocuser.scale_from(scale_from, axes or None))
     start = time.perf_counter()
     with _Progress('refocusing', len(jobs)) as bar: run_jobs(jobs, refocuser, overwrite, bar.advance, **how)
     seconds = time.perf_counter()-start
