@@ -141,7 +141,7 @@ class _Progress:
         now = time.monotonic()
         if now-self.said > 30:
             self.said = now
-            print(f'{self.what}: {done:.1f} of {self.total} done, about {(now-self.start)*(self.total/max(done, 1e-9)-1):.0f} s left', file=sys.stderr, flush=True)
+            print(f'{self.what}: {done:.{int(self.total<20)}f} of {self.total} done, about {(now-self.start)*(self.total/max(done, 1e-9)-1):.0f} s left', file=sys.stderr, flush=True)
 
 def _progress(items, what, total=None):
     "`items`, `total` of them if they cannot be counted, with their progress"
