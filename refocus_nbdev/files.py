@@ -88,10 +88,10 @@ def scale_from(self:Refocuser,
     axes=None, # Letters for its axes, if it is wrong about them
 ) -> SharedScale:
     "What other files can be scaled by; raises `ImageError`"
-    with open_image(path, axes) as f: return SharedScale(f.path, _hash(path), {c: self._acquisition(f, [p for p in f.planes if p.channel==c]) for c in range(len(f.channels))})
+    with open_image(path, axes) as f: return SharedScale(f.path, _hash(path), self._scales(f, range(len(f.channels))))
 
 @patch
-def _scales(self:Refocuser, image, channels, shared):
+def _scales(self:Refocuser, image, channels, shared=None):
     "The scale of each of some channels, None where there is nothing to refocus"
     own = {c: self._acquisition(image, [p for p in image.planes if p.channel==c]) for c in sorted(channels)}
     if shared is None: return own
@@ -122,11 +122,11 @@ def refocus_file(self:Refocuser,
     with open_image(source, axes) as f:
         zoom,remarks = self._zoom_of(f, pixel_um)
         scales,clipped = self._scales(f, chosen_channels(f, channels), scale_from),[]
-        pixels = sum(p.shape[0]*p.shape[1] for p in f.planes if scales.get(p.channel))
+        pixels = sum(p.size for p in f.planes if scales.get(p.channel))
         def change(p):
             rows,scale = f.rows(p),scales.get(p.channel)
             if scale is None: return rows
-            share = p.shape[0]*p.shape[1]/pixels
+            rows,share = held(rows),p.size/pixels
             return _counted(rows, self._plane(rows, scale, told, zoom, Path(target).parent, progress and (lambda x: progress(x*share))), clipped)
         copy_image(f, target, change, self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from))
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')

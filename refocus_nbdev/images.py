@@ -40,7 +40,7 @@ class MicroscopeImage:
         return self.pixels.reshape(-1, *self.pixels.shape[-2:])
 
 # %% ../nbs/00d_images.ipynb #PngReader
-class PngReader:
+class PngReader(Reader):
     "The plane of a grey PNG; raises `ImageError` for a picture in colour"
     kind,axes,compression,metadata,pixel_um,channels = 'png','YX',None,{},None,['1']
     def __init__(self,
@@ -55,15 +55,12 @@ class PngReader:
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
         self.planes = [Plane(0, 0, {}, self.shape)]
 
-    def __enter__(self): return self
-    def __exit__(self, *args): pass
     @property
     def shape(self): return self.pixels.shape
     @property
     def dtype(self): return self.pixels.dtype
     @property
     def software(self): return self.words.get('Software')
-    def read(self, plane): return self.pixels
     def rows(self, plane): return as_rows(self.pixels)
 
 # %% ../nbs/00d_images.ipynb #PngReader-copy
@@ -79,8 +76,7 @@ def copy(self:PngReader,
     text,    # What made them: the copy says so
 ):
     "Write a PNG that is the same but for its pixels"
-    old = f'; of a file by {self.software}' if self.software else ''
-    _save_png(path, change(self.planes[0])[:], {**self.words, 'Software':text+old}, **({'dpi':self.dpi} if self.dpi else {}))
+    _save_png(path, change(self.planes[0])[:], {**self.words, 'Software':made_by(text, self.software)}, **({'dpi':self.dpi} if self.dpi else {}))
 
 # %% ../nbs/00d_images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr', *VENDORS)
@@ -115,7 +111,7 @@ def _wrong(image):
     if odd: return f'pixels are {odd.pop()}; convert to uint8, uint16 or float32 first'
     for about in ('axes','shape','channels','pixel_um','software','metadata','compression'): getattr(image, about)
     if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
-    claimed = sum(p.shape[0]*p.shape[1] for p in image.planes)*image.dtype.itemsize
+    claimed = sum(p.size for p in image.planes)*image.dtype.itemsize
     held = sum(f.stat().st_size for f in image.path.rglob('*')) if image.path.is_dir() else image.path.stat().st_size
     if claimed>max(1e9, 2000*held): return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
 

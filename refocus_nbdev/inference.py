@@ -126,7 +126,7 @@ def _width(self:Refocuser, q, told=None):
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in spread(q.shape[0], model.tile))
     with torch.inference_mode():
         evidence = torch.stack([self._compute(model.evidence, s) for s in strips]).mean(0).to(self.device)
-        return (model.expected(evidence) if told is None else model.weighed(evidence, torch.tensor([float(told)], device=self.device))).exp()-0.5
+        return model.decided(evidence, None if told is None else torch.tensor([float(told)], device=self.device)).exp()-0.5
 
 @patch
 def blur_width(self:Refocuser,
@@ -155,17 +155,21 @@ def _need_less(self:Refocuser, e):
     "Take less memory from here on; raises what went wrong if that was something else, and `MemoryError` if there is nothing less"
     if not _out_of_memory(e): raise e
     least = 2*2*reach(self.model) if self.guided else self.tile
-    if self.batch>1: self.batch,now = self.batch//2,f'{self.batch//2} tiles at a time'
-    elif self.tile>least: self.tile,now = max(self.tile//2, least),f'tiles of {max(self.tile//2, least)} px'
+    if self.batch>1:
+        self.batch //= 2
+        now = f'with {self.batch} tiles at a time'
+    elif self.tile>least:
+        self.tile = max(self.tile//2, least)
+        now = f'with tiles of {self.tile} px'
     elif self.device.type!='cpu': self.device,self.model,now = torch.device('cpu'),self.model.cpu(),'on the CPU'
     else: raise MemoryError(f'not enough memory, even for {self.tile} x {self.tile} px at a time: close other programs') from e
-    self.remarks.append(f'out of memory: went on {"" if now.startswith("on") else "with "}{now}')
+    self.remarks.append(f'out of memory: went on {now}')
 
 @patch
 def _parts(self:Refocuser, q, width):
     "Yield what the network makes of (H,W): the number of a row, and rows from there on"
     if not self.guided or max(q.shape)<=self.tile: return (yield 0,self.predict(torch.tensor(q[:])[None,None], width)[0,0].numpy())
-    def run(x, *where): return self._compute(self.model.tile, x, *where, width.clamp(*self.model.known))[:,0].numpy()
+    def run(x, *where): return self._compute(self.model.tile, x, *where, width)[:,0].numpy()
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch)
 
 @patch
@@ -201,8 +205,6 @@ def _float(x): return torch.as_tensor(x.astype(np.float32))
 
 def _scaled(rows, scale): return as_rows(rows).map(lambda x: scale.do(_float(x))[0,0].numpy(), np.float32)
 
-def _held(rows): return as_rows(rows[:]) if 4*np.prod(rows.shape)<=Canvas.in_memory else rows
-
 def _strips(rows, pixels=4_000_000):
     step = max(pixels//rows.shape[1], 3)
     for a in range(0, rows.shape[0], step): yield rows[a:a+step]
@@ -224,8 +226,8 @@ def _told(self:Refocuser, defocus_um):
 @patch
 def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None):
     "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's"
-    p = _held(_scaled(rows, scale))
-    q = p if zoom==1 else _held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
+    p = held(_scaled(rows, scale))
+    q = p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
     y,ratio = self._network(q, told, folder, progress)
     change = Rows(q.shape, np.float32, lambda a,b: y[a:b]*ratio-q[a:b])
     if zoom!=1: change = resized(change, p.shape)

@@ -165,8 +165,9 @@ class WidthEstimator(nn.Module):
     def expected(self, evidence): return (evidence.softmax(1)*self.log_widths).sum(1)
 
     def forward(self, x, told=None):
-        evidence = self.evidence(x)
-        return self.expected(evidence) if told is None else self.weighed(evidence, told)
+        return self.decided(self.evidence(x), told)
+
+    def decided(self, evidence, told=None): return self.expected(evidence) if told is None else self.weighed(evidence, told)
 
     def surprise(self, evidence, log_width):
         "(B,), cross-entropy of what is found with what is true"
@@ -286,6 +287,9 @@ class GuidedUnet(nn.Module):
         self.blocks = nn.ModuleList([GuidedBlock(2*a, a) for a in widths[:-1]])
         self.head = nn.Conv2d(widths[0], fold**2, 3, padding=1)
         nn.init.zeros_(self.head.weight); nn.init.zeros_(self.head.bias)
+
+    @property
+    def cell(self): return self.fold*2**(len(self.enter)-1) # Side of what is one pixel at the lowest level, px
 
     def blur_width(self, x, told=None): return self.estimator(x, told).exp()-0.5
 

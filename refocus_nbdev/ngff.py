@@ -36,7 +36,7 @@ def _images(group):
     return [i for _,g in inside for i in _images(g)]
 
 # %% ../nbs/00b_ngff.ipynb #ZarrReader
-class ZarrReader:
+class ZarrReader(Reader):
     "The planes of an OME-Zarr, one at a time; raises `ImageError` where it holds none"
     kind = 'zarr'
     def __init__(self,
@@ -51,18 +51,16 @@ class ZarrReader:
             for n,g in enumerate(self.images): self._find_planes(n, g)
         if not self.planes: raise ImageError(f'{path}: this Zarr holds no OME image (no group in it has multiscales)')
 
-    def __enter__(self): return self
-    def __exit__(self, *args): pass
-
     def _levels(self, group): return [group[d['path']] for d in _ome(group)['multiscales'][0]['datasets']]
 
-    def _letters(self, n, group):
-        a = self._levels(group)[0]
+    def _letters(self, n, group, a):
         found = ''.join((o if isinstance(o, str) else o['name'])[0] for o in _ome(group)['multiscales'][0].get('axes', 'tczyx'[-a.ndim:])).upper()
         return fitting_axes(self.path, self.given, a.shape, found) if n==0 and self.given else found
 
     def _find_planes(self, n, group):
-        full,axes = self._levels(group)[0],self._letters(n, group)
+        full = self._levels(group)[0]
+        axes = self._letters(n, group, full)
+        if n==0: self.axes = axes
         if np.prod(full.shape[:-2], dtype=float)>1e6: raise ImageError(f'{self.path}: claims {np.prod(full.shape[:-2], dtype=float):.3g} planes: it is damaged')
         if axes[-2:]!='YX': raise ImageError(f'{self.path}: axes {axes}; the last two must be Y and X')
         for i,at in enumerate(np.ndindex(full.shape[:-2])):
@@ -71,11 +69,6 @@ class ZarrReader:
 # %% ../nbs/00b_ngff.ipynb #ZarrReader-about
 @patch(as_prop=True)
 def _first(self:ZarrReader): return self.planes[0].page[0]
-
-@patch(as_prop=True)
-def axes(self:ZarrReader):
-    "One letter for each axis of the first image, Y and X last"
-    return self._letters(0, self.images[0])
 
 @patch(as_prop=True)
 def shape(self:ZarrReader):
@@ -98,13 +91,6 @@ def rows(self:ZarrReader,
         return x.astype(x.dtype.newbyteorder('='), copy=False)
     return Rows(plane.shape, array.dtype.newbyteorder('='), read)
 
-@patch
-def read(self:ZarrReader,
-    plane:Plane, # One of `planes`
-) -> np.ndarray: # (H,W), as `rows` has it
-    "All pixels of a plane; raises `ImageError` for those that are damaged"
-    return self.rows(plane)[:]
-
 # %% ../nbs/00b_ngff.ipynb #ZarrReader-metadata
 _ZARR_UM = dict(micrometer=1, nanometer=1e-3, millimeter=1e3, centimeter=1e4, angstrom=1e-4)
 
@@ -120,9 +106,7 @@ def pixel_um(self:ZarrReader):
 @patch(as_prop=True)
 def channels(self:ZarrReader):
     "Names of the channels, or their numbers from 1"
-    named = [c.get('label') for c in _ome(self.images[0]).get('omero', {}).get('channels', [])]
-    n = 1+max(p.channel for p in self.planes)
-    return [str(named[i] if i<len(named) and named[i] else i+1) for i in range(n)]
+    return channel_names(self.planes, [c.get('label') for c in _ome(self.images[0]).get('omero', {}).get('channels', [])])
 
 @patch(as_prop=True)
 def metadata(self:ZarrReader):
@@ -155,8 +139,7 @@ def copy(self:ZarrReader,
     for p in self.planes:
         y = as_rows(change(p))
         for level in images[p.series]: _fill(level, _smaller(p.page[1], level, p), y if level.shape[-2:]==y.shape else shrink(y, level.shape[-2:]))
-    old = self.software
-    new.attrs['refocus_nbdev'] = f'{text}; of a file by {old}' if old else text
+    new.attrs['refocus_nbdev'] = made_by(text, self.software)
 
 def _fill(array, at, y):
     "Write a plane, whole chunks at a time"

@@ -22,10 +22,10 @@ def reach(
 
 @functools.cache
 def _reach(levels, blocks, fold):
-    cell = fold*2**(levels-1)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
         twin = GuidedUnet((8,)*levels, blocks, fold, taps=()).eval()
+        cell = twin.cell
         nn.init.normal_(twin.head.weight)
         x = torch.rand(1, fold**2, *[32*cell//fold]*2, requires_grad=True)
         y = F.pixel_shuffle(twin._unet(x, torch.rand(1, 32)), fold)
@@ -104,6 +104,7 @@ def tile(self:GuidedUnet,
     width, # (1,), px
 ): # (B,1,h,w)
     "A tile of the whole"
+    width = width.clamp(*self.known)
     around = cut(*self.taps.filtered(round_edges(x), width), top, left, h, w)
     return self.refocused(x[..., top:top+h, left:left+w], *around, width)
 
@@ -127,18 +128,22 @@ def in_tiles_of(
     batch=1,          # Tiles at a time
 ): # Of the number of a row, and an array (h,W) of rows from there on
     "Yield what the model makes of an image, from top to bottom; raises `ValueError` for tiles that are too small"
-    (H,W),m,step = rows.shape,model.multiple,model.fold*2**(len(model.enter)-1)
-    down,across = (tiles_along(n+-n%m, side, 2*reach(model), step) for n in (H, W))
-    waiting = 0.
+    (H,W),m = rows.shape,model.multiple
+    h,w = (n+-n%m for n in (H, W))
+    down,across = (tiles_along(n, side, 2*reach(model), model.cell) for n in (h, w))
+    def around(t, n):
+        room,before = _room(t.stop-t.start)
+        return before,seen_at(model.taps, n, m, t.start-before, t.start-before+room)
+    columns,waiting = [[(o, *around(o, W)) for o in some] for some in _batches(across, batch)],0.
     for t in down:
-        (n,top),line = _room(t.stop-t.start),np.zeros((t.last-t.first, W+-W%m), np.float32)
-        strip = rows_at(rows, seen_at(model.taps, H, m, t.start-top, t.start-top+n))
-        for some in _batches(across, batch):
-            k,left = _room(some[0].stop-some[0].start)
-            x = np.stack([strip[:, seen_at(model.taps, W, m, o.start-left, o.start-left+k)] for o in some])[:,None]
-            y = run(torch.from_numpy(x), top, left, t.stop-t.start, some[0].stop-some[0].start)
-            for o,part in zip(some, y): line[:, o.first:o.last] += part[t.first-t.start:t.last-t.start, o.first-o.start:o.last-o.start]*o.weights(W+-W%m)
-        line *= t.weights(H+-H%m)[:,None]
+        top,seen = around(t, H)
+        strip,line = rows_at(rows, seen),np.zeros((t.last-t.first, w), np.float32)
+        for some in columns:
+            o,left,_ = some[0]
+            x = np.stack([strip[:, c] for _,_,c in some])[:,None]
+            y = run(torch.from_numpy(x), top, left, t.stop-t.start, o.stop-o.start)
+            for (o,_,_),part in zip(some, y): line[:, o.first:o.last] += part[t.first-t.start:t.last-t.start, o.first-o.start:o.last-o.start]*o.weights(w)
+        line *= t.weights(h)[:,None]
         if t.first: line[:SEAM] += waiting
         done = len(line)-SEAM*(t is not down[-1])
         waiting = line[done:]

@@ -21,7 +21,7 @@ def _bioio(path):
     try: return importlib.import_module(name).Reader
     except ImportError as e: raise ImageError(f"{path}: {Path(path).suffix} needs packages more: pip install bioio {name.replace('_', '-')}; or save it as OME-TIFF") from e
 
-class VendorReader:
+class VendorReader(Reader):
     "The planes of a CZI, ND2 or LIF, one at a time; raises `ImageError` for what its reader cannot read, and for colour"
     def __init__(self,
         path,      # A file that is there
@@ -36,9 +36,6 @@ class VendorReader:
             for n,scene in enumerate(self.image.scenes): self._find_planes(n, scene)
             self._scene(0)
 
-    def __enter__(self): return self
-    def __exit__(self, *args): pass
-
     def _scene(self, n): self.image.set_scene(self.image.scenes[n])
 
     def _find_planes(self, n, scene):
@@ -49,7 +46,7 @@ class VendorReader:
 
 # %% ../nbs/00c_vendors.ipynb #VendorReader-read
 @patch
-def read(self:VendorReader, plane):
+def _whole(self:VendorReader, plane):
     "The pixels of a plane, an array (H,W)"
     if self.last[0]!=(plane.series, plane.index):
         with reading(self.path, self.kind.upper()):
@@ -61,8 +58,8 @@ def read(self:VendorReader, plane):
 
 @patch
 def rows(self:VendorReader, plane):
-    "The same, some rows at a time; a whole plane is read for them"
-    return Rows(plane.shape, self.dtype, lambda a,b: self.read(plane)[a:b])
+    "The pixels of a plane, some rows at a time; a whole plane is read for them"
+    return Rows(plane.shape, self.dtype, lambda a,b: self._whole(plane)[a:b])
 
 # %% ../nbs/00c_vendors.ipynb #VendorReader-about
 @patch(as_prop=True)
@@ -89,8 +86,7 @@ def pixel_um(self:VendorReader):
 @patch(as_prop=True)
 def channels(self:VendorReader):
     "Names of the channels, or their numbers from 1"
-    n = 1+max(p.channel for p in self.planes)
-    return [str(c) for c in self.image.channel_names or range(1, n+1)]
+    return channel_names(self.planes, self.image.channel_names or [])
 
 @patch(as_prop=True)
 def metadata(self:VendorReader):
@@ -131,5 +127,5 @@ def copy(self:VendorReader,
         xml.addimage(self.dtype, shape, (int(np.prod(shape[:-2])), 1, 1, *shape[-2:], 1), axes=axes, **about)
     self._scene(0)
     described = (270, 2, 0, annotated(xml.tostring(), text), False)
-    with tifffile.TiffWriter(path, bigtiff=sum(p.shape[0]*p.shape[1] for p in self.planes)*self.dtype.itemsize>3.9e9, ome=False, shaped=False) as out:
+    with tifffile.TiffWriter(path, bigtiff=sum(p.size for p in self.planes)*self.dtype.itemsize>3.9e9, ome=False, shaped=False) as out:
         for i,p in enumerate(self.planes): out.write(as_rows(change(p))[:], photometric='minisblack', compression='zlib', metadata=None, software=text, extratags=[described] if i==0 else ())
