@@ -7,6 +7,11 @@ __all__ = []
 
 # %% ../nbs/16_all.ipynb #imports
 from fastai.vision.all import *
+from .disk import *
+from .rows import *
+from .tiff import *
+from .ngff import *
+from .vendors import *
 from .images import *
 from .optics import *
 from .focus import *
@@ -21,10 +26,13 @@ from .vgg import *
 from .losses import *
 from .metrics import *
 from .networks import *
+from .tiles import *
 from .learner import *
 from .training import *
 from .inference import *
+from .files import *
 from .evaluation import *
+from .batches import *
 from .protocols import *
 
 # %% ../nbs/16_all.ipynb #names

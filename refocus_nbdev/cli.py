@@ -26,6 +26,7 @@ from rich.progress import Progress, BarColumn, MofNCompleteColumn, TextColumn, T
 from rich.table import Table
 from . import __version__
 from .batches import *
+from .disk import *
 from .images import *
 
 # %% ../nbs/15_cli.ipynb #command
@@ -416,9 +417,7 @@ def check(
 def _reports(out, **tables):
     out.mkdir(parents=True, exist_ok=True)
     for name,t in tables.items():
-        part = out/f'.{name}.csv.partial'
-        t.to_csv(part, index=False)
-        os.replace(part, out/f'{name}.csv')
+        with atomically(out/f'{name}.csv') as part: t.to_csv(part, index=False)
     print(f'the whole reports are in {out}')
 
 # %% ../nbs/15_cli.ipynb #download

@@ -11,16 +11,13 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
 from . import __version__
+from .disk import *
 from .images import *
 from .inference import *
-from .networks import file_hash
-from .ngff import folder_hash
 from .rows import *
 _all_ = ['Refocuser']
 
 # %% ../nbs/09a_files.ipynb #Refocuser-refocus_image
-def _hash(path): return (folder_hash if Path(path).is_dir() else file_hash)(path)
-
 @patch
 def provenance(self:Refocuser,
     source=None, # The file that was refocused, whose hash is named
@@ -31,7 +28,7 @@ def provenance(self:Refocuser,
     scale_from=None, # The `SharedScale`, where it was not the file's own
 ) -> str:        # No time and no random number: the same run gives the same bytes
     "How a refocused image was made"
-    of = f'; input sha256 {_hash(source)[:16]}' if source else ''
+    of = f'; input sha256 {file_hash(source)[:16]}' if source else ''
     if pixel_um: of += f'; pixels of {pixel_um:g} um'
     if axes: of += f'; axes {axes.upper()}'
     if channels is not None: of += f'; only channel {", ".join(map(str, channels))}'
@@ -88,7 +85,7 @@ def scale_from(self:Refocuser,
     axes=None, # Letters for its axes, if it is wrong about them
 ) -> SharedScale:
     "What other files can be scaled by; raises `ImageError`"
-    with open_image(path, axes) as f: return SharedScale(f.path, _hash(path), self._scales(f, range(len(f.channels))))
+    with open_image(path, axes) as f: return SharedScale(f.path, file_hash(path), self._scales(f, range(len(f.channels))))
 
 @patch
 def _scales(self:Refocuser, image, channels, shared=None):

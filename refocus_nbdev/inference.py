@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
+from .disk import *
 from .images import *
 from .intensity import *
 from .networks import *

@@ -6,16 +6,17 @@
 __all__ = ['TAPS', 'NETWORKS', 'FORMAT', 'reflected', 'reflect_pad', 'pad_to_multiple', 'WienerStack', 'fast_size', 'ConvBlock',
            'FoldedUnet', 'spread', 'in_tiles', 'WidthEstimator', 'cut', 'WienerTaps', 'GuidedBlock', 'GuidedUnet',
            'fast_bf16', 'in_bf16', 'fastai_unet', 'build_network', 'ModelError', 'save_model', 'read_card',
-           'load_model', 'file_hash']
+           'load_model']
 
 # %% ../nbs/06_networks.ipynb #imports
-import hashlib, json, os
+import json, os
 from pathlib import Path
 import torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
 from torch import Tensor
+from .disk import *
 
 # %% ../nbs/06_networks.ipynb #reflect_pad
 def reflected(
@@ -367,14 +368,9 @@ def save_model(
     card:dict,       # JSON: `network` and `args` rebuild the model; whatever else its users should know
 ) -> Path:
     "Write a model file, atomically"
-    path = Path(path)
-    tmp = path.with_name(f'.{path.name}.partial')
     weights = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    try:
-        tmp.write_bytes(save(weights, metadata={'format':FORMAT, 'card':json.dumps(card, sort_keys=True)}))
-        os.replace(tmp, path)
-    finally: tmp.unlink(missing_ok=True)
-    return path
+    with atomically(path) as tmp: tmp.write_bytes(save(weights, metadata={'format':FORMAT, 'card':json.dumps(card, sort_keys=True)}))
+    return Path(path)
 
 # %% ../nbs/06_networks.ipynb #read_card
 def read_card(
@@ -426,9 +422,3 @@ def load_model(
     except ModelError as e: raise ModelError(f'{path}: {e}') from e
     except RuntimeError as e: raise ModelError(f'{path}: its weights do not fit the network its card describes ({str(e).splitlines()[0]})') from e
     return model.eval().to(device), card
-
-def file_hash(
-    path, # Any file
-) -> str: # 64 hexadecimal digits
-    "SHA-256 of a file"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()

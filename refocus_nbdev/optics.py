@@ -14,6 +14,7 @@ from pathlib import Path
 from PIL import Image
 from scipy.fft import next_fast_len
 from scipy.ndimage import binary_dilation, gaussian_filter
+from .disk import *
 
 # %% ../nbs/01_optics.ipynb #constants
 BBBC006_PIXEL_UM,BBBC006_NA,HOECHST_UM = 0.645,0.45,0.46
@@ -261,11 +262,9 @@ def _uuid(rng):
 
 # %% ../nbs/01_optics.ipynb #_write
 def _write(path, save):
-    "Let `save` write a temporary file, then rename it to `path`"
-    tmp = path.with_name(path.name+'.partial')
+    "Let `save` write a file, in a folder made for it"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save(tmp)
-    tmp.replace(path)
+    with atomically(path) as tmp: save(tmp)
 
 # %% ../nbs/01_optics.ipynb #_write_tif
 def _write_tif(path, img):

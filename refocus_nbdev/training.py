@@ -8,13 +8,14 @@ __all__ = ['RECIPES', 'LESSON7_SHARES', 'LOSSES', 'Stage', 'Recipe', 'recipe_lea
            'unseen_groups', 'dls_split_as', 'train_from_sharp']
 
 # %% ../nbs/08_training.ipynb #imports
-import hashlib, itertools, os, time
+import hashlib, itertools, time
 from dataclasses import asdict, dataclass, field, replace
 from urllib.error import URLError
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
 from . import __version__
 from .data import *
+from .disk import *
 from .images import *
 from .intensity import MINMAX
 from .learner import *
@@ -194,9 +195,7 @@ def save(self:Checkpoint, epoch, done):
     "Write where training stands: `done` batches of `epoch`"
     state = dict(plan=self.plan, stage=self.stage, epoch=epoch, done=done, model=self.model.state_dict(), opt=self.opt.state_dict()['state'],
                  mean=self.learn.average.mean, steps=self.learn.average.steps)
-    tmp = self.path.with_name(f'.{self.path.name}.partial')
-    torch.save(state, tmp)
-    os.replace(tmp, self.path)
+    with atomically(self.path) as tmp: torch.save(state, tmp)
     self.saved = time.monotonic()
 
 @patch

@@ -2,7 +2,8 @@ import csv, shutil, time
 import pytest
 from conftest import LATE_WELL, MOVED, SAMPLE, contents
 from refocus_nbdev.inference import Refocuser
-from refocus_nbdev.networks import file_hash, read_card
+from refocus_nbdev.disk import file_hash
+from refocus_nbdev.networks import read_card
 from refocus_nbdev.pairs import bbbc006_pairs, plane_files
 
 def part_of_the_plate(root, planes, names):
