@@ -32,8 +32,11 @@ from .training import *
 from .inference import *
 from .files import *
 from .evaluation import *
-from .batches import *
 from .protocols import *
+from .batches import *
+from .scores import *
+from .comparisons import *
+from .reports import *
 
 # %% ../nbs/16_all.ipynb #names
 __all__ = [o for o in dir() if not o.startswith('_')]

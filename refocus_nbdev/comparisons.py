@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from .batches import UsageError, read_table
 from .evaluation import *
-from .files import chosen_channels
 from .images import *
 from .metrics import *
 from .optics import BBBC006_PIXEL_UM

@@ -30,5 +30,5 @@ def has_structure(
     least:float=5., # How many standard deviations of the noise count as structure
 ) -> bool: # False for noise, and for a constant image
     "Is there more in the image than noise?"
-    noise = noise_sigma(torch.as_tensor(np.asarray(x, np.float32))[None,None]).item()
+    noise = noise_sigma(torch.tensor(np.asarray(x, np.float32))[None,None]).item()
     return bool(np.percentile(_changes(x, sigma), 99.9) > least*noise/(np.sqrt(2*np.pi)*sigma**3))

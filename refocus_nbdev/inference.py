@@ -123,11 +123,15 @@ def px_per_um(self:Refocuser):
 @patch
 def _width(self:Refocuser, q, told=None):
     "How wide the blur of (H,W) in network units is, (1,), px; `told` is how wide it should be, within a tenth"
+    evidence = self._evidence(q).mean((0,1))[None].to(self.device)
+    return self.model.estimator.decided(evidence, None if told is None else torch.tensor([float(told)], device=self.device)).exp()-0.5
+
+@patch
+def _evidence(self:Refocuser, q):
+    "What each tile of (H,W) in network units says of the width of its blur: (rows, columns, bins), on the CPU"
     model = self.model.estimator
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in spread(q.shape[0], model.tile))
-    with torch.inference_mode():
-        evidence = torch.stack([self._compute(model.evidence, s) for s in strips]).mean(0).to(self.device)
-        return model.decided(evidence, None if told is None else torch.tensor([float(told)], device=self.device)).exp()-0.5
+    with torch.inference_mode(): return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
 
 @patch
 def blur_width(self:Refocuser,
@@ -138,6 +142,13 @@ def blur_width(self:Refocuser,
     planes = x.reshape(-1, *x.shape[-2:])
     scale = self._scale_of(planes)
     return np.array([self._width(_scaled(p, scale)).item() for p in planes]).reshape(x.shape[:-2])
+
+@patch
+def distance_um(self:Refocuser,
+    width, # How wide a blur is, px of the model; a number or an array
+):         # um, 0 for what is in focus and passed on as it is
+    "How far out of focus what is blurred like this is, on either side, by the microscope that the model was trained for"
+    return np.where(np.asarray(width)<=self.model.fade[0], 0, np.asarray(width)/self.px_per_um)[()]
 
 # %% ../nbs/09_inference.ipynb #keep_light
 def light_ratio(
@@ -175,16 +186,17 @@ def _parts(self:Refocuser, q, width):
 
 @patch
 def _network(self:Refocuser, q, told, folder=None, progress=None):
-    "What the network makes of (H,W) in network units, and what that is to be multiplied by"
+    "What the network makes of (H,W) in network units, what that is to be multiplied by, and the width it was guided by"
     while True:
         try:
             canvas,before,after = Canvas(q.shape, folder),0.,0.
-            for a,y in self._parts(q, self._width(q, told) if self.guided else None):
+            width = self._width(q, told) if self.guided else None
+            for a,y in self._parts(q, width):
                 canvas[a:a+len(y)] = y
                 before,after = before+q[a:a+len(y)].sum(dtype=float),after+y.sum(dtype=float)
                 if progress: progress(len(y)/q.shape[0])
             if not np.isfinite(after): raise ValueError(f'model {self.name} makes no numbers of this image: is its file damaged?')
-            return canvas,light_ratio(before, after) if self.guided else 1.
+            return canvas,light_ratio(before, after) if self.guided else 1.,width
         except (RuntimeError, MemoryError) as e: self._need_less(e)
 
 # %% ../nbs/09_inference.ipynb #Refocuser-zoom
@@ -225,11 +237,17 @@ def _told(self:Refocuser, defocus_um):
 
 # %% ../nbs/09_inference.ipynb #Refocuser-plane
 @patch
-def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None):
-    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's"
+def _in_network_units(self:Refocuser, rows, scale, zoom):
+    "`Rows` of a plane as the network counts, and the same at the model's pixel size"
     p = held(_scaled(rows, scale))
-    q = p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
-    y,ratio = self._network(q, told, folder, progress)
+    return p, p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
+
+@patch
+def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, found=None):
+    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `found` is told how far out of focus it is, um"
+    p,q = self._in_network_units(rows, scale, zoom)
+    y,ratio,width = self._network(q, told, folder, progress)
+    if found and width is not None: found(self.distance_um(width.item()))
     change = Rows(q.shape, np.float32, lambda a,b: y[a:b]*ratio-q[a:b])
     if zoom!=1: change = resized(change, p.shape)
     return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(scale.undo(torch.from_numpy(p[a:b]+change[a:b]))[0,0].numpy(), rows.dtype))

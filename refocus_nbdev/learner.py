@@ -46,9 +46,9 @@ class GuideWidth(Callback):
     ): store_attr()
 
     def before_batch(self):
-        self.known = self.training and hasattr(self.x, 'width')
-        self.model.estimator.train(self.known)
-        if not self.known: return
+        self.told = self.training and hasattr(self.x, 'width')
+        self.model.estimator.train(self.told)
+        if not self.told: return
         true = self.x.width
         estimator = self.model.estimator
         with in_bf16(self.x.device): evidence = estimator.evidence(self.x.as_subclass(Tensor))
@@ -57,7 +57,7 @@ class GuideWidth(Callback):
         self.learn.xb = self.x,torch.where(torch.rand_like(true)<0.5, estimator.expected(evidence).detach().exp()-0.5, told)
 
     def after_loss(self):
-        if self.known: self.learn.loss_grad = self.loss_grad + self.share*self.surprise
+        if self.told: self.learn.loss_grad = self.loss_grad + self.share*self.surprise
 
 # %% ../nbs/07_learner.ipynb #find_weights
 class Pretrained(NamedTuple):

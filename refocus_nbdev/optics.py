@@ -27,7 +27,8 @@ def blur_px_per_um(
     na:float=BBBC006_NA, # numerical aperture, between 0 and `index`
     index:float=1., # refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
 )->float: # pixels of standard deviation for each µm of defocus
-    "How fast a blur widens out of focus: as measured on BBBC006's planes, for other pixels and a steeper or flatter cone of light; raises ValueError for an aperture that cannot be"
+    "How fast a blur widens out of focus: as measured on BBBC006's planes, for other pixels and a steeper or flatter cone of light; raises ValueError for a pixel or an aperture that cannot be"
+    if not pixel_um>0: raise ValueError(f'pixel_um={pixel_um}: the size of a pixel must be above 0')
     if not 0<na<index: raise ValueError(f'na={na}: the numerical aperture must be above 0 and below the refractive index, {index}')
     return SIGMA_PX_PER_UM*BBBC006_PIXEL_UM/pixel_um*math.tan(math.asin(na/index))/math.tan(math.asin(BBBC006_NA))
 

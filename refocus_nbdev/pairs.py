@@ -199,12 +199,15 @@ def tile_groups(
 def groups_of(
     files, # Image files
 ) -> list[str]: # One name a file; files of one well, or tiles of one field, share it
-    "The group of each file: its well, or the field its borders show it to be a tile of; raises `ImageError` on a file that cannot be read"
+    "The group of each file: its well, or the field its borders show it to be a tile of, called after its first file; raises `ImageError` on a file that cannot be read"
     files = [Path(f) for f in files]
     fields = [parse_name(f) for f in files]
     unknown = [i for i,f in enumerate(fields) if f is None]
-    tiles = dict(zip(unknown, tile_groups([read_image(files[i]).planes[0] for i in unknown])))
-    return [fields[i].well if fields[i] else f'tiles{tiles[i]}' for i in range(len(files))]
+    parts = dict(zip(unknown, tile_groups([read_image(files[i]).planes[0] for i in unknown]).tolist()))
+    first = {part: files[i] for i,part in reversed(parts.items())}
+    stems = Counter(f.stem for f in first.values())
+    names = {part: f.stem if stems[f.stem]==1 else str(f) for part,f in first.items()}
+    return [fields[i].well if fields[i] else names[parts[i]] for i in range(len(files))]
 
 # %% ../nbs/02_pairs.ipynb #held_out
 def held_out(

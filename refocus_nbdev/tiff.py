@@ -139,7 +139,7 @@ class TiffReader(Reader):
         return 0 if page.compression==1 or not page.dtype else _strip_rows(page)*page.imagewidth*page.dtype.itemsize
 
     def _find_planes(self):
-        if not self.tif.series: raise ImageError(f'{self.path}: the TIFF holds no image')
+        if not self.tif.series: raise ImageError(f'{self.path}: the TIFF holds no image; is it complete?')
         if not self.tif.pages.first.is_tiled and (size := self._strip_bytes())>2e9: raise ImageError(f'{self.path}: strips of {size/1e9:.1f} GB are too large to unpack: save it in tiles')
         if not all(p.aspage().size and p.aspage().dtype for p in self.tif.pages): raise ImageError(f'{self.path}: a page holds no pixels')
         for n,s in enumerate(self.tif.series):

@@ -339,8 +339,12 @@ def _begin(recipe, init):
 
 # %% ../nbs/08_training.ipynb #told
 def _with_plain_rows(learn):
-    "Epochs in words where no progress bar draws a table"
-    def row(values): print(', '.join(f'{n} {v if isinstance(v, (int,str)) else f"{v:.4g}"}' for n,v in zip(learn.recorder.metric_names, values) if v is not None))
+    "Epochs in words where no progress bar draws a table, but for those that a resumed training skips"
+    def row(values):
+        if len(values)<len(learn.recorder.metric_names): return
+        left = (learn.n_epoch-learn.epoch-1)*(time.time()-learn.recorder.start_epoch)/60
+        said = ', '.join(f'{n} {v if isinstance(v, (int,str)) else f"{v:.4g}"}' for n,v in zip(learn.recorder.metric_names, values) if v is not None)
+        print(said + (f'; about {max(left, 1):.0f} min of this stage left' if left else ''), flush=True)
     learn.logger = row
     return learn
 
@@ -350,7 +354,8 @@ def _perceptual(loss):
 
 def _tell_plan(recipe, files, groups, valid):
     names = ', '.join(sorted(valid)[:8]) + (' ...' if len(valid)>8 else '')
-    print(f'{sum(s.epochs for s in recipe.stages)} epochs on {len(files)} files of {len(groups)} groups, {len(valid)} of which are held out to validate on: {names}', flush=True)
+    print(f'{sum(s.epochs for s in recipe.stages)} epochs in {len(recipe.stages)} stages, on {len(files)} files of {len(groups)} groups (wells, or connected fields); held out to validate on: {len(valid)} ({names})')
+    print('of each epoch: the losses; psnr and ssim of the refocused images held out, psnr_input and ssim_input of what they were made from; minutes and seconds', flush=True)
 
 # %% ../nbs/08_training.ipynb #train
 def train(
@@ -410,12 +415,13 @@ def train_from_pairs(
     valid_pct=0.2, # Share of the wells held out
     valid_wells=(), # Names of the wells held out, instead of a share
     test_wells=(), # Names of wells to be left out altogether
+    dry_run=False, # Say what would be trained on, and no more?
     seed=42,       # Which wells
     keep=noop,     # From `Pair`s to those that are good enough to train on
     init=None,     # A model file to start from
     unseen_by=None, # A model file, `init` if None: the wells that it has not seen are held out, unless `valid_wells` names others
     **kwargs       # For `train`
-) -> Learner:
+) -> Learner:    # None if dry_run
     "Train from pairs of planes; raises `ImageError` where there are none, `ValueError` for wells that are not there, or too few"
     pairs = bbbc006_pairs(root, planes or [z for z in planes_in(root) if z!=target], target, channel)
     valid_wells = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_wells, pairs))
@@ -424,6 +430,7 @@ def train_from_pairs(
     set_seed(seed)
     files = sorted({f for p in seen for f in p[:2]})
     _tell_plan(recipe, files, split.train | split.valid, split.valid)
+    if dry_run: return
     return train(recipe, lambda s: pair_dls(seen, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops), out, files,
                  init=init, blur='pairs of planes', groups=len(split.train | split.valid), held_out=sorted(split.valid | split.test), **kwargs)
 
@@ -461,9 +468,10 @@ def train_from_sharp(
     valid_wells=(), # Names of the groups held out, such as wells, instead of a share
     test_wells=(), # Names of groups to be left out altogether
     unseen_by=None, # A model file, `init` if None: what it has not seen is held out, unless `valid_wells` names others
+    dry_run=False, # Say what would be trained on, and no more?
     seed=42,       # Which groups
     **kwargs       # For `train`
-) -> Learner:
+) -> Learner:    # None if dry_run
     "Train from sharp images alone; raises `ImageError` for files that cannot be read or are too small, `ValueError` for groups that are not there or too few, or a recipe with a scale of its own"
     if recipe.scale: raise ValueError(f'scale={recipe.scale}: simulated defocus is scaled by the blurred image; leave the scale out of the recipe')
     groups = groups_of(files)
@@ -473,6 +481,7 @@ def train_from_sharp(
     files,groups = map(list, zip(*((f,g) for f,g in zip(files, groups) if g not in split.test)))
     set_seed(seed)
     _tell_plan(recipe, files, set(groups), split.valid)
+    if dry_run: return
     blur = dict(simulated=_name_of(simulate.kernels), max_um=simulate.max_um, radius=simulate.radius, px_per_um=simulate.px_per_um)
     return train(recipe, lambda s: sharp_dls(files, groups, split.valid, s.size, s.bs, simulate=simulate, crops=s.crops), out, files,
                  init=init, blur=blur, groups=len(set(groups)), held_out=unseen, **kwargs)

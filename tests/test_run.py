@@ -7,7 +7,7 @@ from refocus_nbdev.images import read_image
 from refocus_nbdev.inference import model_path, shipped_models
 from refocus_nbdev.networks import read_card
 
-ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no TIFF, PNG'}
+ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no images in this folder'}
 
 @pytest.fixture(scope='module')
 def refocus(in_process):
