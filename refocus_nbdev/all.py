@@ -35,6 +35,7 @@ from .evaluation import *
 from .protocols import *
 from .batches import *
 from .scores import *
+from .trust import *
 from .comparisons import *
 from .reports import *
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field',
-           'means_table', 'report_page', 'makers', 'write_report']
+           'means_table', 'makers', 'report_page', 'write_report']
 
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
@@ -21,6 +21,11 @@ from .images import *
 from .metrics import *
 
 # %% ../nbs/12b_reports.ipynb #Evaluation
+def _far(t):
+    "A table without rows on inputs in focus, which are their own targets and would rule every mean; all if there are no others"
+    far = t[t.defocus_um!=0] if len(t) else t
+    return far if len(far) else t
+
 @dataclass
 class Evaluation:
     "What came of comparing many files"
@@ -30,6 +35,9 @@ class Evaluation:
     failed: list = field(default_factory=list)         # Sentences
     no_target: list = field(default_factory=list)      # Predictions that have none
     no_prediction: list = field(default_factory=list)  # Targets that have none
+
+    @property
+    def out_of_focus(self): return _far(self.scores)
 
     @property
     def ok(self): return bool(len(self.scores)) and not (self.failed or self.no_prediction)
@@ -142,7 +150,7 @@ def means_table(
     "Means and intervals, to be read"
     cells = means.assign(text=[_value(r, 1 if 'psnr' in r.score else 3) for _,r in means.iterrows()], score=means.score.map(NAMES))
     t = cells.pivot(index=index, columns=columns, values='text').fillna('')
-    return t.loc[list(dict.fromkeys(cells[index])), list(dict.fromkeys(cells[columns]))].rename_axis(None, axis=1)
+    return t.loc[list(dict.fromkeys(cells[index])), list(dict.fromkeys(cells[columns]))].rename_axis(None, axis=1).rename_axis(None)
 
 def _html(t): return t.to_html(escape=False, border=0, na_rep='', float_format=lambda v: f'{v:.3g}')
 
@@ -157,19 +165,28 @@ F1 counts a nucleus as found if the outlines overlap by so much (intersection ov
 
 def _tables(e):
     "Means, by method and by distance, and nuclei"
-    yield '<h2>Means over all images</h2>'+_html(means_table(means_of(e.scores)))
+    yield '<h2>Means over all images out of focus</h2>'+_html(means_table(means_of(e.out_of_focus)))
     by_level = means_of(e.scores, ('defocus_um','method'))
     for m in SHOWN if len(by_level) else ():
         rows = by_level[by_level.score==m]
-        if len(rows): yield f'<h2>{SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method'))
-    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline.</p>'+_html(nuclei_of(e.nuclei).set_index('method').rename_axis(None))
+        if len(rows): yield f'<h2>{SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method').rename_axis(None))
+    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
 
-def _chosen(e, n=3):
+def _chosen(e):
     "The worst, a middling and the best comparison by PSNR, of all"
     order = e.scores[e.scores.method=='refocused'].groupby('file', sort=False).psnr.mean().sort_values()
     picked = dict.fromkeys(order.index[[0, len(order)//2, -1]])
     of = {str(c.predicted): c for c in e.cases}
     return [(of[f], order[f]) for f in picked]
+
+# %% ../nbs/12b_reports.ipynb #report_page-2
+def makers(
+    cases, # `Comparison`s
+) -> list[str]:
+    "What the predictions say they were made by, without the hash of each input"
+    def maker(path):
+        with open_image(path) as f: return re.sub(r'; input sha256 \w+', '', f.software or 'not said')
+    return sorted({maker(c.predicted) for c in cases})
 
 def report_page(
     e:Evaluation,  # What to tell
@@ -182,20 +199,12 @@ def report_page(
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
              f' {e.scores.group.nunique()} independent groups. Nuclei: found by a classical segmenter, and compared with {truth}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
-        figures = [f for f in (draw_curves(e.scores), draw_nuclei(e.nuclei)) if f]
+        figures = [f for f in (draw_curves(e.out_of_focus), draw_nuclei(e.nuclei)) if f]
         parts += [*_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
         parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um)) for c,p in _chosen(e)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in makers(e.cases))])]
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Refocused images beside their targets</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
-
-def makers(
-    cases, # `Comparison`s
-) -> list[str]:
-    "What the predictions say they were made by, without the hash of each input"
-    def maker(path):
-        with open_image(path) as f: return re.sub(r'; input sha256 \w+', '', f.software or 'not said')
-    return sorted({maker(c.predicted) for c in cases})
 
 # %% ../nbs/12b_reports.ipynb #write_report
 REPORT = ('report.json', 'report.html', 'scores.csv', 'nuclei.csv')
@@ -221,4 +230,4 @@ def _sums(e, command):
     by = ('defocus_um','method')
     return dict(version=__version__, command=command, compared=len(e.cases), groups=int(e.scores.group.nunique()) if len(e.scores) else 0, failed=e.failed,
                 no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=makers(e.cases),
-                means=_rows(means_of(e.scores)), means_by_distance=_rows(means_of(e.scores, by)), nuclei=_rows(nuclei_of(e.nuclei)), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))
+                means=_rows(means_of(e.out_of_focus)), means_by_distance=_rows(means_of(e.scores, by)), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))

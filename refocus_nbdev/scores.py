@@ -135,6 +135,7 @@ def draw_map(
     left.axis('off'); right.set(xticks=[], yticks=[])
     return fig
 
+# %% ../nbs/11b_scores.ipynb #draw_plate
 def draw_plate(
     wells:dict, # Name, such as a01, to um
     most=34.,   # End of the scale, um

@@ -63,13 +63,13 @@ def test_killed_and_resumed(refocus, start, plate, tmp_path):
     assert after==list(range(after[0], 4)) and 0 < after[0] <= len(before)
     assert out.exists() and not list(tmp_path.glob('*.checkpoint'))
 
-def test_start_from_a_model(refocus, trained, plate, tmp_path):
-    said = refocus('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0], '--resume')
+def test_start_from_a_model(in_process, trained, plate, tmp_path):
+    said = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0], '--resume')
     assert said.code==0 and 'there is no checkpoint' in said.text and read_card(tmp_path/'m.safetensors')['init']==file_hash(trained[0])
 
-def test_sharp_images_alone_are_enough(refocus, tmp_path):
+def test_sharp_images_alone_are_enough(in_process, tmp_path):
     out = tmp_path/'m.safetensors'
-    said = refocus('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', out, '--epochs', 1, '--modality', 'nuclei', '--pixel-um', 0.5)
+    said = in_process('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', out, '--epochs', 1, '--modality', 'nuclei', '--pixel-um', 0.5)
     card = read_card(out)
     assert said.code==0 and (card['modality'], card['pixel_um'])==('nuclei', 0.5)
     assert card['blur']['px_per_um']==pytest.approx(0.5*0.645/0.5) and card['blur']['max_um']==pytest.approx(40*0.5/0.645)
@@ -78,20 +78,25 @@ def test_an_aperture_that_cannot_be(in_process, tmp_path):
     code,text = in_process('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', tmp_path/'m.safetensors', '--na', 1.2)
     assert code==1 and 'refractive index' in text and not contents(tmp_path)
 
-def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(refocus, tmp_path):
-    first,second = tmp_path/'first.safetensors',tmp_path/'second.safetensors'
+def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(in_process, tmp_path):
+    first,other = tmp_path/'first.safetensors',tmp_path/'other.safetensors'
     train = 'train','--sharp-only',SAMPLE/'BBBC006_v1_images_z_16','--epochs',1
-    said = refocus(*train, '--out', first, '--valid-wells', 'a05', '--test-wells', 'c12')
-    assert said.code==0 and 'held out to validate on: a05' in said.text
-    held = read_card(first)['held_out']
-    assert {n.split('_')[-3] for n in held}=={'a05','c12'}
-    assert refocus(*train, '--out', second, '--unseen-by', first).code==0 and read_card(second)['held_out']==held
-    said = refocus(*train, '--out', tmp_path/'third.safetensors', '--unseen-by', 'nuclei')
-    assert said.code==1 and 'held out none' in said.text and not (tmp_path/'third.safetensors').exists()
+    said = in_process(*train, '--out', first, '--valid-wells', 'a05', '--test-wells', 'c12')
+    assert said.code==0 and 'held out to validate on: 1 (a05)' in said.text
+    assert {n.split('_')[-3] for n in read_card(first)['held_out']}=={'a05','c12'}
+    said = in_process(*train, '--out', other, '--unseen-by', first, '--dry-run')
+    assert said.code==0 and 'held out to validate on: 2 (a05, c12)' in said.text
+    said = in_process(*train, '--out', other, '--unseen-by', 'nuclei')
+    assert said.code==1 and 'held out none' in said.text and not other.exists()
 
-def test_fewer_images_than_a_batch_are_enough(refocus, tmp_path):
+def test_groups_without_wells_are_called_after_their_files(in_process, tmp_path):
+    for i,f in enumerate(sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[::4]): shutil.copy(f, tmp_path/f'field{i}.tif')
+    said = in_process('train', '--sharp-only', tmp_path, '--out', tmp_path/'m.safetensors', '--valid-wells', 'field2', '--dry-run')
+    assert said.code==0 and '(field2)' in said.text and not (tmp_path/'m.safetensors').exists()
+
+def test_fewer_images_than_a_batch_are_enough(in_process, tmp_path):
     root = part_of_the_plate(tmp_path, (10, 16), ('a05_s1','c12_s1'))
-    said = refocus('train', root, '--out', tmp_path/'m.safetensors', '--epochs', 1)
+    said = in_process('train', root, '--out', tmp_path/'m.safetensors', '--epochs', 1)
     assert said.code==0 and 'nan' not in said.text
 
 WRONG = dict(
@@ -120,7 +125,7 @@ def unusable(plate, tmp_path):
 
 @pytest.mark.parametrize('data,options,about', [
     ('empty', [], 'no images'), ('blurred only', [], 'z_16'), ('one well', [], 'one group'), ('gone', [], 'gone'),
-    ('gone', ['--sharp-only'], 'gone'), ('plate', ['--init','model'], 'model')])
+    ('gone', ['--sharp-only'], 'gone'), ('plate/BBBC006_v1_images_z_16', ['--sharp-only','--pixel-um',0], 'above 0'), ('plate', ['--init','model'], 'model')])
 def test_what_cannot_be_used_gets_a_sentence(in_process, unusable, data, options, about):
     options = [unusable/o if o=='model' else o for o in options]
     code,text = in_process('train', unusable/data, '--out', unusable/'m.safetensors', '--epochs', 1, *options)
@@ -131,11 +136,16 @@ def test_a_checkpoint_that_is_none(in_process, plate, tmp_path):
     code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
     assert code==1 and 'checkpoint' in text
 
+def test_a_checkpoint_is_not_trained_over(in_process, plate, tmp_path):
+    (tmp_path/'m.safetensors.checkpoint').write_text('hours of work')
+    code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1)
+    assert code==2 and '--resume' in text and (tmp_path/'m.safetensors.checkpoint').read_text()=='hours of work'
+
 @pytest.fixture(scope='module')
-def trained_with_options(big_plate, tmp_path_factory, refocus):
+def trained_with_options(big_plate, tmp_path_factory, in_process):
     "A model from a plate with many planes, with the choices of pairs and wells that the command has"
     out = tmp_path_factory.mktemp('options')/'m.safetensors'
-    said = refocus('train', big_plate, '--out', out, '--epochs', 1, '--planes', '5,10', '--target', 'sharpest', '--registered', '--valid-wells', 'a05', '--test-wells', 'm22,p14')
+    said = in_process('train', big_plate, '--out', out, '--epochs', 1, '--planes', '5,10', '--target', 'sharpest', '--registered', '--valid-wells', 'a05', '--test-wells', 'm22,p14')
     return out,said
 
 def test_wells_can_be_named(trained_with_options):
@@ -153,9 +163,9 @@ def test_pairs_are_the_registered_ones_with_the_sharpest_target(trained_with_opt
     assert '1 of 8 pairs are shifted' in said.text
     assert read_card(out)['files_sha256']==hash_files({f for p in good for f in p[:2]})
 
-def test_the_blogs_steps_from_random_weights(refocus, tmp_path):
+def test_the_blogs_steps_from_random_weights(in_process, tmp_path):
     root,out = part_of_the_plate(tmp_path, (10, 16), ('a05_s1','c12_s1')), tmp_path/'m.safetensors'
-    said = refocus('train', root, '--out', out, '--stages', 'blog_short', '--epochs', 1, '--weights', 'random')
+    said = in_process('train', root, '--out', out, '--stages', 'blog_short', '--epochs', 1, '--weights', 'random')
     card = read_card(out)
     assert said.code==0 and (card['network'], card['loss'])==('fastai_unet', 'feature')
 
