@@ -80,9 +80,11 @@ def _warn_far(jobs, refocuser):
     far = [j for j in jobs if j.status=='to do' and (j.defocus_um or 0)>most]
     if far: print(f'WARNING: {len(far)} of the files are said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of them', file=sys.stderr)
 
-def _check_told(inputs, defocus_um, pixel_um):
+def _check_pixel(pixel_um):
     if pixel_um is not None and not pixel_um>0: raise UsageError(f'--pixel-um {pixel_um:g}: give a size in um, above 0')
-    for o in unused_distances(inputs) if not defocus_um else ():
+
+def _warn_unused(inputs):
+    for o in unused_distances(inputs):
         print(f'{o}: its column defocus_um is not used; to tell the model these distances, add --defocus-um {o}', file=sys.stderr)
 
 # %% ../nbs/15_cli.ipynb #run
@@ -109,15 +111,15 @@ def run(
     """
     jobs = plan_run(inputs, out, recursive)
     tell_distances(jobs, defocus_um)
-    _check_told(inputs, defocus_um, pixel_um)
+    if not defocus_um: _warn_unused(inputs)
+    _check_pixel(pixel_um)
     load = cache(lambda: _refocuser(model, device, tile))
-    how = lambda: dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
+    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
     try: refocuser.zoom(pixel_um)
     except ValueError as e: raise UsageError(e) from e
-    how = how()
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     _warn_far(jobs, refocuser)
     start = time.perf_counter()
@@ -177,7 +179,7 @@ def _list_failed(notes):
 def _preview(jobs, load, overwrite, how, json):
     "Say what would become of each file, with its size"
     for j in jobs:
-        if j.status=='to do': preview_job(j, load, overwrite, how)
+        if j.status=='to do': preview_job(j, load, overwrite, **how)
     if json: print(dumps(dict(files=[dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um) for j in jobs])))
     else: print(*(f'{j.source} -> {j.target}  ({j.note})' if j.status=='to do' else j.note for j in jobs), sep='\n')
     return int(not jobs or any(j.status=='failed' for j in jobs))
@@ -460,21 +462,16 @@ def score(
     files = given_files(inputs, recursive)
     if not files: raise UsageError(f'{", ".join(inputs)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF)')
     if dry_run: return print(*files, sep='\n')
-    _check_told((), '', pixel_um)
+    _check_pixel(pixel_um)
     return _score(files, _new_tables((out, tiles), overwrite), pictures, _refocuser(model, device), dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_score
 def _score(files, tables, pictures, refocuser, how):
     "Score, write tables and pictures, and say what came of it"
-    import pandas as pd
     from refocus_nbdev.scores import draw_scores
-    scored,failed = [],[]
-    for f in _progress(files, 'scoring'):
-        try: scored.append(refocuser.score_file(f, **how))
-        except (ValueError, OSError, MemoryError) as e: failed.append(str(e) if str(e) else f'{f}: out of memory')
+    scored,failed = of_each(lambda f: refocuser.score_file(f, **how), files, partial(_progress, what='scoring'))
     if scored:
-        _write_tables(tables, zip(*scored))
-        both = [pd.concat(t, ignore_index=True) for t in zip(*scored)]
+        both = _write_tables(tables, [t for _,t in scored])
         if pictures: draw_scores(pictures, *both)
         _tell_scores(both[0], tables)
     if failed: _list_failed(failed)
@@ -507,7 +504,7 @@ def trust(
     from refocus_nbdev.comparisons import partners
     found = partners(refocused, inputs)
     if dry_run: return print(*(f'{r}: {f or "no image of this name"}' for r,f in found.items()), sep='\n')
-    _check_told((), '', pixel_um)
+    _check_pixel(pixel_um)
     tables = _new_tables((out, suspects), overwrite)
     how = dict(channels=_names(channel) or None, pixel_um=pixel_um, nucleus_um=nucleus_um)
     return _trust(found, tables, pictures, _refocuser(model, 'auto'), how)
@@ -521,28 +518,28 @@ def _new_tables(paths, overwrite):
     return tables
 
 def _write_tables(paths, tables):
-    "Each table to its path, as far as there are paths"
+    "The tables of all files, each as one; written as far as there are paths"
     import pandas as pd
-    for path,t in zip(paths, tables):
-        with atomically(path) as tmp: pd.concat(t, ignore_index=True).to_csv(tmp, index=False, float_format='%.5g')
+    whole = [pd.concat(t, ignore_index=True) for t in zip(*tables)]
+    for path,t in zip(paths, whole):
+        with atomically(path) as tmp: t.to_csv(tmp, index=False, float_format='%.5g')
+    return whole
 
 def _trust(found, paths, pictures, refocuser, how):
     "Check, write tables and pictures, and say what came of it"
     from refocus_nbdev.trust import SUSPECTS, draw_check
-    checked,failed = [],[]
     if pictures: pictures.mkdir(parents=True, exist_ok=True)
     number = count(1)
-    for r,f in _progress(found.items(), 'checking', len(found)):
+    def check(r):
         def draw(x, y, c):
             with atomically(pictures/f'{next(number):04d}_{r.stem}.png') as tmp: draw_check(x, y, c).savefig(tmp, dpi=100, format='png')
-        try:
-            if f is None: raise ImageError(f'{r}: no image of this name to compare with')
-            checked.append(refocuser.check_file(f, r, draw=pictures and draw, **how))
-        except (ValueError, OSError, MemoryError) as e: failed.append(str(e) if str(e) else f'{r}: out of memory')
+        if found[r] is None: raise ImageError(f'{r}: no image of this name to compare with')
+        return refocuser.check_file(found[r], r, draw=pictures and draw, **how)
+    checked,failed = of_each(check, list(found), partial(_progress, what='checking'))
     if checked:
-        _write_tables(paths, zip(*checked))
-        n = {s: sum(int(t[s].sum()) for t,_ in checked if len(t)) for s in SUSPECTS}
-        print(f'{sum(int(t.nuclei.sum()) for t,_ in checked if len(t))} nuclei judged in {len(checked)} files; suspects: ' + ', '.join(f'{v} {k}' for k,v in n.items()) + f'; the tables are in {", ".join(map(str, paths))}')
+        t = _write_tables(paths, [tables for _,tables in checked])[0].reindex(columns=['nuclei', *SUSPECTS]).sum().astype(int)
+        n = t[list(SUSPECTS)].to_dict()
+        print(f'{t.nuclei} nuclei judged in {len(checked)} files; suspects: ' + ', '.join(f'{v} {k}' for k,v in n.items()) + f'; the tables are in {", ".join(map(str, paths))}')
     if failed: _list_failed(failed)
     return int(bool(failed))
 
@@ -575,13 +572,12 @@ def evaluate(
 def _evaluate(cases, out, how, classical, unmatched):
     "Compare, write the report, and say what came of it"
     from refocus_nbdev.reports import REPORT, evaluate, means_table, write_report
-    from refocus_nbdev.comparisons import means_of
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
     if not (out/REPORT[0]).exists() and (taken := [n for n in REPORT if (out/n).exists()]): raise UsageError(f'{out}: holds a {taken[0]} that is of no report; choose another folder')
     e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
-    if len(e.scores): print(means_table(means_of(e.out_of_focus).assign(low=np.nan)).to_string())
+    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string())
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
     print(f'{len(e.cases)} compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target; the report is {page}')
     return int(not e.ok)

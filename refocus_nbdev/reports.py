@@ -9,16 +9,18 @@ __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
 from dataclasses import dataclass, field
+from functools import cached_property
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
-from skimage.segmentation import find_boundaries
 from . import __version__
+from .batches import of_each
 from .comparisons import *
 from .disk import atomically
 from .images import *
 from .metrics import *
+from .trust import outline
 
 # %% ../nbs/12b_reports.ipynb #Evaluation
 def _far(t):
@@ -36,8 +38,12 @@ class Evaluation:
     no_target: list = field(default_factory=list)      # Predictions that have none
     no_prediction: list = field(default_factory=list)  # Targets that have none
 
-    @property
-    def out_of_focus(self): return _far(self.scores)
+    @cached_property
+    def means(self): return means_of(_far(self.scores))
+    @cached_property
+    def means_by_distance(self): return means_of(self.scores, ('defocus_um','method'))
+    @cached_property
+    def makers(self): return makers(self.cases)
 
     @property
     def ok(self): return bool(len(self.scores)) and not (self.failed or self.no_prediction)
@@ -49,28 +55,24 @@ def evaluate(
     **how                      # For `compare`
 ) -> Evaluation:
     "Compare all; a failure is noted, and the others go on"
-    scored,tables,failed = [],[],[]
-    for c in track(cases):
-        try: tables.append(compare(c, **how))
-        except (ValueError, OSError, MemoryError) as e: failed.append(str(e) if str(e) else f'{c.predicted}: out of memory')
-        else: scored.append(c)
-    scores,nuclei = (pd.concat(t, ignore_index=True) if t else pd.DataFrame() for t in (zip(*tables) if tables else ((),())))
-    return Evaluation(scored, scores, nuclei, failed, list(no_target), list(no_prediction))
+    done,failed = of_each(lambda c: compare(c, **how), cases, track)
+    scores,nuclei = (pd.concat(t, ignore_index=True) for t in zip(*(tables for _,tables in done))) if done else (pd.DataFrame(), pd.DataFrame())
+    return Evaluation([c for c,_ in done], scores, nuclei, failed, list(no_target), list(no_prediction))
 
 # %% ../nbs/12b_reports.ipynb #draw_curves
 SHOWN = dict(psnr='PSNR, dB', ssim='SSIM', f1_50='nuclei F1 at IoU 0.5', slope='intensity slope')
 
 def draw_curves(
-    scores:pd.DataFrame, # Of `Evaluation`
-) -> Figure|None:        # None for fewer than two distances
+    means:pd.DataFrame, # Of `means_of`, at each distance
+) -> Figure|None:       # None for fewer than two distances at which images are out of focus
     "The mean of each method at each distance, with its interval"
-    means = means_of(scores, ('defocus_um','method')) if len(scores) else scores
+    means = _far(means)
     if not len(means) or means.defocus_um.nunique()<2: return None
     shown = {m:t for m,t in SHOWN.items() if (means.score==m).any()}
     fig = Figure(figsize=(3.4*len(shown), 3.6), layout='constrained', dpi=70)
     axes = fig.subplots(1, len(shown), squeeze=False)[0]
     for ax,(m,title) in zip(axes, shown.items()):
-        for i,method in enumerate(scores.method.unique()): _curve(ax, means[(means.score==m)&(means.method==method)].sort_values('defocus_um'), f'C{i}', method)
+        for i,method in enumerate(means.method.unique()): _curve(ax, means[(means.score==m)&(means.method==method)].sort_values('defocus_um'), f'C{i}', method)
         ax.set(title=title, xlabel='um out of focus')
     fig.legend(*axes[list(shown).index('f1_50') if 'f1_50' in shown else 0].get_legend_handles_labels(), loc='outside lower center', ncols=6, fontsize=9)
     return fig
@@ -96,11 +98,6 @@ def draw_nuclei(
     return fig
 
 # %% ../nbs/12b_reports.ipynb #draw_field
-def _outlines(ax, labels, chosen, color):
-    "Draw the borders of some labels"
-    edge = find_boundaries(np.where(np.isin(labels, chosen), labels, 0))
-    ax.imshow(np.ma.masked_where(~edge, edge), cmap=color, vmin=0, vmax=1, interpolation='nearest')
-
 def _lost_and_invented(found, truth):
     "Labels of the truth that are touched by nothing that is found, and the other way round"
     both = (found>0)&(truth>0)
@@ -129,7 +126,7 @@ def _draw_nuclei(axes, shown, c, channels, diameter):
     truth = planes_of(c.labels, channels)[0][0] if c.labels else find_nuclei(shown['in focus'], diameter)
     found = find_nuclei(shown['refocused'], diameter)
     lost,invented = _lost_and_invented(found, truth)
-    _outlines(axes[0], found, invented, 'cool_r'); _outlines(axes[1], truth, lost, 'cool')
+    outline(axes[0], found, invented, 'cool_r'); outline(axes[1], truth, lost, 'cool')
 
 # %% ../nbs/12b_reports.ipynb #page
 def _png(fig):
@@ -140,7 +137,7 @@ def _png(fig):
 
 def _value(r, digits): return '' if pd.isna(r['mean']) else f'{r["mean"]:.{digits}f}' + ('' if pd.isna(r.low) else f' <small>({r.low:.{digits}f} to {r.high:.{digits}f})</small>')
 
-NAMES = dict(psnr='PSNR, dB', si_psnr='scale-invariant PSNR, dB', ssim='SSIM', pearson='Pearson', slope='intensity slope', count_error='count error', **{f'f1_{n}': f'F1, IoU {n/100:g}' for n in (50,60,70,80,90)})
+NAMES = dict(psnr='PSNR, dB', si_psnr='scale-invariant PSNR, dB', ssim='SSIM', pearson='Pearson', slope='intensity slope', count_error='count error', **{n: f'F1, IoU {iou:g}' for n,iou in F1S.items()})
 
 def means_table(
     means:pd.DataFrame, # Of `means_of`
@@ -165,11 +162,11 @@ F1 counts a nucleus as found if the outlines overlap by so much (intersection ov
 
 def _tables(e):
     "Means, by method and by distance, and nuclei"
-    yield '<h2>Means over all images out of focus</h2>'+_html(means_table(means_of(e.out_of_focus)))
-    by_level = means_of(e.scores, ('defocus_um','method'))
+    yield '<h2>Means over all images out of focus</h2>'+_html(means_table(e.means))
+    by_level = e.means_by_distance
     for m in SHOWN if len(by_level) else ():
         rows = by_level[by_level.score==m]
-        if len(rows): yield f'<h2>{SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method').rename_axis(None))
+        if len(rows): yield f'<h2>{SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method'))
     if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
 
 def _chosen(e):
@@ -199,11 +196,11 @@ def report_page(
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
              f' {e.scores.group.nunique()} independent groups. Nuclei: found by a classical segmenter, and compared with {truth}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
-        figures = [f for f in (draw_curves(e.out_of_focus), draw_nuclei(e.nuclei)) if f]
+        figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
         parts += [*_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
         parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um)) for c,p in _chosen(e)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
-    parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in makers(e.cases))])]
+    parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Refocused images beside their targets</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
 
 # %% ../nbs/12b_reports.ipynb #write_report
@@ -229,5 +226,5 @@ def _sums(e, command):
     "All sums, for programs"
     by = ('defocus_um','method')
     return dict(version=__version__, command=command, compared=len(e.cases), groups=int(e.scores.group.nunique()) if len(e.scores) else 0, failed=e.failed,
-                no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=makers(e.cases),
-                means=_rows(means_of(e.out_of_focus)), means_by_distance=_rows(means_of(e.scores, by)), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))
+                no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=e.makers,
+                means=_rows(e.means), means_by_distance=_rows(e.means_by_distance), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))

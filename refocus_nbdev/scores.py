@@ -107,7 +107,7 @@ def score_file(self:Refocuser,
         scales = self._scales(f, chosen_channels(f, channels))
         for p in f.planes:
             if p.channel not in scales: continue
-            about = dict(file=str(path), series=p.series, channel=f.channels[p.channel], **{k.lower():v for k,v in p.where.items() if k!='C'})
+            about = dict(file=str(path), **f.place(p))
             whole,parts = self.score_plane(f.rows(p), scales[p.channel], zoom)
             empty = ['nothing to tell by'] if whole['in_focus'] is None else []
             rows.append(dict(about, **whole, note='; '.join([*notes, *empty])))
@@ -181,5 +181,5 @@ def _worst_map(file, worst, tiles):
     "The map of the plane of a file that is at a place"
     place = {k: v.iloc[0] for k,v in worst.items()}
     with open_image(file) as f:
-        image = next(f.read(p) for p in f.planes if place==dict(series=p.series, channel=f.channels[p.channel], **{k.lower():v for k,v in p.where.items() if k!='C'}))
+        image = next(f.read(p) for p in f.planes if place==f.place(p))
     return draw_map(image, tiles.merge(worst, on=list(place)))

@@ -59,6 +59,12 @@ class Reader:
         "All pixels of a plane; raises `ImageError` for those that are damaged"
         return self.rows(plane)[:]
 
+    def place(self,
+        plane:Plane, # One of `planes`
+    ) -> dict: # series, channel, and its number on each other axis but Y and X
+        "Where a plane is, for a row of a table"
+        return dict(series=plane.series, channel=self.channels[plane.channel], **{k.lower():v for k,v in plane.where.items() if k!='C'})
+
 def made_by(
     text, # What made the pixels
     old,  # What made the file that they were in, if it says so
