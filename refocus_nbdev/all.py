@@ -30,6 +30,7 @@ from .tiles import *
 from .learner import *
 from .training import *
 from .inference import *
+from .domain import *
 from .files import *
 from .evaluation import *
 from .protocols import *

@@ -54,6 +54,7 @@ class Job:
     pixels: int = 0       # That were refocused
     found_um: list|None = None # How far out of focus each plane was taken to be, um
     sized: bool = True    # Is the size of its pixels known?
+    doubts: list|None = None # Why not to believe it
 
 def fixed_part(
     path, # A glob, or not
@@ -153,14 +154,15 @@ def run_job(
     refocuser,           # The `Refocuser` that does it
     overwrite=False,     # Replace results made by something else?
     progress=None,       # Function that is told, now and then, what share of the file has been done since
+    strict=False,        # Refuse what is doubtful?
     **how                # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ) -> Job:                # The same, with its status
     "Refocus one file; a failure is noted in the job"
     with _failures_noted(job):
-        if _done_before(job, lambda: refocuser, overwrite, how): return _ended(job, 'skipped', 'done before')
+        if _done_before(job, lambda: refocuser, overwrite, strict, how): return _ended(job, 'skipped', 'done before')
         job.target.parent.mkdir(parents=True, exist_ok=True)
-        result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, **how)
-        job.pixels,job.found_um,job.sized = result.pixels,result.found_um,result.sized
+        result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, **how)
+        job.pixels,job.found_um,job.sized,job.doubts = result.pixels,result.found_um,result.sized,result.doubts
         _ended(job, 'done', '; '.join(result.remarks))
     return job
 
@@ -170,11 +172,15 @@ def _failures_noted(job):
     except FAILURES as e: _ended(job, 'failed', str(e) if str(job.source) in str(e) or str(job.target) in str(e) else f'{job.source}: {e or "out of memory"}')
     except Exception as e: _ended(job, 'failed', f'{job.source}: {type(e).__name__}: {e}; that should not happen: please report it, with the file')
 
-def _done_before(job, load, overwrite, how):
-    "Is the result there? Raises `ImageError` where something else is in its place"
+def _done_before(job, load, overwrite, strict, how):
+    "Is the result there? Raises `ImageError` where something else is in its place, or what is there is doubtful, and that is not wanted"
     if overwrite or not job.target.exists(): return False
     with open_image(job.target) as f:
-        if (f.software or '').startswith(load().provenance(job.source, job.defocus_um, **how)): return True
+        said = f.software or ''
+        if said.startswith(load().provenance(job.source, job.defocus_um, **how)):
+            job.doubts = doubts_in(said)
+            if strict and job.doubts: raise ImageError(f'{job.target}: was made before, and is doubtful: {"; ".join(job.doubts)}: refused, as --strict asks for; remove it')
+            return True
     raise ImageError(f'{job.target}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
 
 def _ended(job, status, note):
@@ -186,11 +192,12 @@ def preview_job(
     job:Job,         # What would be done
     load,            # Function that gives the `Refocuser` that would do it
     overwrite=False, # As in `run_job`
+    strict=False,    # As in `run_job`
     **how            # As in `run_job`
 ) -> Job:            # The same: skipped or failed where that is known already, else still to do, with the size of its image as a note
     "Find out what would become of a file"
     with _failures_noted(job):
-        if _done_before(job, load, overwrite, how): return _ended(job, 'skipped', f'{job.source}: done before')
+        if _done_before(job, load, overwrite, strict, how): return _ended(job, 'skipped', f'{job.source}: done before')
         with open_image(job.source, how.get('axes')) as f:
             chosen_channels(f, how.get('channels'))
             job.note = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
@@ -206,7 +213,7 @@ def run_jobs(
     refocuser,     # The `Refocuser` that does them
     overwrite=False, # Replace results made by something else?
     progress=None, # Function that is told, now and then, how many files, or what share of one, have been done since
-    **how          # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
+    **how          # `strict`, of `run_job`; and for `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ):
     "Refocus all files that are to do; failures are noted in the jobs"
     stop,tell = threading.Event(),progress or (lambda share: None)

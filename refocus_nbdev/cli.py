@@ -102,6 +102,7 @@ def run(
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them: T, C, Z, and Y and X last
     recursive:bool=False, # Look into the folders of a folder as well, and keep them in the results
     overwrite:bool=False, # Replace files in the output folder that were made by something else
+    strict:bool=False, # Refuse what is doubtful: another stain, pixels of another or unknown size, saturation, nothing to see, too far out of focus. Without it, warn
     json:bool=False, # Say what was done in JSON, for programs
     dry_run:bool=False, # Only say what would become of each file, with its size
 ):
@@ -114,7 +115,7 @@ def run(
     if not defocus_um: _warn_unused(inputs)
     _check_pixel(pixel_um)
     load = cache(lambda: _refocuser(model, device, tile))
-    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
+    how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
@@ -189,13 +190,15 @@ def _remarks(jobs, refocuser):
     done = [j for j in jobs if j.status=='done' and j.pixels]
     unsized,um = sum(not j.sized for j in done),[d for j in done for d in j.found_um]
     if unsized: yield f'{unsized} of {len(done)} files do not give the size of their pixels, which was taken to be {refocuser.card.get("pixel_um", 0):g} um, as the model was made for; --pixel-um says so if it is another'
+    doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
+    if doubtful: yield f'WARNING: {doubtful} of {len(done)} results are doubtful, for the reasons above; --strict refuses such files'
     far = [d for d in um if d]
     if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if len(far)>1 else ' um out of focus')
     if um and len(far)<len(um): yield f'{len(um)-len(far)} of {len(um)} planes were found to be in focus, and passed on as they are'
 
 def _as_json(jobs, out, seconds, remarks):
     "Print what became of each file, and how fast it was, for programs"
-    files = [dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, found_um=j.found_um and [round(d, 2) for d in j.found_um], pixels=j.pixels) for j in jobs]
+    files = [dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, found_um=j.found_um and [round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3))))
 
 def _summary(jobs, out, seconds, remarks):

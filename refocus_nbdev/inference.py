@@ -243,11 +243,11 @@ def _in_network_units(self:Refocuser, rows, scale, zoom):
     return p, p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
 
 @patch
-def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, found=None):
-    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `found` is told how far out of focus it is, um"
+def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, seen=None):
+    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `seen` is called with image, result (`Rows` in network units) and width of the blur, px"
     p,q = self._in_network_units(rows, scale, zoom)
     y,ratio,width = self._network(q, told, folder, progress)
-    if found and width is not None: found(self.distance_um(width.item()))
+    if seen: seen(q, y.map(lambda x: x*ratio), None if width is None else width.item())
     change = Rows(q.shape, np.float32, lambda a,b: y[a:b]*ratio-q[a:b])
     if zoom!=1: change = resized(change, p.shape)
     return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(scale.undo(torch.from_numpy(p[a:b]+change[a:b]))[0,0].numpy(), rows.dtype))
