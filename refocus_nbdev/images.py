@@ -194,7 +194,8 @@ def doubts_in(
     software, # What made an image, of its file; None if not said
 ) -> list[str]:
     "The doubts that a result has about itself"
-    return [d for d in (software or '').partition(DOUBTFUL)[2].split('; ') if d]
+    own = (software or '').split('; of a file by ')[0] # What follows was said before
+    return [d for d in own.partition(DOUBTFUL)[2].split('; ') if d]
 
 # %% ../nbs/00d_images.ipynb #_tiff_options
 def _tiff_options(im):
