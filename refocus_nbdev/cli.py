@@ -83,6 +83,11 @@ def _warn_far(jobs, refocuser):
 def _check_pixel(pixel_um):
     if pixel_um is not None and not pixel_um>0: raise UsageError(f'--pixel-um {pixel_um:g}: give a size in um, above 0')
 
+def _check_model(refocuser, defocus_um, pixel_um):
+    if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
+    try: refocuser.zoom(pixel_um)
+    except ValueError as e: raise UsageError(e) from e
+
 def _warn_unused(inputs):
     for o in unused_distances(inputs):
         print(f'{o}: its column defocus_um is not used; to tell the model these distances, add --defocus-um {o}', file=sys.stderr)
@@ -118,9 +123,7 @@ def run(
     how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
-    if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
-    try: refocuser.zoom(pixel_um)
-    except ValueError as e: raise UsageError(e) from e
+    _check_model(refocuser, defocus_um, pixel_um)
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     _warn_far(jobs, refocuser)
     start = time.perf_counter()
