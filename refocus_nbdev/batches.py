@@ -53,8 +53,10 @@ class Job:
     defocus_um: float|None = None # How far out of focus it is, where that is known
     pixels: int = 0       # That were refocused
     found_um: list|None = None # How far out of focus each plane was taken to be, um
-    sized: bool = True    # Is the size of its pixels known?
     doubts: list|None = None # Why not to believe it
+
+    @property
+    def sized(self): return UNSIZED not in (self.doubts or [])
 
 def fixed_part(
     path, # A glob, or not
@@ -162,7 +164,7 @@ def run_job(
         if _done_before(job, lambda: refocuser, overwrite, strict, how): return _ended(job, 'skipped', 'done before')
         job.target.parent.mkdir(parents=True, exist_ok=True)
         result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, **how)
-        job.pixels,job.found_um,job.sized,job.doubts = result.pixels,result.found_um,result.sized,result.doubts
+        job.pixels,job.found_um,job.doubts = result.pixels,result.found_um,result.doubts
         _ended(job, 'done', '; '.join(result.remarks))
     return job
 

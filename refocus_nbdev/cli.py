@@ -75,8 +75,7 @@ def numbers(
 
 # %% ../nbs/15_cli.ipynb #_warn_far
 def _warn_far(jobs, refocuser):
-    blur = refocuser.card.get('blur')
-    most = blur.get('max_um', 100) if isinstance(blur, dict) else 100
+    most = refocuser.max_um or 100
     far = [j for j in jobs if j.status=='to do' and (j.defocus_um or 0)>most]
     if far: print(f'WARNING: {len(far)} of the files are said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of them', file=sys.stderr)
 

@@ -48,8 +48,7 @@ def _only_noise(q):
 @patch(as_prop=True)
 def farthest_um(self:Refocuser):
     "From how far out of focus on nothing was tested; None for a model that does not say what it was trained for"
-    blur = self.card.get('blur')
-    return TESTED*blur['max_um'] if isinstance(blur, dict) and 'max_um' in blur else None
+    return self.max_um and TESTED*self.max_um
 
 @patch
 def doubts(self:Refocuser,
@@ -62,4 +61,14 @@ def doubts(self:Refocuser,
     most,said = self.farthest_um,[]
     if width is not None and most and self.distance_um(width)>most: said.append(f'farther out of focus than anything that was tested ({most:.0f} um)')
     if self.card.get('modality', '').startswith('nuclei') and np.median(_sample(y))>MOST_MEDIAN: said.append('does not look like nuclei: more than half of it is bright')
+    return said
+
+# %% ../nbs/09a_domain.ipynb #doubts_of
+@patch
+def doubts_of(self:Refocuser,
+    x:np.ndarray, # (H,W): uint8, uint16 or float32; not constant
+) -> list[str]: # As of `doubts`
+    "Refocus a plane, and give the reasons not to believe the result"
+    rows,said = as_rows(x),[]
+    self._plane(rows, self._scale_of([rows]), None, seen=lambda *seen: said.extend(self.doubts(*seen)))
     return said

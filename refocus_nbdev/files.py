@@ -79,11 +79,17 @@ def scale_from(self:Refocuser,
     with open_image(path, axes) as f: return SharedScale(f.path, file_hash(path), self._scales(f, range(len(f.channels))))
 
 @patch
-def _scales(self:Refocuser, image, channels, shared=None, saturated=None):
-    "The scale of each of some channels, None where there is nothing to refocus; the dictionary `saturated` is given their shares of saturated pixels"
-    found = {c: self._acquisition(image, [p for p in image.planes if p.channel==c]) for c in sorted(channels)}
-    own = {c: s for c,(s,_) in found.items()}
-    if saturated is not None: saturated.update({c: share for c,(_,share) in found.items()})
+def _acquisitions(self:Refocuser, image, channels):
+    "`_acquisition` of each of some channels"
+    return {c: self._acquisition(image, [p for p in image.planes if p.channel==c]) for c in sorted(channels)}
+
+@patch
+def _scales(self:Refocuser, image, channels):
+    "The scale of each of some channels, None where there is nothing to refocus"
+    return {c: s for c,(s,_) in self._acquisitions(image, channels).items()}
+
+def _scaled_by(shared, image, own):
+    "The scales of channels, those that are shared where there are such"
     if shared is None: return own
     missing = [image.channels[c] for c in own if shared.scales.get(c) is None]
     if missing: raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: it has fewer channels, or nothing in this one')
@@ -118,25 +124,27 @@ class _Work:
 
     def found_um(self): return [self.refocuser.distance_um(w) for _,w in sorted(self.widths.items()) if w is not None]
 
-    def reasons(self, of=None):
-        "What is doubtful about the planes so far"
-        n = Counter(r for said in self.doubts.values() for r in said)
-        return [r if len(self.todo)==1 or not of else f'{r} ({k} of {of} planes)' for r,k in n.items()]
+    def reasons(self):
+        "What is doubtful about the planes so far, and of how many"
+        return Counter(r for said in self.doubts.values() for r in said)
 
 def _refuse(image, doubts):
     remedy = ' (--pixel-um gives it)' if UNSIZED in doubts else ''
     if doubts: raise ImageError(f'{image.path}: {"; ".join(doubts)}{remedy}: refused, as --strict asks for')
 
-# %% ../nbs/09c_files.ipynb #Refocuser-refocus_file-2
+# %% ../nbs/09c_files.ipynb #Refocused
 @dataclass
 class Refocused:
     "What became of a file"
     pixels: int    # That were refocused
     remarks: list  # What should be said of them
     found_um: list # How far out of focus each plane was taken to be, um, 0 for those in focus; empty for a model that does not say
-    sized: bool    # Is the size of the pixels known?
-    doubts: list   # Those of the remarks that the file says of itself: why not to believe it
+    doubts: list   # What the file says of itself: why not to believe it
 
+    @property
+    def sized(self): return UNSIZED not in self.doubts
+
+# %% ../nbs/09c_files.ipynb #Refocuser-refocus_file-2
 @patch
 def refocus_file(self:Refocuser,
     source, # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
@@ -153,19 +161,19 @@ def refocus_file(self:Refocuser,
     told = self._told(defocus_um)
     with open_image(source, axes) as f:
         zoom,remarks = self._zoom_of(f, pixel_um)
-        saturated,sized = {},bool(pixel_um or f.pixel_um)
-        scales = self._scales(f, chosen_channels(f, channels), scale_from, saturated)
-        remarks += _about_input(f, saturated)
-        unsized = [] if sized else [UNSIZED]
+        found = self._acquisitions(f, chosen_channels(f, channels))
+        scales = _scaled_by(scale_from, f, {c: s for c,(s,_) in found.items()})
+        remarks += _about_input(f, {c: share for c,(_,share) in found.items()})
+        unsized = [] if pixel_um or f.pixel_um else [UNSIZED]
         if strict: _refuse(f, unsized+remarks)
         work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict)
         work.ahead()
-        doubts = unsized+remarks+work.reasons()
-        copy_image(f, target, work.change, self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from) + (f'{DOUBTFUL}{"; ".join(doubts)}' if doubts else ''))
-        reasons = work.reasons(len(work.todo))
+        doubts = unsized+remarks+list(work.reasons())
+        copy_image(f, target, work.change, with_doubts(self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from), doubts))
+        n = len(work.todo)
+        reasons = [r if n==1 else f'{r} ({k} of {n} planes)' for r,k in work.reasons().items()]
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')
-        return Refocused(work.pixels, remarks + reasons + _remarks(f, scales, np.mean(work.clipped or [0])), work.found_um(), sized, doubts)
-
+        return Refocused(work.pixels, remarks + reasons + _remarks(f, scales, np.mean(work.clipped or [0])), work.found_um(), doubts)
 
 # %% ../nbs/09c_files.ipynb #remarks
 @patch

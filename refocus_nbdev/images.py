@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'UNSIZED', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image', 'chosen_channels',
-           'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'doubts_in', 'write_image', 'image_files',
-           'ImageError']
+           'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'with_doubts', 'doubts_in', 'write_image',
+           'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
 import glob
@@ -190,11 +190,18 @@ def copy_name(
 DOUBTFUL = '; doubtful: ' # What stands before the doubts
 UNSIZED = 'size of its pixels not known' # One of them
 
+def with_doubts(
+    text, # What made an image
+    doubts, # Why not to believe it, if there is reason
+) -> str:
+    "The same, for the file to say"
+    return text+DOUBTFUL+'; '.join(doubts) if doubts else text
+
 def doubts_in(
     software, # What made an image, of its file; None if not said
 ) -> list[str]:
     "The doubts that a result has about itself"
-    own = (software or '').split('; of a file by ')[0] # What follows was said before
+    own = (software or '').split(OF_A_FILE)[0]
     return [d for d in own.partition(DOUBTFUL)[2].split('; ') if d]
 
 # %% ../nbs/00d_images.ipynb #_tiff_options

@@ -114,10 +114,20 @@ def guided(self:Refocuser):
 BBBC006_PX_PER_UM = 0.5 # That of `blur_px_per_um`
 
 @patch(as_prop=True)
+def _blur(self:Refocuser):
+    "What the card says of the blurs of training"
+    blur = self.card.get('blur')
+    return blur if isinstance(blur, dict) else {}
+
+@patch(as_prop=True)
 def px_per_um(self:Refocuser):
     "How much wider each um of defocus makes the blur, px, by the microscope that the model was trained for"
-    blur = self.card.get('blur')
-    return blur.get('px_per_um', BBBC006_PX_PER_UM) if isinstance(blur, dict) else BBBC006_PX_PER_UM
+    return self._blur.get('px_per_um', BBBC006_PX_PER_UM)
+
+@patch(as_prop=True)
+def max_um(self:Refocuser):
+    "The farthest out of focus that the model saw anything in training, um; None for a model that does not say"
+    return self._blur.get('max_um')
 
 # %% ../nbs/09_inference.ipynb #Refocuser-width
 @patch
