@@ -17,6 +17,7 @@ from .optics import *
 from .focus import *
 from .kernels import *
 from .intensity import *
+from .ground import *
 from .pairs import *
 from .checks import *
 from .download import *
