@@ -32,10 +32,12 @@ from .learner import *
 from .training import *
 from .inference import *
 from .domain import *
+from .intervals import *
 from .files import *
 from .evaluation import *
 from .protocols import *
 from .batches import *
+from .calibration import *
 from .scores import *
 from .trust import *
 from .comparisons import *

@@ -54,6 +54,7 @@ class Job:
     pixels: int = 0       # That were refocused
     found_um: list|None = None # How far out of focus each plane was taken to be, um
     doubts: list|None = None # Why not to believe it
+    half_to: Path|None = None # Where half of the interval of each pixel goes, if that is wanted
 
     @property
     def sized(self): return UNSIZED not in (self.doubts or [])
@@ -162,8 +163,9 @@ def run_job(
     "Refocus one file; a failure is noted in the job"
     with _failures_noted(job):
         if _done_before(job, lambda: refocuser, overwrite, strict, how): return _ended(job, 'skipped', 'done before')
-        job.target.parent.mkdir(parents=True, exist_ok=True)
-        result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, **how)
+        for p in (job.target, job.half_to):
+            if p: p.parent.mkdir(parents=True, exist_ok=True)
+        result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, half_to=job.half_to, **how)
         job.pixels,job.found_um,job.doubts = result.pixels,result.found_um,result.doubts
         _ended(job, 'done', '; '.join(result.remarks))
     return job
@@ -171,19 +173,25 @@ def run_job(
 @contextmanager
 def _failures_noted(job):
     try: yield
-    except FAILURES as e: _ended(job, 'failed', str(e) if str(job.source) in str(e) or str(job.target) in str(e) else f'{job.source}: {e or "out of memory"}')
+    except FAILURES as e: _ended(job, 'failed', str(e) if any(str(p) in str(e) for p in (job.source, job.target, job.half_to) if p) else f'{job.source}: {e or "out of memory"}')
     except Exception as e: _ended(job, 'failed', f'{job.source}: {type(e).__name__}: {e}; that should not happen: please report it, with the file')
 
+def _said(path, words):
+    "What a result says of itself, nothing where there is none; raises `ImageError` where it does not begin with `words`"
+    if not path.exists(): return ''
+    with open_image(path) as f: said = f.software or ''
+    if said.startswith(words): return said
+    raise ImageError(f'{path}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
+
 def _done_before(job, load, overwrite, strict, how):
-    "Is the result there? Raises `ImageError` where something else is in its place, or what is there is doubtful, and that is not wanted"
-    if overwrite or not job.target.exists(): return False
-    with open_image(job.target) as f:
-        said = f.software or ''
-        if said.startswith(load().provenance(job.source, job.defocus_um, **how)):
-            job.doubts = doubts_in(said)
-            if strict and job.doubts: raise ImageError(f'{job.target}: was made before, and is doubtful: {"; ".join(job.doubts)}: refused, as --strict asks for; remove it')
-            return True
-    raise ImageError(f'{job.target}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
+    "Is all of the result there? Raises `ImageError` where something else is in its place, or what is there is doubtful, and that is not wanted"
+    places = [p for p in (job.target, job.half_to) if p]
+    if overwrite or not any(p.exists() for p in places): return False
+    words = load().provenance(job.source, job.defocus_um, **how)
+    said = [_said(p, w+words) for p,w in zip(places, ('', HALF_WIDTHS))]
+    job.doubts = doubts_in(said[0])
+    if strict and job.doubts: raise ImageError(f'{job.target}: was made before, and is doubtful: {"; ".join(job.doubts)}: refused, as --strict asks for; remove it')
+    return all(said)
 
 def _ended(job, status, note):
     job.status,job.note = status,note

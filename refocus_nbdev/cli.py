@@ -82,9 +82,9 @@ def _warn_far(jobs, refocuser):
 def _check_pixel(pixel_um):
     if pixel_um is not None and not pixel_um>0: raise UsageError(f'--pixel-um {pixel_um:g}: give a size in um, above 0')
 
-def _check_model(refocuser, defocus_um, pixel_um):
+def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
-    try: refocuser.zoom(pixel_um)
+    try: _ = refocuser.zoom(pixel_um),uncertainty and refocuser.intervals
     except ValueError as e: raise UsageError(e) from e
 
 def _warn_unused(inputs):
@@ -107,6 +107,7 @@ def run(
     recursive:bool=False, # Look into the folders of a folder as well, and keep them in the results
     overwrite:bool=False, # Replace files in the output folder that were made by something else
     strict:bool=False, # Refuse what is doubtful: another stain, pixels of another or unknown size, saturation, nothing to see, too far out of focus. Without it, warn
+    uncertainty:bool=False, # Write, into the folder uncertainty among the results, images of the same names whose pixels are half of the interval that holds nine of ten pixels, in counts
     json:bool=False, # Say what was done in JSON, for programs
     dry_run:bool=False, # Only say what would become of each file, with its size
 ):
@@ -120,9 +121,11 @@ def run(
     _check_pixel(pixel_um)
     load = cache(lambda: _refocuser(model, device, tile))
     how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
+    if uncertainty:
+        for j in jobs: j.half_to = out/'uncertainty'/j.target.relative_to(out)
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
-    _check_model(refocuser, defocus_um, pixel_um)
+    _check_model(refocuser, defocus_um, pixel_um, uncertainty)
     if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
     _warn_far(jobs, refocuser)
     start = time.perf_counter()

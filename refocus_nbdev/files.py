@@ -16,6 +16,8 @@ from .disk import *
 from .domain import *
 from .images import *
 from .inference import *
+from .intervals import *
+from .intervals import *
 from .rows import *
 _all_ = ['Refocuser']
 
@@ -122,6 +124,14 @@ class _Work:
         if not self.scales.get(p.channel): return self.image.rows(p)
         return self.ready.pop((p.series, p.index), None) or self.refocused(p)
 
+    def half_widths(self, done):
+        "What `copy_image` changes the planes to, where it is to copy half of the interval of each pixel of the result, open as `done`"
+        of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
+        def change(p):
+            new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
+            return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.how[1]) if scale else new.map(np.zeros_like)
+        return change
+
     def found_um(self): return [self.refocuser.distance_um(w) for _,w in sorted(self.widths.items()) if w is not None]
 
     def reasons(self):
@@ -156,9 +166,10 @@ def refocus_file(self:Refocuser,
     scale_from=None, # A `SharedScale`, of `scale_from`; its own scales if None
     progress=None,   # Function that is told, now and then, what share of the file has been done since
     strict=False,    # Refuse what is doubtful?
+    half_to=None,    # Where a copy goes whose pixels are half of the interval of those of the result; the folder must exist
 ) -> Refocused:
-    "Refocus the planes of a file into a copy of it; raises `ImageError`, also for what is doubtful where that is refused, and `ValueError` for what the model cannot be told"
-    told = self._told(defocus_um)
+    "Refocus the planes of a file into a copy of it; raises `ImageError`, also for what is doubtful where that is refused, and `ValueError` for what the model cannot be told, and where it has no intervals"
+    told,_ = self._told(defocus_um),half_to and self.intervals
     with open_image(source, axes) as f:
         zoom,remarks = self._zoom_of(f, pixel_um)
         found = self._acquisitions(f, chosen_channels(f, channels))
@@ -169,7 +180,10 @@ def refocus_file(self:Refocuser,
         work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict)
         work.ahead()
         doubts = unsized+remarks+list(work.reasons())
-        copy_image(f, target, work.change, with_doubts(self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from), doubts))
+        made_by = with_doubts(self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from), doubts)
+        copy_image(f, target, work.change, made_by)
+        if half_to:
+            with open_image(target) as done: copy_image(f, half_to, work.half_widths(done), HALF_WIDTHS+made_by)
         n = len(work.todo)
         reasons = [r if n==1 else f'{r} ({k} of {n} planes)' for r,k in work.reasons().items()]
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')
