@@ -17,7 +17,7 @@ from .optics import *
 from .focus import *
 from .kernels import *
 from .intensity import *
-from .ground import *
+from .background import *
 from .pairs import *
 from .checks import *
 from .download import *

@@ -13,7 +13,7 @@ import numpy as np, torch
 from fastcore.basics import patch
 from .disk import *
 from .focus import *
-from .ground import *
+from .background import *
 from .images import *
 from .intensity import *
 from .networks import *
@@ -235,9 +235,9 @@ def _float(x): return torch.as_tensor(x.astype(np.float32))
 
 @patch
 def _level(self:Refocuser, rows):
-    "`Rows` of a plane without its ground, for a guided network of nuclei"
-    rows,ground = as_rows(rows),ground_of(rows) if self.guided and self.of_nuclei else None
-    return rows if ground is None else Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-ground[a:b])
+    "`Rows` of a plane without its background, for a guided network of nuclei"
+    rows,under = as_rows(rows),background_of(rows) if self.guided and self.of_nuclei else None
+    return rows if under is None else Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-under[a:b])
 
 def _strips(rows, pixels=4_000_000):
     step = max(pixels//rows.shape[1], 3)
