@@ -176,6 +176,11 @@ def _failures_noted(job):
     except FAILURES as e: _ended(job, 'failed', str(e) if any(str(p) in str(e) for p in (job.source, job.target, job.half_to) if p) else f'{job.source}: {e or "out of memory"}')
     except Exception as e: _ended(job, 'failed', f'{job.source}: {type(e).__name__}: {e}; that should not happen: please report it, with the file')
 
+def _ended(job, status, note):
+    job.status,job.note = status,note
+    return job
+
+# %% ../nbs/12_batches.ipynb #done-before
 def _said(path, words):
     "What a result says of itself, nothing where there is none; raises `ImageError` where it does not begin with `words`"
     if not path.exists(): return ''
@@ -192,10 +197,6 @@ def _done_before(job, load, overwrite, strict, how):
     job.doubts = doubts_in(said[0])
     if strict and job.doubts: raise ImageError(f'{job.target}: was made before, and is doubtful: {"; ".join(job.doubts)}: refused, as --strict asks for; remove it')
     return all(said)
-
-def _ended(job, status, note):
-    job.status,job.note = status,note
-    return job
 
 # %% ../nbs/12_batches.ipynb #preview_job
 def preview_job(

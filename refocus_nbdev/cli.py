@@ -91,6 +91,15 @@ def _warn_unused(inputs):
     for o in unused_distances(inputs):
         print(f'{o}: its column defocus_um is not used; to tell the model these distances, add --defocus-um {o}', file=sys.stderr)
 
+def _jobs(inputs, out, recursive, defocus_um, uncertainty):
+    "The jobs of a run, with what each is told, and where its intervals go"
+    jobs = plan_run(inputs, out, recursive)
+    tell_distances(jobs, defocus_um)
+    if not defocus_um: _warn_unused(inputs)
+    if uncertainty:
+        for j in jobs: j.half_to = out/'uncertainty'/j.target.relative_to(out)
+    return jobs
+
 # %% ../nbs/15_cli.ipynb #run
 @command
 def run(
@@ -115,14 +124,10 @@ def run(
 
     Example: refocus run "plate/*.tif" --out refocused
     """
-    jobs = plan_run(inputs, out, recursive)
-    tell_distances(jobs, defocus_um)
-    if not defocus_um: _warn_unused(inputs)
+    jobs = _jobs(inputs, out, recursive, defocus_um, uncertainty)
     _check_pixel(pixel_um)
     load = cache(lambda: _refocuser(model, device, tile))
     how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
-    if uncertainty:
-        for j in jobs: j.half_to = out/'uncertainty'/j.target.relative_to(out)
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
     _check_model(refocuser, defocus_um, pixel_um, uncertainty)

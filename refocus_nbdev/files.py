@@ -124,14 +124,6 @@ class _Work:
         if not self.scales.get(p.channel): return self.image.rows(p)
         return self.ready.pop((p.series, p.index), None) or self.refocused(p)
 
-    def half_widths(self, done):
-        "What `copy_image` changes the planes to, where it is to copy half of the interval of each pixel of the result, open as `done`"
-        of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
-        def change(p):
-            new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
-            return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.how[1]) if scale else new.map(np.zeros_like)
-        return change
-
     def found_um(self): return [self.refocuser.distance_um(w) for _,w in sorted(self.widths.items()) if w is not None]
 
     def reasons(self):
@@ -141,6 +133,16 @@ class _Work:
 def _refuse(image, doubts):
     remedy = ' (--pixel-um gives it)' if UNSIZED in doubts else ''
     if doubts: raise ImageError(f'{image.path}: {"; ".join(doubts)}{remedy}: refused, as --strict asks for')
+
+# %% ../nbs/09c_files.ipynb #_Work-half_widths
+@patch
+def half_widths(self:_Work, done):
+    "What `copy_image` changes the planes to, where it is to copy half of the interval of each pixel of the result, open as `done`"
+    of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
+    def change(p):
+        new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
+        return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.how[1]) if scale else new.map(np.zeros_like)
+    return change
 
 # %% ../nbs/09c_files.ipynb #Refocused
 @dataclass
