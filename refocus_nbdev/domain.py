@@ -53,7 +53,7 @@ def doubts(self:Refocuser,
     width=None, # How wide its blur was taken to be, px of the model; None where that is not known
 ) -> list[str]: # Empty where there is no doubt
     "Reasons not to believe what was made of a plane"
-    up,most,said = prominence(q),self.farthest_um,[]
+    up,most,said = own_prominence(q),self.farthest_um,[]
     if up<NOISE: return ['nothing but noise is to be seen']
     if self.of_nuclei and up<STANDS_OUT[1]: said.append('hardly anything stands out as nuclei do: left as it is, in part or in full')
     if width is not None and most and self.distance_um(width)>most: said.append(f'farther out of focus than anything that was tested ({most:.0f} um)')

@@ -100,15 +100,17 @@ def _scaled_by(shared, image, own):
 # %% ../nbs/09c_files.ipynb #_Work
 class _Work:
     "The planes of an open image, being refocused"
-    def __init__(self, refocuser, image, scales, told, zoom, folder, progress, strict):
-        self.refocuser,self.image,self.scales,self.how,self.progress,self.strict = refocuser,image,scales,(told, zoom, folder),progress,strict
+    def __init__(self, refocuser, image, scales, told, zoom, folder, progress, strict, intervals):
+        self.refocuser,self.image,self.scales,self.how,self.progress,self.strict,self.intervals = refocuser,image,scales,(told, zoom, folder),progress,strict,intervals
         self.todo = [p for p in image.planes if scales.get(p.channel)]
-        self.pixels,self.clipped,self.ready,self.widths,self.doubts = sum(p.size for p in self.todo),[],{},{},{}
+        self.pixels,self.clipped,self.ready,self.widths,self.doubts,self.ranges = sum(p.size for p in self.todo),[],{},{},{},{}
 
     def refocused(self, p):
         "The new pixels of a plane, and a note of its width and doubts; raises `ImageError` for doubts that are not wanted"
         rows,at,share = held(self.image.rows(p)),(p.series, p.index),p.size/self.pixels
-        def seen(q, y, width): self.widths[at],self.doubts[at] = width,self.refocuser.doubts(q, y, width)
+        def seen(q, y, width):
+            self.widths[at],self.doubts[at] = width,self.refocuser.doubts(q, y, width)
+            if self.intervals: self.ranges[at] = own_range(q)
         new = self.refocuser._plane(rows, self.scales[p.channel], *self.how, self.progress and (lambda x: self.progress(x*share)), seen)
         if self.strict: _refuse(self.image, self.doubts[at])
         return _counted(rows, new, self.clipped)
@@ -141,7 +143,7 @@ def half_widths(self:_Work, done):
     of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
     def change(p):
         new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
-        return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.how[1]) if scale else new.map(np.zeros_like)
+        return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.ranges[at], self.how[1]) if scale else new.map(np.zeros_like)
     return change
 
 # %% ../nbs/09c_files.ipynb #Refocused
@@ -179,7 +181,7 @@ def refocus_file(self:Refocuser,
         remarks += _about_input(f, {c: share for c,(_,share) in found.items()})
         unsized = [] if pixel_um or f.pixel_um else [UNSIZED]
         if strict: _refuse(f, unsized+remarks)
-        work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict)
+        work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict, bool(half_to))
         work.ahead()
         doubts = unsized+remarks+list(work.reasons())
         made_by = with_doubts(self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from), doubts)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODELS', 'TILE', 'UNET_MULTIPLE', 'BBBC006_PX_PER_UM', 'ZOOMS', 'STANDS_OUT', 'shipped_models', 'model_path',
-           'best_device', 'Refocuser', 'light_ratio']
+           'best_device', 'Refocuser', 'light_ratio', 'own_range', 'own_prominence']
 
 # %% ../nbs/09_inference.ipynb #imports
 import threading
@@ -259,11 +259,24 @@ def _told(self:Refocuser, defocus_um):
 # %% ../nbs/09_inference.ipynb #Refocuser-share
 STANDS_OUT = 0.07,0.12 # The prominence up to which a plane of nuclei is passed on, and from which on it is changed in full, in network units
 
+def own_range(
+    q, # `Rows`, or an array (H,W)
+) -> float: # In the unit of `q`, above 0
+    "The range that a plane of an acquisition would have by itself, as of `Scale`"
+    return Scale.of_planes((_float(x) for x in _strips(as_rows(q))), q.shape[0]*q.shape[1]).range.item()
+
+def own_prominence(
+    q, # `Rows`, or an array (H,W)
+) -> float: # From STANDS_OUT[1] on, at least so much
+    "`prominence`, as a share of the range that the plane would have by itself"
+    up = prominence(q)
+    return up if up>=STANDS_OUT[1] else up/own_range(q)
+
 @patch
 def _share(self:Refocuser, q):
     "How much of what the network changes in (H,W) is to be done, from 0 to 1"
     if not (self.guided and self.of_nuclei): return 1.
-    t = float(np.clip((prominence(q)-STANDS_OUT[0])/(STANDS_OUT[1]-STANDS_OUT[0]), 0, 1))
+    t = float(np.clip((own_prominence(q)-STANDS_OUT[0])/(STANDS_OUT[1]-STANDS_OUT[0]), 0, 1))
     return t*t*(3-2*t)
 
 # %% ../nbs/09_inference.ipynb #Refocuser-plane

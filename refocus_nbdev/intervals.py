@@ -45,20 +45,21 @@ def intervals(self:Refocuser):
 def half_width(self:Refocuser,
     y,     # (H,W), `Rows` or array: a result in network units, at the model's pixel size
     width, # How wide the blur was taken to be, px
+    unit=1., # The range of the blurred plane by itself, network units: below 1 where others of its acquisition are brighter
 ):         # `Rows` (H,W) float32, network units
     "Half of the interval of each pixel of a result; raises `ValueError` for a model that has none"
     y,table = as_rows(y),self.intervals
     def read(a, b):
         top = max(a-_MARGIN, 0)
-        return half_at(table, width, brightness(y[top:b+_MARGIN])[a-top:a-top+b-a]).astype(np.float32)
+        return unit*half_at(table, width, brightness(y[top:b+_MARGIN])[a-top:a-top+b-a]/unit).astype(np.float32)
     return Rows(y.shape, np.float32, read)
 
 # %% ../nbs/09b_intervals.ipynb #Refocuser-interval
 @patch
-def _half_in_counts(self:Refocuser, rows, scale, width, zoom=1.):
+def _half_in_counts(self:Refocuser, rows, scale, width, unit, zoom=1.):
     "`Rows` of a refocused plane of an acquisition with this scale: half of the interval of each pixel, in counts and the data type of the plane"
     p,q = self._in_network_units(rows, scale, zoom)
-    half,up = self.half_width(q, width if self._share(q) else 0.),np.ceil if rows.dtype.kind!='f' else noop
+    half,up = self.half_width(q, width if self._share(q) else 0., unit),np.ceil if rows.dtype.kind!='f' else noop
     if zoom!=1: half = resized(half, p.shape)
     return Rows(rows.shape, rows.dtype, lambda a,b: to_dtype(up(half[a:b].clip(0)*scale.range.item()), rows.dtype))
 
@@ -73,7 +74,7 @@ def refocus_with_interval(self:Refocuser,
     if x.size==0 or x.min()==x.max(): return x.copy(),np.zeros_like(x)
     scale = self._scale_of(planes)
     def both(p):
-        widths = []
-        y = self._plane(p, scale, told, zoom, seen=lambda q,y,width: widths.append(width))[:]
-        return y,self._half_in_counts(as_rows(y), scale, *widths, zoom)[:]
+        found = []
+        y = self._plane(p, scale, told, zoom, seen=lambda q,y,width: found.extend((width, own_range(q))))[:]
+        return y,self._half_in_counts(as_rows(y), scale, *found, zoom)[:]
     return tuple(np.stack(o).reshape(x.shape) for o in zip(*map(both, planes)))
