@@ -97,7 +97,7 @@ def _jobs(inputs, out, recursive, defocus_um, uncertainty):
     tell_distances(jobs, defocus_um)
     if not defocus_um: _warn_unused(inputs)
     if uncertainty:
-        for j in jobs: j.half_to = out/'uncertainty'/j.target.relative_to(out)
+        for j in jobs: j.half_to = half_folder(out)/j.target.relative_to(out)
     return jobs
 
 # %% ../nbs/15_cli.ipynb #run
@@ -116,7 +116,7 @@ def run(
     recursive:bool=False, # Look into the folders of a folder as well, and keep them in the results
     overwrite:bool=False, # Replace files in the output folder that were made by something else
     strict:bool=False, # Refuse what is doubtful: another stain, pixels of another or unknown size, saturation, nothing to see, too far out of focus. Without it, warn
-    uncertainty:bool=False, # Write, into the folder uncertainty among the results, images of the same names whose pixels are half of the interval that holds nine of ten pixels, in counts
+    uncertainty:bool=False, # Write, into a folder beside that of the results (refocused_uncertainty), images of the same names whose pixels are half of the interval that holds nine of ten pixels, in counts
     json:bool=False, # Say what was done in JSON, for programs
     dry_run:bool=False, # Only say what would become of each file, with its size
 ):
@@ -473,7 +473,7 @@ def score(
     Example: refocus score "plate/*.tif" --out scores.csv
     """
     files = given_files(inputs, recursive)
-    if not files: raise UsageError(f'{", ".join(inputs)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF)')
+    if not files: raise UsageError(f'{", ".join(inputs)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF){"" if recursive else "; --recursive looks into folders of folders"}')
     if dry_run: return print(*files, sep='\n')
     _check_pixel(pixel_um)
     return _score(files, _new_tables((out, tiles), overwrite), pictures, _refocuser(model, device), dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
@@ -592,7 +592,7 @@ def _evaluate(cases, out, how, classical, unmatched):
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
     if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string())
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
-    print(f'{len(e.cases)} compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target; the report is {page}')
+    print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)
 
 

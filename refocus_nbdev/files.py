@@ -112,7 +112,7 @@ class _Work:
             self.widths[at],self.doubts[at] = width,self.refocuser.doubts(q, y, width)
             if self.intervals: self.ranges[at] = own_range(q)
         new = self.refocuser._plane(rows, self.scales[p.channel], *self.how, self.progress and (lambda x: self.progress(x*share)), seen)
-        if self.strict: _refuse(self.image, self.doubts[at])
+        if self.strict: refuse(self.image.path, self.doubts[at])
         return _counted(rows, new, self.clipped)
 
     def ahead(self):
@@ -131,10 +131,6 @@ class _Work:
     def reasons(self):
         "What is doubtful about the planes so far, and of how many"
         return Counter(r for said in self.doubts.values() for r in said)
-
-def _refuse(image, doubts):
-    remedy = ' (--pixel-um gives it)' if UNSIZED in doubts else ''
-    if doubts: raise ImageError(f'{image.path}: {"; ".join(doubts)}{remedy}: refused, as --strict asks for')
 
 # %% ../nbs/09c_files.ipynb #_Work-half_widths
 @patch
@@ -180,7 +176,7 @@ def refocus_file(self:Refocuser,
         scales = _scaled_by(scale_from, f, {c: s for c,(s,_) in found.items()})
         remarks += _about_input(f, {c: share for c,(_,share) in found.items()})
         unsized = [] if pixel_um or f.pixel_um else [UNSIZED]
-        if strict: _refuse(f, unsized+remarks)
+        if strict: refuse(f.path, unsized+remarks)
         work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict, bool(half_to))
         work.ahead()
         doubts = unsized+remarks+list(work.reasons())

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'UNSIZED', 'HALF_WIDTHS', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image',
-           'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'with_doubts', 'doubts_in',
-           'write_image', 'image_files', 'ImageError']
+           'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'with_doubts', 'refuse',
+           'doubts_in', 'write_image', 'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
 import glob
@@ -197,6 +197,15 @@ def with_doubts(
 ) -> str:
     "The same, for the file to say"
     return text+DOUBTFUL+'; '.join(doubts) if doubts else text
+
+def refuse(
+    path,     # An image
+    doubts,   # Why not to believe it, if there is reason
+    before='', # Words that go before them
+):
+    "Raises `ImageError` where there are doubts"
+    remedy = ' (--pixel-um gives it)' if UNSIZED in doubts else ''
+    if doubts: raise ImageError(f'{path}: {before}{"; ".join(doubts)}{remedy}: refused, as --strict asks for')
 
 def doubts_in(
     software, # What made an image, of its file; None if not said
