@@ -9,6 +9,7 @@ __all__ = ['background_of']
 import math
 import numpy as np
 from numpy.polynomial.polynomial import polygrid2d, polyvander2d
+from .intensity import *
 from .rows import *
 
 # %% ../nbs/01d_background.ipynb #block_means
@@ -18,15 +19,14 @@ def _block_side(shape):
     "How large the blocks of a picture are, px"
     return max(_BLOCK, math.ceil(math.sqrt(math.prod(shape)/_BLOCKS)))
 
-def _block_means(rows):
+def _block_means(rows, side):
     "(h,w) float32, the mean of each of the blocks that a picture is made of, those at the lower and right border smaller"
-    H,W = rows.shape
-    side = _block_side(rows.shape)
-    cols,step = np.arange(0, W, side),side*max(4_000_000//(side*W), 1)
+    W = rows.shape[1]
+    cols = np.arange(0, W, side)
     def means(x):
         sums = np.add.reduceat(np.add.reduceat(x.astype(np.float32), cols, axis=1), np.arange(0, len(x), side), axis=0)
         return sums/(np.diff(np.r_[0:len(x):side, len(x)])[:,None]*np.diff(np.r_[cols, W]))
-    return np.concatenate([means(rows[a:a+step]) for a in range(0, H, step)]).astype(np.float32)
+    return np.concatenate([means(x) for x in strips(rows, side, side)]).astype(np.float32)
 
 # %% ../nbs/01d_background.ipynb #_surface
 _UNDER,_ROUNDS = 0.02,20 # Share of the blocks that are darker than the background; rounds of least squares
@@ -56,16 +56,16 @@ def background_of(
     "The light under a plane that changes slowly"
     (H,W),side = rows.shape,_block_side(rows.shape)
     if min(H, W)<_LEAST: return None
-    v = _block_means(rows)
+    v = _block_means(rows, side)
     low,high = np.percentile(v, [1, 99.8])
     if not high>low: return None
     places = [_places(a:=np.arange(0, n, side), np.minimum(a+side, n), n) for n in (H, W)]
     c = _surface(v, *places)
     g = polygrid2d(*places, c)
-    share = np.clip((np.ptp(g)/(high-low)-_RISE[0])/(_RISE[1]-_RISE[0]), 0, 1)
+    share = smoothstep(np.ptp(g)/(high-low), *_RISE)
     if not share: return None
     c[0,0] -= g.mean()
-    c *= share*share*(3-2*share)
+    c *= share
     y,x = (_places(i:=np.arange(n), i+1, n) for n in (H, W))
     def read(a, b): return np.concatenate([polygrid2d(y[i:min(i+512, b)], x, c).astype(np.float32) for i in range(a, b, 512)])
     return Rows((H,W), np.float32, read)

@@ -14,7 +14,6 @@ from .evaluation import *
 from .images import read_image
 from .inference import *
 from .intervals import *
-from .networks import load_model, save_model
 from .rows import *
 
 # %% ../nbs/11d_calibration.ipynb #interval_errors
@@ -24,7 +23,7 @@ def interval_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
     files,               # In-focus images, over 128 px a side
     groups,              # The group of each, as of `groups_of`
-    levels=_LEVELS,       # Distances, um
+    levels=_LEVELS,      # Distances, um
     pixels=600,          # How many of each plane, at random
     track=iter,          # What the files pass through, such as a progress bar
 ) -> pd.DataFrame:       # A row for each pixel: file, group, side (px), simulator, defocus_um, peak, width (px), bright (as of `brightness`), truth, error (network units)
@@ -42,7 +41,7 @@ def _errors_of(refocuser, x, target, rng, pixels):
     "Some pixels of a plane; none where it is constant"
     if x.min()==x.max(): return pd.DataFrame()
     scale,seen = refocuser._scale_of([as_rows(x)]),[]
-    refocuser._plane(as_rows(x), scale, None, seen=lambda q,y,width: seen.append((y[:], width if refocuser._share(q) else 0.)))
+    refocuser._plane(as_rows(x), scale, None, seen=lambda q,y,*found: seen.append((y[:], refocuser.interval_at(q, *found)[0])))
     (y,width), = seen
     under = x-refocuser._level(as_rows(x))[:]
     truth = (target-under-scale.offset.item())/scale.range.item()
@@ -62,7 +61,7 @@ def fit_intervals(
     at = [np.array(_WIDTHS, float), np.unique(np.quantile(errors.bright, np.linspace(0.02, 0.98, places)).round(5))]
     near = [np.rint(np.interp(errors[k], v, np.arange(len(v)))).astype(int) for k,v in zip(('width','bright'), at)]
     by = errors.error.groupby(near)
-    half = by.quantile(share).where(by.size()>=enough).unstack().reindex(range(len(at[0]))).reindex(columns=range(len(at[1]))).to_numpy()
+    half = by.quantile(share).where(by.size()>=enough).unstack().reindex(index=range(len(at[0])), columns=range(len(at[1]))).to_numpy()
     if np.isnan(half).all(): raise ValueError(f'{len(errors)} pixels are too few for a table: give more images')
     half = half[tuple(distance_transform_edt(np.isnan(half), return_distances=False, return_indices=True))]
     return dict(width=at[0].tolist(), bright=at[1].tolist(), half=half.clip(1e-4).tolist())
@@ -102,7 +101,7 @@ def half_widths(
 def calibrated(
     seen:pd.DataFrame,   # As of `interval_errors`, of images that the model may have been trained on
     unseen:pd.DataFrame, # Of groups that it was not trained on
-) -> dict:               # As for `interpolated`
+) -> dict:               # As for `half_at`
     "A table whose promise holds for groups like the unseen ones"
     table = fit_intervals(seen)
     return dict(table, half=(conformal_factor(unseen, half_widths(unseen, table))*np.array(table['half'])).tolist())
@@ -113,5 +112,4 @@ def record_intervals(
     about:str,  # On what
 ) -> Path:
     "Write intervals onto a model's card"
-    model,card = load_model(path)
-    return save_model(path, model, {**card, 'intervals':dict(table, half=np.round(table['half'], 5).tolist(), about=about)})
+    return record_on_card(path, intervals=dict(table, half=np.round(table['half'], 5).tolist(), about=about))

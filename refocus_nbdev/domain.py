@@ -51,11 +51,12 @@ def doubts(self:Refocuser,
     q,          # (H,W), `Rows`, the image in network units
     y,          # (H,W), `Rows`, what was made of it
     width=None, # How wide its blur was taken to be, px of the model; None where that is not known
+    up=None,    # Its `own_prominence`, found if None
 ) -> list[str]: # Empty where there is no doubt
     "Reasons not to believe what was made of a plane"
-    up,most,said = own_prominence(q),self.farthest_um,[]
+    up,most,said = own_prominence(q) if up is None else up,self.farthest_um,[]
     if up<NOISE: return ['nothing but noise is to be seen']
-    if self.of_nuclei and up<STANDS_OUT[1]: said.append('hardly anything stands out as nuclei do: left as it is, in part or in full')
+    if self._share(up)<1: said.append('hardly anything stands out as nuclei do: left as it is, in part or in full')
     if width is not None and most and self.distance_um(width)>most: said.append(f'farther out of focus than anything that was tested ({most:.0f} um)')
     if self.of_nuclei and np.median(_sample(y))>MOST_MEDIAN: said.append('does not look like nuclei: more than half of it is bright')
     return said

@@ -6,8 +6,8 @@
 __all__ = ['SIMULATORS', 'RIVALS', 'SIMULATED_METRICS', 'simulated_plane', 'simulated_plate', 'SimulatedPlane',
            'simulated_planes', 'deconvolve_rl', 'nominal_kernel', 'richardson_lucy_nominal', 'doing_nothing',
            'wiener_nominal', 'unsharp_mask_nominal', 'score_planes', 'on_plane', 'alone_and_told', 'score_simulated',
-           'by_level', 'measured', 'processor', 'score_pairs', 'bootstrap', 'record_scores', 'card_scores',
-           'score_widths', 'rms_by_level']
+           'by_level', 'measured', 'processor', 'score_pairs', 'bootstrap', 'record_on_card', 'record_scores',
+           'card_scores', 'score_widths', 'rms_by_level']
 
 # %% ../nbs/11_evaluation.ipynb #imports
 from functools import partial
@@ -290,15 +290,21 @@ def bootstrap(
     return scores.groupby(list(by), sort=False)[[group, metric]].apply(interval)
 
 # %% ../nbs/11_evaluation.ipynb #record_scores
+def record_on_card(
+    path,   # A model file; its card is replaced
+    **facts # What the card is to say, beside or in place of what it says
+) -> Path:
+    "Write onto a model's card"
+    model,card = load_model(path)
+    return save_model(path, model, {**card, **facts})
+
 def record_scores(
     path,               # A model file; its card is replaced
     table:pd.DataFrame, # As of `by_level`
     about:str,          # What was measured, and on what
 ) -> Path:
     "Write a table of scores onto a model's card, as `unseen`"
-    model,card = load_model(path)
-    rows = table.round(4).reset_index().to_dict('records')
-    return save_model(path, model, {**card, 'unseen':dict(about=about, rows=rows)})
+    return record_on_card(path, unseen=dict(about=about, rows=table.round(4).reset_index().to_dict('records')))
 
 def card_scores(
     card:dict, # The card of a model

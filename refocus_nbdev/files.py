@@ -17,7 +17,6 @@ from .domain import *
 from .images import *
 from .inference import *
 from .intervals import *
-from .intervals import *
 from .rows import *
 _all_ = ['Refocuser']
 
@@ -103,14 +102,14 @@ class _Work:
     def __init__(self, refocuser, image, scales, told, zoom, folder, progress, strict, intervals):
         self.refocuser,self.image,self.scales,self.how,self.progress,self.strict,self.intervals = refocuser,image,scales,(told, zoom, folder),progress,strict,intervals
         self.todo = [p for p in image.planes if scales.get(p.channel)]
-        self.pixels,self.clipped,self.ready,self.widths,self.doubts,self.ranges = sum(p.size for p in self.todo),[],{},{},{},{}
+        self.pixels,self.clipped,self.ready,self.widths,self.doubts,self.interval_at = sum(p.size for p in self.todo),[],{},{},{},{}
 
     def refocused(self, p):
         "The new pixels of a plane, and a note of its width and doubts; raises `ImageError` for doubts that are not wanted"
         rows,at,share = held(self.image.rows(p)),(p.series, p.index),p.size/self.pixels
-        def seen(q, y, width):
-            self.widths[at],self.doubts[at] = width,self.refocuser.doubts(q, y, width)
-            if self.intervals: self.ranges[at] = own_range(q)
+        def seen(q, y, width, up):
+            self.widths[at],self.doubts[at] = width,self.refocuser.doubts(q, y, width, up)
+            if self.intervals: self.interval_at[at] = self.refocuser.interval_at(q, width, up)
         new = self.refocuser._plane(rows, self.scales[p.channel], *self.how, self.progress and (lambda x: self.progress(x*share)), seen)
         if self.strict: refuse(self.image.path, self.doubts[at])
         return _counted(rows, new, self.clipped)
@@ -139,7 +138,7 @@ def half_widths(self:_Work, done):
     of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
     def change(p):
         new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
-        return self.refocuser._half_in_counts(held(new), scale, self.widths[at], self.ranges[at], self.how[1]) if scale else new.map(np.zeros_like)
+        return self.refocuser._half_in_counts(held(new), scale, *self.interval_at[at], self.how[1]) if scale else new.map(np.zeros_like)
     return change
 
 # %% ../nbs/09c_files.ipynb #Refocused

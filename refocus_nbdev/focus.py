@@ -45,5 +45,4 @@ def prominence(
     def of(strip):
         small = resized(strip, [max(n//_FOLD, 1) for n in strip.shape], PILImage.Resampling.BOX)[:]
         return float((gaussian_filter(small, NEAR_PX/_FOLD)-gaussian_filter(small, AROUND_PX/_FOLD)).max())
-    step = max(4_000_000//x.shape[1], 512)
-    return max(of(x[a:a+step]) for a in range(0, x.shape[0], step))
+    return max(map(of, strips(x, 512)))

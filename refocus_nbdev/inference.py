@@ -118,6 +118,11 @@ def of_nuclei(self:Refocuser):
     "Does the card say that the model is made for nuclei: bright things on a dark ground?"
     return self.card.get('modality', '').startswith('nuclei')
 
+@patch(as_prop=True)
+def _on_background(self:Refocuser):
+    "Is the model a guided one of nuclei, which should see neither an uneven background nor a field without nuclei?"
+    return self.guided and self.of_nuclei
+
 BBBC006_PX_PER_UM = 0.5 # That of `blur_px_per_um`
 
 @patch(as_prop=True)
@@ -235,21 +240,23 @@ def _float(x): return torch.as_tensor(x.astype(np.float32))
 
 @patch
 def _level(self:Refocuser, rows):
-    "`Rows` of a plane without its background, for a guided network of nuclei"
-    rows,under = as_rows(rows),background_of(rows) if self.guided and self.of_nuclei else None
+    "`Rows` of a plane, without its background where the model should not see it"
+    rows,under = as_rows(rows),background_of(rows) if self._on_background else None
     return rows if under is None else Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-under[a:b])
-
-def _strips(rows, pixels=4_000_000):
-    step = max(pixels//rows.shape[1], 3)
-    for a in range(0, rows.shape[0], step): yield rows[a:a+step]
 
 @patch
 def _scale_of(self:Refocuser, planes):
     "The scale of an acquisition of planes, as the card of the model asks for"
     given,pixels,planes = self.card.get('scale', {}),sum(p.shape[0]*p.shape[1] for p in planes),[self._level(p) for p in planes]
     fixed = given.get('offset') is not None
-    found = Scale.of_planes((_float(x) for p in planes for x in _strips(p)), pixels, **({} if fixed else given))
+    found = Scale.of_planes((_float(x) for p in planes for x in strips(p)), pixels, **({} if fixed else given))
     return Scale.given(found.offset, **given) if fixed else found
+
+@patch
+def _acquired(self:Refocuser, x):
+    "The planes of an array (...,H,W), as `Rows`, and their scale, None where there is nothing to refocus"
+    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
+    return planes,None if x.size==0 or x.min()==x.max() else self._scale_of(planes)
 
 @patch
 def _told(self:Refocuser, defocus_um):
@@ -263,7 +270,7 @@ def own_range(
     q, # `Rows`, or an array (H,W)
 ) -> float: # In the unit of `q`, above 0
     "The range that a plane of an acquisition would have by itself, as of `Scale`"
-    return Scale.of_planes((_float(x) for x in _strips(as_rows(q))), q.shape[0]*q.shape[1]).range.item()
+    return Scale.of_planes((_float(x) for x in strips(q)), q.shape[0]*q.shape[1]).range.item()
 
 def own_prominence(
     q, # `Rows`, or an array (H,W)
@@ -273,11 +280,9 @@ def own_prominence(
     return up if up>=STANDS_OUT[1] else up/own_range(q)
 
 @patch
-def _share(self:Refocuser, q):
-    "How much of what the network changes in (H,W) is to be done, from 0 to 1"
-    if not (self.guided and self.of_nuclei): return 1.
-    t = float(np.clip((own_prominence(q)-STANDS_OUT[0])/(STANDS_OUT[1]-STANDS_OUT[0]), 0, 1))
-    return t*t*(3-2*t)
+def _share(self:Refocuser, up):
+    "How much of what the network changes in a plane of this prominence is to be done, from 0 to 1"
+    return float(smoothstep(np.float64(up), *STANDS_OUT)) if self._on_background else 1.
 
 # %% ../nbs/09_inference.ipynb #Refocuser-plane
 @patch
@@ -288,12 +293,13 @@ def _in_network_units(self:Refocuser, rows, scale, zoom=1.):
 
 @patch
 def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, seen=None):
-    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `seen` is called with image, result (`Rows` in network units) and width of the blur, px"
+    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `seen` is called with image, result (`Rows` in network units), width of the blur, px, and `own_prominence`"
     p,q = self._in_network_units(rows, scale, zoom)
     y,ratio,width = self._network(q, told, folder, progress)
-    share = self._share(q)
+    up = own_prominence(q) if seen or self._on_background else None
+    share = self._share(up)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]*ratio-q[a:b]))
-    if seen: seen(q, Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b]), None if width is None else width.item())
+    if seen: seen(q, Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b]), None if width is None else width.item(), up)
     added = change if zoom==1 else resized(change, p.shape)
     return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype))
 
@@ -304,7 +310,6 @@ def refocus(self:Refocuser,
     pixel_um=None,   # Size of its pixels; that of the model if None
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told, and for pixels over four times larger or smaller than the model's"
-    told,zoom,planes = self._told(defocus_um),self.zoom(pixel_um),[as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    if x.size==0 or x.min()==x.max(): return x.copy()
-    scale = self._scale_of(planes)
+    told,zoom,(planes,scale) = self._told(defocus_um),self.zoom(pixel_um),self._acquired(x)
+    if scale is None: return x.copy()
     return np.stack([self._plane(p, scale, told, zoom)[:] for p in planes]).reshape(x.shape)

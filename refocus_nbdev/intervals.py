@@ -42,6 +42,15 @@ def intervals(self:Refocuser):
     return self.card['intervals']
 
 @patch
+def interval_at(self:Refocuser,
+    q,     # (H,W), `Rows`, a plane as it was, in network units
+    width, # How wide its blur was taken to be, px
+    up,    # Its `own_prominence`
+) -> tuple[float, float]: # Width, px, 0 where the plane was passed on; and range that it has by itself, network units
+    "Where in the table a plane stands"
+    return width if self._share(up) else 0.,own_range(q)
+
+@patch
 def half_width(self:Refocuser,
     y,     # (H,W), `Rows` or array: a result in network units, at the model's pixel size
     width, # How wide the blur was taken to be, px
@@ -57,9 +66,9 @@ def half_width(self:Refocuser,
 # %% ../nbs/09b_intervals.ipynb #Refocuser-interval
 @patch
 def _half_in_counts(self:Refocuser, rows, scale, width, unit, zoom=1.):
-    "`Rows` of a refocused plane of an acquisition with this scale: half of the interval of each pixel, in counts and the data type of the plane"
+    "`Rows` of a refocused plane of an acquisition with this scale, of `interval_at` of the plane as it was: half of the interval of each pixel, in counts and the data type of the plane"
     p,q = self._in_network_units(rows, scale, zoom)
-    half,up = self.half_width(q, width if self._share(q) else 0., unit),np.ceil if rows.dtype.kind!='f' else noop
+    half,up = self.half_width(q, width, unit),np.ceil if rows.dtype.kind!='f' else noop
     if zoom!=1: half = resized(half, p.shape)
     return Rows(rows.shape, rows.dtype, lambda a,b: to_dtype(up(half[a:b].clip(0)*scale.range.item()), rows.dtype))
 
@@ -70,11 +79,10 @@ def refocus_with_interval(self:Refocuser,
     pixel_um=None,   # As of `refocus`
 ) -> tuple[np.ndarray, np.ndarray]: # Both of the same shape and data type: the result, and half of the interval of each pixel, in counts
     "`refocus`, and how far from the truth each pixel may be; raises `ValueError` as `refocus` does, and for a model that has no intervals"
-    told,zoom,planes,_ = self._told(defocus_um),self.zoom(pixel_um),[as_rows(p) for p in x.reshape(-1, *x.shape[-2:])],self.intervals
-    if x.size==0 or x.min()==x.max(): return x.copy(),np.zeros_like(x)
-    scale = self._scale_of(planes)
+    told,zoom,(planes,scale),_ = self._told(defocus_um),self.zoom(pixel_um),self._acquired(x),self.intervals
+    if scale is None: return x.copy(),np.zeros_like(x)
     def both(p):
-        found = []
-        y = self._plane(p, scale, told, zoom, seen=lambda q,y,width: found.extend((width, own_range(q))))[:]
-        return y,self._half_in_counts(as_rows(y), scale, *found, zoom)[:]
+        at = []
+        y = self._plane(p, scale, told, zoom, seen=lambda q,y,*found: at.extend(self.interval_at(q, *found)))[:]
+        return y,self._half_in_counts(as_rows(y), scale, *at, zoom)[:]
     return tuple(np.stack(o).reshape(x.shape) for o in zip(*map(both, planes)))

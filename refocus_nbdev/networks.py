@@ -17,6 +17,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 from .disk import *
+from .intensity import *
 
 # %% ../nbs/06_networks.ipynb #reflect_pad
 def reflected(
@@ -304,8 +305,7 @@ def refocused(self:GuidedUnet, x, clean, deconvolved, width):
     "The image, given what `taps` makes of it at this width"
     inputs = torch.cat([F.pixel_unshuffle(a, n) for a,n in ((x.float(), self.fold), (deconvolved, self.fold//2)) if a is not None], 1)
     y = F.pixel_shuffle(self._unet(inputs, self.code((width+0.5).log()[:,None]-1.5)), self.fold).float()
-    t = ((width-self.fade[0])/(self.fade[1]-self.fade[0])).clamp(0, 1)
-    return x + (t*t*(3-2*t)).view(-1,1,1,1)*(clean-x+y)
+    return x + smoothstep(width, *self.fade).view(-1,1,1,1)*(clean-x+y)
 
 @patch
 def _unet(self:GuidedUnet, x, code):
