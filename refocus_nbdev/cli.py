@@ -564,6 +564,7 @@ def evaluate(
     input:str='', # The same fields as they were before, for comparison
     labels:str='', # Label images of their nuclei (0 background, 1, 2, ...); what a segmenter finds in the targets if empty
     out:Path=Path('report'), # Folder for report.html, report.json, scores.csv and nuclei.csv
+    overwrite:bool=False, # Replace a report that is there
     defocus_um:str='', # How far out of focus the inputs were, in um: one number, or a CSV file with the columns file and defocus_um; by the plane, of a plate in BBBC006 layout, if empty
     channel:str='', # Channels to compare, by name or by number from 1; all if empty
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
@@ -579,15 +580,16 @@ def evaluate(
     if not nucleus_um>0: raise UsageError(f'--nucleus-um {nucleus_um:g}: give a diameter in um, above 0')
     cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um)
     if dry_run: print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in no_target), *(f'{t}: no prediction' for t in no_prediction), sep='\n')
-    else: return _evaluate(cases, out, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None), classical, dict(no_target=no_target, no_prediction=no_prediction))
+    else: return _evaluate(cases, out, overwrite, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None), classical, dict(no_target=no_target, no_prediction=no_prediction))
     return int(bool(no_prediction))
 
-def _evaluate(cases, out, how, classical, unmatched):
+def _evaluate(cases, out, overwrite, how, classical, unmatched):
     "Compare, write the report, and say what came of it"
     from refocus_nbdev.reports import REPORT, evaluate, means_table, write_report
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
-    if not (out/REPORT[0]).exists() and (taken := [n for n in REPORT if (out/n).exists()]): raise UsageError(f'{out}: holds a {taken[0]} that is of no report; choose another folder')
+    taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
+    if taken and not (ours and overwrite): raise UsageError(f'{out}: holds a {"report" if ours else taken[0]+" that is of no report"}; choose another folder' + (', or use --overwrite' if ours else ''))
     e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
     if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string())
@@ -654,21 +656,32 @@ def _facts(image):
     yield 'channels', ', '.join(image.channels)
     yield 'made by', image.software or 'not said'
 
+def _image_facts(path, axes):
+    with open_image(path, axes or None) as image: return list(_facts(image))
+
+def _table_facts(path):
+    from refocus_nbdev.columns import explained
+    kind,columns = explained(path)
+    return [('table', kind), *columns.items()]
+
 @command
 def info(
-    inputs:list[str], # Files, folders or globs
+    inputs:list[str], # Files, folders or globs; also tables (CSV) that another refocus command has written
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them
 ):
-    """Say what files hold, and what made them.
+    """Say what files hold, and what made them; of a table, what its columns mean.
 
     Example: refocus info refocused/a01.tif
+
+    Example: refocus info scores.csv
     """
     failed = 0
     for path in image_files(inputs):
         try:
-            with open_image(path, axes or None) as image: lines = [f'  {k:9} {v}' for k,v in _facts(image)]
-            print(path, *lines, sep='\n')
-        except ImageError as e:
+            facts = _table_facts(path) if path.suffix.lower()=='.csv' else _image_facts(path, axes)
+            wide = max(len(k) for k,_ in facts)
+            print(path, *(f'  {k:{wide}}  {v}' for k,v in facts), sep='\n')
+        except (ImageError, UsageError) as e:
             failed += 1
             print(e, file=sys.stderr)
     return int(failed>0)

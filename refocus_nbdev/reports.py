@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field',
-           'means_table', 'makers', 'report_page', 'write_report']
+           'means_table', 'in_short', 'makers', 'report_page', 'write_report']
 
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
@@ -126,7 +126,7 @@ def _draw_nuclei(axes, shown, c, channels, diameter):
     truth = planes_of(c.labels, channels)[0][0] if c.labels else find_nuclei(shown['in focus'], diameter)
     found = find_nuclei(shown['refocused'], diameter)
     lost,invented = _lost_and_invented(found, truth)
-    outline(axes[0], found, invented, 'cool_r'); outline(axes[1], truth, lost, 'cool')
+    outline(axes[0], found, invented, 'cyan'); outline(axes[1], truth, lost, 'magenta')
 
 # %% ../nbs/12b_reports.ipynb #page
 def _png(fig):
@@ -176,6 +176,29 @@ def _chosen(e):
     of = {str(c.predicted): c for c in e.cases}
     return [(of[f], order[f]) for f in picked]
 
+# %% ../nbs/12b_reports.ipynb #in_short
+def in_short(
+    e:Evaluation, # With scores
+):                # Yields sentences
+    "What an evaluation comes to, in words"
+    m,n = e.means.set_index(['method','score'])['mean'], nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
+    yield _gain(m['refocused','psnr']-m.get(('doing nothing','psnr'), np.nan))
+    if len(n): yield from _of_nuclei(n)
+    groups = e.scores.group.nunique()
+    if groups<10: yield f'Groups of images that are independent (wells, or fields): {groups}. That is few: others may come out otherwise' + (', by more than the intervals say.' if groups>2 else ', and there are no intervals.')
+
+def _gain(db):
+    if pd.isna(db): return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
+    return f'Refocused images are {"nearer to" if db>0 else "farther from"} those in focus than the images as they came in, by {abs(db):.1f} dB of PSNR on the mean.'
+
+def _of_nuclei(n):
+    "How many are found, and how their light follows the true one"
+    found = [f'{100*n.found[k]:.0f} of 100 in {t}' for k,t in {'refocused':'refocused images', 'doing nothing':'images as they came in', 'in focus':'images in focus'}.items() if k in n.index]
+    yield f'Nuclei found with about the right outline: {", ".join(found)}.'
+    slope,r2 = n.loc['refocused', ['light in true outline slope', 'light in true outline r2']]
+    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images (R2 {r2:.2f}), within the true outlines.'
+
+
 # %% ../nbs/12b_reports.ipynb #report_page-2
 def makers(
     cases, # `Comparison`s
@@ -194,10 +217,10 @@ def report_page(
     "A page of tables, curves and pictures"
     truth = 'given labels' if any(c.labels for c in e.cases) else 'the same segmenter in the targets'
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
-             f' {e.scores.group.nunique()} independent groups. Nuclei: found by a classical segmenter, and compared with {truth}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
+             f' Groups that are independent: {e.scores.group.nunique()}. Nuclei: found by a classical segmenter, and compared with {truth}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
         figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
-        parts += [*_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
+        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
         parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um)) for c,p in _chosen(e)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
@@ -214,9 +237,9 @@ def write_report(
     "Write the files of `REPORT`, each whole or not at all"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    with atomically(out/'report.json') as tmp: tmp.write_text(json.dumps(_sums(e, how.get('command', '')), indent=1), 'utf-8')
     for name,t in (('scores',e.scores), ('nuclei',e.nuclei)):
         with atomically(out/f'{name}.csv') as tmp: t.to_csv(tmp, index=False, float_format='%.6g')
-    with atomically(out/'report.json') as tmp: tmp.write_text(json.dumps(_sums(e, how.get('command', '')), indent=1), 'utf-8')
     with atomically(out/'report.html') as tmp: tmp.write_text(report_page(e, **how), 'utf-8')
     return out/'report.html'
 

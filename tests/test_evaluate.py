@@ -29,6 +29,7 @@ class Page(HTMLParser):
 def test_a_report_of_the_sample_plate(in_process, refocused, tmp_path):
     said = in_process('evaluate', refocused, SAMPLE, '--input', SAMPLE, '--labels', SAMPLE, '--no-classical', '--out', tmp_path/'report')
     assert said.code==0 and '16 compared, 0 failed' in said.text
+    assert '<h2>In short</h2><p>Refocused images are nearer to' in (tmp_path/'report'/'report.html').read_text()
     page = Page((tmp_path/'report'/'report.html').read_text())
     assert not page.open and not page.linked and len(page.pictures)==4
     for p in page.pictures: assert Image.open(io.BytesIO(base64.b64decode(p.split(',')[1]))).size[0]>300
@@ -38,13 +39,13 @@ def test_a_report_of_the_sample_plate(in_process, refocused, tmp_path):
     mean = {m['method']:m['mean'] for m in sums['means'] if m['score']=='psnr'}
     assert mean['refocused'] > mean['doing nothing']+4
 
-def test_a_report_is_made_again_and_nothing_else_replaced(in_process, refocused, tmp_path):
+def test_a_report_is_made_again_where_that_is_asked_for_and_nothing_else_replaced(in_process, refocused, tmp_path):
     args = 'evaluate', sorted((refocused/Z).iterdir())[0], sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[0], '--no-nuclei', '--out', tmp_path/'r'
-    assert [in_process(*args).code for _ in range(2)]==[0, 0]
+    assert [in_process(*args, *more).code for more in ((), (), ('--overwrite',))]==[0, 2, 0]
     assert (tmp_path/'r'/'nuclei.csv').read_text().strip()==''
     (tmp_path/'r'/'report.json').unlink()
     before = contents(tmp_path)
-    assert in_process(*args).code==2 and contents(tmp_path)==before
+    assert in_process(*args, '--overwrite').code==2 and contents(tmp_path)==before
 
 @pytest.fixture
 def own(tmp_path, sharp, blurred):
