@@ -664,6 +664,7 @@ def _table_facts(path):
     kind,columns = explained(path)
     return [('table', kind), *columns.items()]
 
+# %% ../nbs/15_cli.ipynb #info-2
 @command
 def info(
     inputs:list[str], # Files, folders or globs; also tables (CSV) that another refocus command has written
