@@ -42,6 +42,7 @@ from .scores import *
 from .trust import *
 from .comparisons import *
 from .reports import *
+from .columns import *
 
 # %% ../nbs/16_all.ipynb #names
 __all__ = [o for o in dir() if not o.startswith('_')]
