@@ -26,6 +26,7 @@ from .pixel_losses import *
 from .vgg import *
 from .losses import *
 from .metrics import *
+from .segmenters import *
 from .networks import *
 from .tiles import *
 from .learner import *

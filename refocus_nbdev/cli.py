@@ -569,6 +569,7 @@ def evaluate(
     channel:str='', # Channels to compare, by name or by number from 1; all if empty
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
     nucleus_um:float=13., # Diameter of a typical nucleus in um
+    segmenter:str='classical', # What finds nuclei: classical (thresholds and a watershed), or stardist or cellpose where they are installed, with another model, or your own, after a colon, such as stardist:2D_paper_dsb2018
     classical:bool=True, # Try unsharp mask, Wiener and Richardson-Lucy on the inputs as well?
     dry_run:bool=False, # Only list what belongs together
 ):
@@ -580,9 +581,10 @@ def evaluate(
     if not nucleus_um>0: raise UsageError(f'--nucleus-um {nucleus_um:g}: give a diameter in um, above 0')
     cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um)
     if dry_run: print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in no_target), *(f'{t}: no prediction' for t in no_prediction), sep='\n')
-    else: return _evaluate(cases, out, overwrite, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None), classical, dict(no_target=no_target, no_prediction=no_prediction))
+    else: return _evaluate(cases, out, overwrite, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None, segmenter=segmenter), classical, dict(no_target=no_target, no_prediction=no_prediction))
     return int(bool(no_prediction))
 
+# %% ../nbs/15_cli.ipynb #_evaluate
 def _evaluate(cases, out, overwrite, how, classical, unmatched):
     "Compare, write the report, and say what came of it"
     from refocus_nbdev.reports import REPORT, evaluate, means_table, write_report
@@ -590,6 +592,7 @@ def _evaluate(cases, out, overwrite, how, classical, unmatched):
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
     taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
     if taken and not (ours and overwrite): raise UsageError(f'{out}: holds a {"report" if ours else taken[0]+" that is of no report"}; choose another folder' + (', or use --overwrite' if ours else ''))
+    if how['nucleus_um']: _load_segmenter(how['segmenter'])
     e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
     if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string())
@@ -597,6 +600,10 @@ def _evaluate(cases, out, overwrite, how, classical, unmatched):
     print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)
 
+def _load_segmenter(name):
+    from refocus_nbdev.segmenters import segmenter_of
+    try: segmenter_of(name)
+    except ValueError as e: raise UsageError(e) from e
 
 # %% ../nbs/15_cli.ipynb #download
 @command

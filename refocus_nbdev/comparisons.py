@@ -17,6 +17,7 @@ from .images import *
 from .metrics import *
 from .optics import BBBC006_PIXEL_UM
 from .pairs import *
+from .segmenters import *
 
 # %% ../nbs/12a_comparisons.ipynb #Comparison
 @dataclass
@@ -139,9 +140,9 @@ def _shown(c, predicted, input, um):
     yield 'doing nothing', input
     if um is not None: yield from ((n, m(input, um)) for n,m in CLASSICAL.items())
 
-def _nuclei_scores(y, target, truth, diameter):
+def _nuclei_scores(y, target, truth, find, diameter):
     "How well nuclei are found, and a table of them"
-    found = find_nuclei(y, diameter)
+    found = find(y, diameter)
     f1 = {n: nuclei_f1(found, truth, iou) for n,iou in F1S.items()}
     return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth)
 
@@ -149,23 +150,24 @@ def compare(
     c:Comparison,     # What to compare
     channels=None,    # Names, or numbers from 1, of those to compare; None for all
     nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus; None for images that do not show nuclei
+    segmenter='classical', # What finds nuclei, as of `segmenter_of`
     classical=True,   # Compute the classical methods as well, where input and distance are known?
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane and method: file, plane, group, defocus_um, method, the scores of `COMPARED`, f1_50 to f1_90 and count_error; and a row for each nucleus, plane and method, as of `measure_nuclei`
     "Score a prediction, beside its input and classical methods; raises `ImageError` for images that do not fit"
     target,pixel_um = planes_of(c.target, channels)
     if min(target.shape[1:])<11: raise ImageError(f'{c.target}: {_size(target.shape)}; SSIM needs 11 x 11 at least')
     predicted,input,labels = (o and _fitting(o, channels, c.target, target.shape) for o in (c.predicted, c.input, c.labels))
-    diameter = nucleus_um and nucleus_px(nucleus_um, pixel_um)
+    diameter,find = nucleus_um and nucleus_px(nucleus_um, pixel_um), segmenter_of(segmenter)
     um = c.defocus_um*BBBC006_PIXEL_UM/(pixel_um or BBBC006_PIXEL_UM) if classical and c.defocus_um is not None else None
     rows,nuclei = [],[]
     for i,t in enumerate(target):
         about = dict(file=str(c.predicted), plane=i, group=c.group, defocus_um=c.defocus_um)
-        truth = None if nucleus_um is None else find_nuclei(t, diameter) if labels is None else labels[i]
+        truth = None if nucleus_um is None else find(t, diameter) if labels is None else labels[i]
         images = {n: (y, {m: f(y, t) for m,f in COMPARED.items()}) for n,y in _shown(c, predicted[i], None if input is None else input[i], um)}
         if truth is not None and labels is not None: images['in focus'] = t,{}
         for n,(y,scores) in images.items():
             if truth is not None:
-                more,each = _nuclei_scores(y, t, truth, diameter)
+                more,each = _nuclei_scores(y, t, truth, find, diameter)
                 scores.update(more)
                 nuclei.append(pd.DataFrame(each).assign(method=n, **about))
             rows.append(dict(about, method=n, **scores))

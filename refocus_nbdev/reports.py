@@ -9,7 +9,7 @@ __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -20,6 +20,7 @@ from .comparisons import *
 from .disk import atomically
 from .images import *
 from .metrics import *
+from .segmenters import *
 from .trust import outline
 
 # %% ../nbs/12b_reports.ipynb #Evaluation
@@ -107,6 +108,7 @@ def draw_field(
     c:Comparison,          # Whose first plane is shown
     channels=None,         # As in `compare`
     nucleus_um=NUCLEUS_UM, # As in `compare`
+    segmenter='classical', # As in `compare`
 ) -> Figure:
     "Input, prediction, target and error of a field"
     target,pixel_um = planes_of(c.target, channels)
@@ -117,14 +119,14 @@ def draw_field(
     for ax,(n,x) in zip(axes, shown.items()): ax.imshow(x, cmap='gray', vmin=lo, vmax=max(hi, lo+1e-9)); ax.set_title(n, fontsize=9)
     error = (shown['refocused']-shown['in focus'])/signal_range(target[0])
     axes[-1].imshow(error, cmap='RdBu_r', vmin=-0.5, vmax=0.5); axes[-1].set_title('error, share of the range', fontsize=9)
-    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c, channels, nucleus_px(nucleus_um, pixel_um))
+    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c, channels, partial(segmenter_of(segmenter), diameter=nucleus_px(nucleus_um, pixel_um)))
     for ax in axes: ax.axis('off')
     return fig
 
-def _draw_nuclei(axes, shown, c, channels, diameter):
+def _draw_nuclei(axes, shown, c, channels, find):
     "Outline what was invented in the prediction, and lost in the target"
-    truth = planes_of(c.labels, channels)[0][0] if c.labels else find_nuclei(shown['in focus'], diameter)
-    found = find_nuclei(shown['refocused'], diameter)
+    truth = planes_of(c.labels, channels)[0][0] if c.labels else find(shown['in focus'])
+    found = find(shown['refocused'])
     lost,invented = _lost_and_invented(found, truth)
     outline(axes[0], found, invented, 'cyan'); outline(axes[1], truth, lost, 'magenta')
 
@@ -213,15 +215,17 @@ def report_page(
     command='',    # What was called
     channels=None, # As in `compare`
     nucleus_um=NUCLEUS_UM, # As in `compare`
+    segmenter='classical', # As in `compare`
 ) -> str:          # HTML that needs no other file
     "A page of tables, curves and pictures"
-    truth = 'given labels' if any(c.labels for c in e.cases) else 'the same segmenter in the targets'
+    truth = 'given labels' if any(c.labels for c in e.cases) else 'what it finds in the targets'
+    found = 'not looked for' if nucleus_um is None else f'found by the segmenter {escape(segmenter)}, and compared with {truth}'
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
-             f' Groups that are independent: {e.scores.group.nunique()}. Nuclei: found by a classical segmenter, and compared with {truth}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
+             f' Groups that are independent: {e.scores.group.nunique()}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
         figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
         parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
-        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um)) for c,p in _chosen(e)]
+        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um, segmenter)) for c,p in _chosen(e)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Refocused images beside their targets</title><style>{STYLE}</style></head><body>{"".join(parts)}</body></html>'
@@ -237,7 +241,7 @@ def write_report(
     "Write the files of `REPORT`, each whole or not at all"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with atomically(out/'report.json') as tmp: tmp.write_text(json.dumps(_sums(e, how.get('command', '')), indent=1), 'utf-8')
+    with atomically(out/'report.json') as tmp: tmp.write_text(json.dumps(_sums(e, how.get('command', ''), how.get('segmenter', 'classical')), indent=1), 'utf-8')
     for name,t in (('scores',e.scores), ('nuclei',e.nuclei)):
         with atomically(out/f'{name}.csv') as tmp: t.to_csv(tmp, index=False, float_format='%.6g')
     with atomically(out/'report.html') as tmp: tmp.write_text(report_page(e, **how), 'utf-8')
@@ -245,9 +249,9 @@ def write_report(
 
 def _rows(t): return json.loads(t.to_json(orient='records', double_precision=6))
 
-def _sums(e, command):
+def _sums(e, command, segmenter):
     "All sums, for programs"
     by = ('defocus_um','method')
     return dict(version=__version__, command=command, compared=len(e.cases), groups=int(e.scores.group.nunique()) if len(e.scores) else 0, failed=e.failed,
-                no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=e.makers,
+                no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=e.makers, segmenter=segmenter,
                 means=_rows(e.means), means_by_distance=_rows(e.means_by_distance), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))
