@@ -144,7 +144,7 @@ def _nuclei_scores(y, target, truth, find, diameter):
     "How well nuclei are found, and a table of them"
     found = find(y, diameter)
     f1 = {n: nuclei_f1(found, truth, iou) for n,iou in F1S.items()}
-    return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth)
+    return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth, diameter/4)
 
 def compare(
     c:Comparison,     # What to compare
@@ -198,7 +198,7 @@ def means_of(
     return pd.concat(found)[[*by, 'score', 'mean', 'low', 'high', 'images', 'groups']] if found else pd.DataFrame()
 
 # %% ../nbs/12a_comparisons.ipynb #nuclei_of
-READINGS = {'area':('found_area','area'), 'light':('found_light','light'), 'light in true outline':('light_inside','light')}
+READINGS = {'area':('found_area','area'), 'light':('found_light','light'), 'light in true outline':('light_inside','light'), 'light in grown outline':('grown_light','grown_light_in_focus')} # Grown by a quarter of a diameter
 
 def nuclei_of(
     nuclei:pd.DataFrame, # Of `compare`, of all images

@@ -169,7 +169,7 @@ def _tables(e):
     for m in SHOWN if len(by_level) else ():
         rows = by_level[by_level.score==m]
         if len(rows): yield f'<h2>{SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method'))
-    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
+    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline, and in that grown by a quarter of a diameter on each side, over which what is left of a blur spills.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
 
 def _chosen(e):
     "The worst, a middling and the best comparison by PSNR, of all"
@@ -197,8 +197,8 @@ def _of_nuclei(n):
     "How many are found, and how their light follows the true one"
     found = [f'{100*n.found[k]:.0f} of 100 in {t}' for k,t in {'refocused':'refocused images', 'doing nothing':'images as they came in', 'in focus':'images in focus'}.items() if k in n.index]
     yield f'Nuclei found with about the right outline: {", ".join(found)}.'
-    slope,r2 = n.loc['refocused', ['light in true outline slope', 'light in true outline r2']]
-    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images (R2 {r2:.2f}), within the true outlines.'
+    slope,grown,r2 = n.loc['refocused', [f'light in {o}' for o in ('true outline slope', 'grown outline slope', 'grown outline r2')]]
+    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images within the true outlines, and by {100*grown:.0f} within outlines grown by a quarter of a diameter (R2 {r2:.2f}): measure it in the latter.'
 
 
 # %% ../nbs/12b_reports.ipynb #report_page-2
