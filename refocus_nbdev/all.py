@@ -44,6 +44,7 @@ from .trust import *
 from .comparisons import *
 from .reports import *
 from .columns import *
+from .own_intervals import *
 
 # %% ../nbs/16_all.ipynb #names
 __all__ = [o for o in dir() if not o.startswith('_')]

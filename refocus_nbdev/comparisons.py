@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'F1S', 'CLASSICAL', 'NUCLEUS_UM', 'SCORES', 'READINGS', 'Comparison', 'plan_comparisons', 'partners',
-           'planes_of', 'nucleus_px', 'compare', 'levels', 'means_of', 'nuclei_of']
+           'planes_of', 'nucleus_px', 'planes_like', 'compare', 'levels', 'means_of', 'nuclei_of']
 
 # %% ../nbs/12a_comparisons.ipynb #imports
 import re
@@ -124,8 +124,13 @@ def nucleus_px(
     "The diameter in pixels"
     return nucleus_um/(pixel_um or BBBC006_PIXEL_UM)
 
-def _fitting(path, channels, target, shape):
-    "The planes of a file that has as many, of the same size, as a target"
+def planes_like(
+    path,     # An image
+    channels, # As of `planes_of`
+    target,   # The image that it must fit
+    shape,    # (n,H,W), of the planes of the target
+) -> np.ndarray: # (n,H,W)
+    "The planes of a file that has as many, of the same size, as another; raises `ImageError` for one that has not"
     planes = planes_of(path, channels)[0]
     if planes.shape!=shape: raise ImageError(f'{path}: {_size(planes.shape)}, but the target {target} has {_size(shape)}; compare images of one size')
     return planes
@@ -156,7 +161,7 @@ def compare(
     "Score a prediction, beside its input and classical methods; raises `ImageError` for images that do not fit"
     target,pixel_um = planes_of(c.target, channels)
     if min(target.shape[1:])<11: raise ImageError(f'{c.target}: {_size(target.shape)}; SSIM needs 11 x 11 at least')
-    predicted,input,labels = (o and _fitting(o, channels, c.target, target.shape) for o in (c.predicted, c.input, c.labels))
+    predicted,input,labels = (o and planes_like(o, channels, c.target, target.shape) for o in (c.predicted, c.input, c.labels))
     diameter,find = nucleus_um and nucleus_px(nucleus_um, pixel_um), segmenter_of(segmenter)
     um = c.defocus_um*BBBC006_PIXEL_UM/(pixel_um or BBBC006_PIXEL_UM) if classical and c.defocus_um is not None else None
     rows,nuclei = [],[]

@@ -21,6 +21,7 @@ from .files import *
 from .images import *
 from .intensity import noise_sigma
 from .metrics import find_nuclei
+from .segmenters import segmenter_of
 from .rows import as_rows
 
 # %% ../nbs/11c_trust.ipynb #best_width
@@ -189,10 +190,11 @@ def check_file(self:Refocuser,
     channels=None, # Names, or numbers from 1, of those to check; None for all
     pixel_um=None, # Size of the pixels; what the file says if None, or the model's where it says nothing
     nucleus_um=13., # Diameter of a typical nucleus
+    segmenter='classical', # What finds the nuclei of the prediction, as of `segmenter_of`
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane: file, series, channel, its place, width (px), left_over, nuclei judged and the number of each of `SUSPECTS`; and a row for each suspect, as of `suspects_of`
     "Blur what was made of a file again, and compare; raises `ImageError` where the planes do not fit"
-    rows,found = [],[]
+    rows,found,find = [],[],segmenter_of(segmenter)
     with open_image(path) as f, open_image(predicted) as g:
         zoom,_ = self._zoom_of(f, pixel_um)
         scales = self._scales(f, chosen_channels(f, channels))
@@ -201,7 +203,7 @@ def check_file(self:Refocuser,
             if scales.get(p.channel) is None: continue
             x,y = f.read(p),check_finite(MicroscopeImage(g.read(q), source=predicted)).pixels
             width = self._width(self._in_network_units(as_rows(x), scales[p.channel], zoom)[1]).clamp(min=0.3).item()/zoom
-            c = check_reblur(x, y, width, diameter=nucleus_um/(pixel_um or f.pixel_um or self.card['pixel_um']))
+            c = check_reblur(x, y, width, find(y, nucleus_um/(pixel_um or f.pixel_um or self.card['pixel_um'])))
             about = dict(file=str(predicted), **f.place(p))
             all_of = suspects_of(c)
             rows.append(dict(about, width=c.width, left_over=c.score, nuclei=len(c.nuclei.dropna()), **{s: int((all_of.suspect==s).sum()) for s in SUSPECTS}))
