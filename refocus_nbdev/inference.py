@@ -119,6 +119,11 @@ def of_nuclei(self:Refocuser):
     return self.card.get('modality', '').startswith('nuclei')
 
 @patch(as_prop=True)
+def of_actin(self:Refocuser):
+    "Does the card say that the model is made for actin: layers of cells that leave little ground?"
+    return self.card.get('modality', '').startswith('actin')
+
+@patch(as_prop=True)
 def _on_background(self:Refocuser):
     "Is the model a guided one of nuclei, which should see neither an uneven background nor a field without nuclei?"
     return self.guided and self.of_nuclei

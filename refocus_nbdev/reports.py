@@ -185,6 +185,7 @@ def in_short(
     "What an evaluation comes to, in words"
     m,n = e.means.set_index(['method','score'])['mean'], nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
     yield _gain(m['refocused','psnr']-m.get(('doing nothing','psnr'), np.nan))
+    yield from _by_distance(e.means_by_distance)
     if len(n): yield from _of_nuclei(n)
     groups = e.scores.group.nunique()
     if groups<10: yield f'Groups of images that are independent (wells, or fields): {groups}. That is few: others may come out otherwise' + (', by more than the intervals say.' if groups>2 else ', and there are no intervals.')
@@ -192,6 +193,11 @@ def in_short(
 def _gain(db):
     if pd.isna(db): return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
     return f'Refocused images are {"nearer to" if db>0 else "farther from"} those in focus than the images as they came in, by {abs(db):.1f} dB of PSNR on the mean.'
+
+def _by_distance(means):
+    "The gain at each distance, where there are several"
+    t = means[means.score=='psnr'].pivot(index='defocus_um', columns='method', values='mean') if len(means) else means
+    if len(t)>1 and 'doing nothing' in t: yield 'By distance: ' + ', '.join(f'{um:g} um {gain:+.1f} dB' for um,gain in (t.refocused-t['doing nothing']).items()) + '.'
 
 def _of_nuclei(n):
     "How many are found, and how their light follows the true one"
