@@ -130,9 +130,10 @@ def calibrated(
     return dict(table, half=(conformal_factor(unseen, half_widths(unseen, table))*np.array(table['half'])).tolist())
 
 def record_intervals(
-    path,       # A model file; its card is replaced
+    path,       # A model file
     table:dict, # As of `calibrated`
     about:str,  # On what
+    **kwargs    # For `record_on_card`
 ) -> Path:
     "Write intervals onto a model's card"
-    return record_on_card(path, intervals=dict(table, half=np.round(table['half'], 5).tolist(), about=about))
+    return record_on_card(path, intervals=dict(table, half=np.round(table['half'], 5).tolist(), about=about), **kwargs)

@@ -291,12 +291,13 @@ def bootstrap(
 
 # %% ../nbs/11_evaluation.ipynb #record_scores
 def record_on_card(
-    path,   # A model file; its card is replaced
+    path,   # A model file
+    to=None, # The model file to write; `path`, whose card is replaced, if None
     **facts # What the card is to say, beside or in place of what it says
 ) -> Path:
     "Write onto a model's card"
     model,card = load_model(path)
-    return save_model(path, model, {**card, **facts})
+    return save_model(to or path, model, {**card, **facts})
 
 def record_scores(
     path,               # A model file; its card is replaced

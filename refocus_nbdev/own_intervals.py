@@ -14,7 +14,6 @@ from .calibration import *
 from .comparisons import *
 from .images import *
 from .inference import *
-from .networks import load_model, read_card, save_model
 
 # %% ../nbs/12d_own_intervals.ipynb #case_errors
 def case_errors(
@@ -48,16 +47,16 @@ def own_intervals(
     seed=0,              # Of dealing groups
 ) -> OwnIntervals:
     "A table whose promise holds for groups like these; raises `ValueError` for too few"
-    groups,had = np.random.default_rng(seed).permutation(np.unique(errors.group)),table
-    needed = FEWEST if had else 2*FEWEST
-    if len(groups)<needed: raise ValueError(f'{len(groups)} groups (wells, or fields that do not touch) are too few: at least {needed} are needed' + ('' if had else ' for a model that has no intervals yet'))
-    if had is None:
+    fresh,groups = table is None,np.random.default_rng(seed).permutation(np.unique(errors.group))
+    needed = FEWEST*(1+fresh)
+    if len(groups)<needed: raise ValueError(f'{len(groups)} groups (wells, or fields that do not touch) are too few: at least {needed} are needed' + (' for a model that has no intervals yet' if fresh else ''))
+    if fresh:
         first = errors.group.isin(groups[:len(groups)-max(FEWEST, len(groups)//2)])
         table,errors = fit_intervals(errors[first]),errors[~first]
     half,n = half_widths(errors, table),errors.group.nunique()
     factor = conformal_factor(errors, half)
     asked = crosswise(errors, half, min(n, 10), seed) if n>FEWEST else errors[:0]
-    return OwnIntervals(dict(table, half=(factor*np.array(table['half'])).tolist()), factor if had else np.nan, n, asked)
+    return OwnIntervals(dict(table, half=(factor*np.array(table['half'])).tolist()), np.nan if fresh else factor, n, asked)
 
 # %% ../nbs/12d_own_intervals.ipynb #save_with
 def save_with(
@@ -67,6 +66,4 @@ def save_with(
     about:str,        # What kind of images they hold for
 ) -> Path:
     "Write a model with other intervals"
-    net,card = load_model(model_path(model))
-    table = dict(own.table, half=np.round(own.table['half'], 5).tolist(), about=f'90 % of pixels, promised for groups like {own.groups} of {about}')
-    return save_model(path, net, {**card, 'name':Path(path).stem, 'intervals':table})
+    return record_intervals(model_path(model), own.table, f'90 % of pixels, promised for groups like {own.groups} of {about}', to=path, name=Path(path).stem)
