@@ -182,28 +182,29 @@ def _edges(a):
 
 # %% ../nbs/02_pairs.ipynb #tile_groups
 def tile_groups(
-    arrays,        # 2D images
-    threshold=0.8, # Correlation above which two borders are taken to continue each other
+    arrays,        # 2D images, or an iterator over them: one at a time is held
+    threshold=0.8, # Correlation above which two borders are taken to continue each other, or to be the same
 ) -> np.ndarray:   # Group number of each image
-    "Connected components of images whose borders continue each other: tiles of one field"
-    n,link = len(arrays), np.eye(len(arrays), dtype=bool)
-    shapes = np.array([a.shape for a in arrays])
+    "Connected components of images whose borders continue each other, or are the same: tiles of one field, or one field twice"
+    found = [(a.shape, _edges(a)) for a in arrays]
+    shapes,link = np.array([s for s,_ in found]), np.eye(len(found), dtype=bool)
     for shape in np.unique(shapes, axis=0):
         idx = np.flatnonzero((shapes==shape).all(1))
-        l,r,t,b = (np.stack(e) for e in zip(*(_edges(arrays[i]) for i in idx)))
-        near = (r@l.T > threshold) | (b@t.T > threshold)
-        link[np.ix_(idx, idx)] |= near
+        l,r,t,b = (np.stack(e) for e in zip(*(found[i][1] for i in idx)))
+        around = np.hstack((l,r,t,b))
+        around /= np.linalg.norm(around, axis=1, keepdims=True)+1e-9
+        link[np.ix_(idx, idx)] |= (r@l.T > threshold) | (b@t.T > threshold) | (around@around.T > threshold)
     return connected_components(link, directed=False)[1]
 
 # %% ../nbs/02_pairs.ipynb #groups_of
 def groups_of(
     files, # Image files
 ) -> list[str]: # One name a file; files of one well, or tiles of one field, share it
-    "The group of each file: its well, or the field its borders show it to be a tile of, called after its first file; raises `ImageError` on a file that cannot be read"
+    "The group of each file: its well, or the field that its borders show it to be, or to be a tile of, called after its first file; raises `ImageError` on a file that cannot be read"
     files = [Path(f) for f in files]
     fields = [parse_name(f) for f in files]
     unknown = [i for i,f in enumerate(fields) if f is None]
-    parts = dict(zip(unknown, tile_groups([read_image(files[i]).planes[0] for i in unknown]).tolist()))
+    parts = dict(zip(unknown, tile_groups(read_image(files[i]).planes[0] for i in unknown).tolist()))
     first = {part: files[i] for i,part in reversed(parts.items())}
     stems = Counter(f.stem for f in first.values())
     names = {part: f.stem if stems[f.stem]==1 else str(f) for part,f in first.items()}

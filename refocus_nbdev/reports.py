@@ -184,20 +184,31 @@ def in_short(
 ):                # Yields sentences
     "What an evaluation comes to, in words"
     m,n = e.means.set_index(['method','score'])['mean'], nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
-    yield _gain(m['refocused','psnr']-m.get(('doing nothing','psnr'), np.nan))
-    yield from _by_distance(e.means_by_distance)
+    gain,gain_si = (m['refocused',s]-m.get(('doing nothing',s), np.nan) for s in ('psnr','si_psnr'))
+    yield _gain(gain)
+    yield from _by_distance(e.means_by_distance, 'psnr')
+    if not 2/3<(slope := m.get(('refocused','slope'), 1.))<3/2:
+        yield _other_light(gain_si, slope)
+        yield from _by_distance(e.means_by_distance, 'si_psnr')
     if len(n): yield from _of_nuclei(n)
     groups = e.scores.group.nunique()
     if groups<10: yield f'Groups of images that are independent (wells, or fields): {groups}. That is few: others may come out otherwise' + (', by more than the intervals say.' if groups>2 else ', and there are no intervals.')
 
 def _gain(db):
     if pd.isna(db): return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
-    return f'Refocused images are {"nearer to" if db>0 else "farther from"} those in focus than the images as they came in, by {abs(db):.1f} dB of PSNR on the mean.'
+    return f'Refocused images are {_nearer(db)} those in focus than the images as they came in, by {abs(db):.1f} dB of PSNR on the mean.'
 
-def _by_distance(means):
+def _nearer(db): return 'nearer to' if db>0 else 'farther from'
+
+def _other_light(db, slope):
+    "What to go by where brightness alone may have decided"
+    gain = '' if pd.isna(db) else f' After the gain and offset that suit each image best, they are {_nearer(db)} those in focus, by {abs(db):.1f} dB of scale-invariant PSNR.'
+    return f'The brightness of refocused images is not that of the targets: their intensity slope is {slope:.2f}, not 1.{gain} If input and target were exposed or scaled differently, go by that; if not, the light is wrong.'
+
+def _by_distance(means, score):
     "The gain at each distance, where there are several"
-    t = means[means.score=='psnr'].pivot(index='defocus_um', columns='method', values='mean') if len(means) else means
-    if len(t)>1 and 'doing nothing' in t: yield 'By distance: ' + ', '.join(f'{um:g} um {gain:+.1f} dB' for um,gain in (t.refocused-t['doing nothing']).items()) + '.'
+    t = means[means.score==score].pivot(index='defocus_um', columns='method', values='mean') if len(means) else means
+    if len(t)>1 and 'doing nothing' in t: yield f'Gain in {NAMES[score].removesuffix(", dB")} by distance: ' + ', '.join(f'{um:g} um {gain:+.1f} dB' for um,gain in (t.refocused-t['doing nothing']).items()) + '.'
 
 def _of_nuclei(n):
     "How many are found, and how their light follows the true one"
