@@ -1,5 +1,7 @@
 import base64, shutil
 import nbformat, pytest, readme
+from execnb.nbio import read_nb
+from execnb.shell import CaptureShell
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 PNG = b'\x89PNG not really'
@@ -41,3 +43,16 @@ def test_a_lost_picture_is_noticed(root):
     readme.main(check=False, root=root)
     shutil.rmtree(root/'nbs'/'figures')
     assert 'before-after.png' in readme.main(check=True, root=root)
+
+def html(cell): return [o['data']['text/html'] for o in cell.outputs if 'text/html' in o.get('data', {})]
+
+def test_its_tables_are_of_the_rows_that_are_kept(monkeypatch):
+    monkeypatch.chdir(readme.ROOT/'nbs')
+    stored = read_nb('index.ipynb').cells
+    again,shell = read_nb('index.ipynb').cells,CaptureShell('index.ipynb')
+    for c in again:
+        if c.cell_type=='code': shell.cell(c)
+    tables = [c.id for c in stored if c.cell_type=='code' and html(c)]
+    assert {'peers-table', 'scores', 'real-table'} <= set(tables)
+    for a,b in zip(stored, again):
+        if a.id in tables: assert ''.join(html(a)[0])==''.join(html(b)[0]), f'{a.id} of index.ipynb: run it again'
