@@ -90,6 +90,7 @@ def _of_blur(q, y, width):
     "Is a result what its image shows?"
     return ['its result, blurred again, does not give it back: another stain, other optics, or an error'] if unexplained(q, y, width)>GIVEN_BACK else []
 
+# %% ../nbs/09a_domain.ipynb #of_stain
 @patch
 def _of_stain(self:Refocuser, y):
     "Does a result look like what the model is made for?"
