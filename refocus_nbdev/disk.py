@@ -6,33 +6,75 @@
 __all__ = ['atomically', 'file_hash']
 
 # %% ../nbs/00_disk.ipynb #imports
-import hashlib, os, shutil
-from contextlib import contextmanager
+import hashlib, itertools, os, platform, re, shutil, time
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 # %% ../nbs/00_disk.ipynb #atomically
+_HERE,_number = hashlib.sha256(platform.node().encode()).hexdigest()[:6],itertools.count()
+_OURS = re.compile(r'\.([0-9a-f]{6})-(\d+)-\d+\.(?:partial|old)\.')
+
 @contextmanager
 def atomically(
     path,       # Where a file, or a folder, will be; the folder around it must exist
     error=None, # Kind of error to raise, with a sentence that names `path`, for whatever fails; as it is if None
-): # The name to write it to
+): # The name to write it to: hidden, with the same ending
     "A name that becomes `path` when all went well inside, and is gone when not"
     path = Path(path)
-    tmp,old = (path.with_name(f'.{path.name}.{o}') for o in ('partial','old'))
+    of = f'{_HERE}-{os.getpid()}-{next(_number)}'
+    tmp,old = (path.with_name(f'.{of}.{o}.{path.name[-60:]}') for o in ('partial','old'))
     try:
-        _remove(tmp)
+        _sweep(path.parent.absolute())
         yield tmp
-        if tmp.is_dir() and path.is_dir(): os.replace(path, old)
-        os.replace(tmp, path)
+        _to_disk(tmp)
+        _rename(tmp, path, old)
     except Exception as e:
         if error is None or isinstance(e, error): raise
         raise error(f'{path}: cannot be written ({type(e).__name__}: {e})') from e
     finally:
         for o in (tmp, old): _remove(o)
 
+def _rename(tmp, path, old):
+    "Give a file, or a folder, its final name; what had that is `old` meanwhile, if it is a folder"
+    whole = tmp.is_dir() and path.is_dir()
+    if whole: os.replace(path, old)
+    try: os.replace(tmp, path)
+    except OSError:
+        if whole and not path.exists(): os.replace(old, path)
+        raise
+
 def _remove(path):
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
+
+# %% ../nbs/00_disk.ipynb #sweep
+def _to_disk(path):
+    "Wait until a file, or those of a folder, are there even if the power fails"
+    for p in path.rglob('*') if path.is_dir() else [path]:
+        if p.is_file() and os.access(p, os.W_OK):
+            with open(p, 'rb+') as f: os.fsync(f.fileno())
+
+def _gone(pid):
+    "Is there no such process any more? Where that cannot be asked, there is"
+    if os.name=='nt': return False
+    try: os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError): return True
+    except OSError: pass
+    return False
+
+@cache
+def _sweep(folder):
+    "Remove what writers left that were killed"
+    with suppress(OSError):
+        for o in [o for o in os.scandir(folder) if _OURS.match(o.name)]:
+            with suppress(OSError):
+                if _left(o): _remove(Path(o.path))
+
+def _left(entry):
+    "Has whoever writes it gone?"
+    host,pid = _OURS.match(entry.name).groups()
+    return (host==_HERE and _gone(int(pid))) or time.time()-entry.stat(follow_symlinks=False).st_ctime>86400
 
 # %% ../nbs/00_disk.ipynb #file_hash
 def file_hash(
