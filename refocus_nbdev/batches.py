@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE', 'UsageError', 'read_table', 'unused_distances', 'Job', 'fixed_part', 'half_folder', 'given_files',
-           'plan_run', 'told_distances', 'tell_distances', 'of_each', 'run_job', 'preview_job', 'run_jobs']
+           'plan_run', 'told_distances', 'distances_of', 'unsure_of', 'tell_distances', 'of_each', 'run_job',
+           'preview_job', 'run_jobs']
 
 # %% ../nbs/12_batches.ipynb #imports
-import csv, glob, itertools, threading
+import csv, glob, itertools, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 from .images import *
 from .ngff import is_zarr
@@ -23,7 +25,9 @@ def _lines(path):
     "The rows of a table, and what stands between its columns"
     try: text = Path(path).read_text('utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
-    between = max(',;\t', key=text[0].count) if text else ','
+    said = re.fullmatch(r'"?sep=(.)"?[,;\t]*', text[0], re.I) if text else None
+    if said: text = text[1:]
+    between = said[1] if said else max(',;\t', key=text[0].count) if text else ','
     return list(csv.DictReader(text, delimiter=between)),between
 
 def read_table(
@@ -101,31 +105,85 @@ def plan_run(
     "A job for each input; raises `UsageError` when the output folder holds an input, or lies in one"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the results')
-    made = [d for d in (out, half_folder(out)) if d.exists()]
-    found = {f: place for o in inputs for f,place in _found(o, recursive) if not (Path(o).is_dir() and any(_within(d, o) and _within(f, d) for d in made))}
-    folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {f.resolve().parent for f in found}
-    if out.resolve() in folders: raise UsageError(f'{out} holds the input images; choose another folder for the results')
-    inside = [f for f in found if is_zarr(f) and _within(out, f)]
+    every = {f: (o, place) for o in inputs for f,place in _found(o, recursive)}
+    found = {f: place for f,(o,place) in every.items() if not _result_in(o, f, out)}
+    if every and not found: raise UsageError(f'{", ".join(map(str, inputs))}: nothing here but results that lie in {out}')
+    jobs = [Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()]
+    _check_apart(inputs, jobs, out)
+    return _without_clashes(jobs)
+
+def _result_in(given, file, out):
+    "Is a file that was found by searching a result of an earlier run?"
+    root = Path(given) if Path(given).is_dir() else fixed_part(given) if glob.has_magic(str(given)) and not Path(given).exists() else None
+    return root is not None and any(_within(d, root) and _within(file, d) for d in (out, half_folder(out)) if d.exists())
+
+def _check_apart(inputs, jobs, out):
+    "Raises `UsageError` where results would be mixed with images, or replace them"
+    folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {j.source.resolve().parent for j in jobs}
+    places = {p for j in jobs for p in (j.source.resolve(), j.source.parent.resolve()/j.source.name)}
+    if out.resolve() in folders or places & {j.target.parent.resolve()/j.target.name for j in jobs}: raise UsageError(f'{out} holds the input images; choose another folder for the results')
+    if half_folder(out).resolve() in folders: raise UsageError(f'{half_folder(out)} holds intervals of earlier results, or would: give images, or choose another folder for the results')
+    inside = [j.source for j in jobs if is_zarr(j.source) and _within(out, j.source)]
     if inside: raise UsageError(f'{out} lies in the image {inside[0]}; choose another folder for the results')
-    return _without_clashes([Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()])
 
 def _without_clashes(jobs):
     "Jobs, of which no two write to the same place, nor read from a folder"
     seen = {}
     for j in jobs:
         other = seen.setdefault(str(j.target).lower(), j)
-        if other is not j: j.status,j.note = 'failed',f'{j.source}: {other.source} has the same name; refocus them into different folders'
+        if other is not j: j.status,j.note = 'failed',f'{j.source}: {other.source} has the same name{"" if other.target==j.target else " but for capital letters, which not every disk tells apart"}; refocus them into different folders'
         elif j.source.is_dir() and not is_zarr(j.source): j.status,j.note = 'failed',f'{j.source}: no images in this folder (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF); --recursive looks into its folders'
     return jobs
 
 # %% ../nbs/12_batches.ipynb #tell_distances
 def told_distances(
     defocus_um, # A number in um, as text, or the name of a CSV file with the columns `file` and `defocus_um`; nothing if empty
-) -> tuple[float|None, dict]: # What holds for every file, if anything does; and the name of a file to what holds for it, um
+) -> tuple[float|None, dict]: # What holds for every file, if anything does; and a row of the table, the parts of its path, to what it says, um
     "What is said of how far out of focus images are, on either side; raises `UsageError`"
     if not defocus_um: return None,{}
     if not defocus_um.lower().endswith('.csv'): return _um(defocus_um, '--defocus-um', ', or a CSV file'),{}
-    return None,{Path(r['file']).name: _um(r['defocus_um'], f'{defocus_um}, {r["file"]}:') for r in read_table(defocus_um, ['file','defocus_um'])}
+    said = {}
+    for r in read_table(defocus_um, ['file','defocus_um']):
+        um = _um(r['defocus_um'], f'{defocus_um}, {r["file"]}:')
+        if said.setdefault(_parts(r['file']), um)!=um: raise UsageError(f'{defocus_um}, {r["file"]}: has two rows that say different distances; leave one')
+    return None,said
+
+def _um(text, where, remedy=''):
+    try: um = abs(float(text))
+    except ValueError: um = float('nan')
+    if not um<=100: raise UsageError(f'{where} {text!r}: give a distance in um, up to 100{remedy}')
+    return um
+
+def _parts(path): return tuple(o for o in str(path).replace('\\', '/').split('/') if o not in ('', '.'))
+
+# %% ../nbs/12_batches.ipynb #distances_of
+def _by_ending(paths):
+    "Each path by whatever it ends with"
+    found = {}
+    for p in paths:
+        for k in range(len(p)): found.setdefault(p[k:], set()).add(p)
+    return found
+
+def _nearest(path, by_ending):
+    "Of other paths, those that share the most with the end of this one"
+    return next((by_ending[path[k:]] for k in range(len(path)) if path[k:] in by_ending), set())
+
+def distances_of(
+    table, # Of `told_distances`
+    files, # Paths
+) -> dict: # A file to what holds for it, um; without those that have no row. NaN where it cannot be known which row is meant, or which file
+    "Which row of a table of distances belongs to which file: the one that ends most like it, and like no other file"
+    at = {f: _parts(os.path.abspath(f)) for f in files}
+    rows,given = _by_ending(table),_by_ending(at.values())
+    said = {f: {table[r] if _nearest(r, given)=={p} else nan for r in _nearest(p, rows)} for f,p in at.items()}
+    return {f: um.pop() if len(um)==1 else nan for f,um in said.items() if um}
+
+def unsure_of(
+    file,  # A path whose distance is NaN in `distances_of`
+    table, # Name of the CSV file
+) -> str:
+    "What is wrong with a table of distances, and what to do"
+    return f'{file}: {table} has no row that is surely meant for this one of several files named {file.name}; write the folder before the name, as in {file.parent.name}/{file.name}'
 
 def tell_distances(
     jobs,       # Of `plan_run`
@@ -133,17 +191,12 @@ def tell_distances(
 ):
     "Note in each job how far out of focus its file is; raises `UsageError`"
     every,table = told_distances(defocus_um)
+    known = distances_of(table, [j.source for j in jobs])
     for j in jobs:
-        j.defocus_um = every
+        j.defocus_um = known.get(j.source, every)
         if j.status!='to do' or not table: continue
-        if j.source.name in table: j.defocus_um = table[j.source.name]
-        else: j.status,j.note = 'failed',f'{j.source}: {defocus_um} has no row for the file {j.source.name}; add one, or leave the file out'
-
-def _um(text, where, remedy=''):
-    try: um = abs(float(text))
-    except ValueError: um = float('nan')
-    if not um<=100: raise UsageError(f'{where} {text!r}: give a distance in um, up to 100{remedy}')
-    return um
+        if j.source not in known: j.status,j.note = 'failed',f'{j.source}: {defocus_um} has no row for the file {j.source.name}; add one, or leave the file out'
+        elif isnan(j.defocus_um): j.status,j.note,j.defocus_um = 'failed',unsure_of(j.source, defocus_um),None
 
 # %% ../nbs/12_batches.ipynb #of_each
 FAILURES = (ValueError, OSError, MemoryError) # What may be wrong with a file, and leaves the others alone
@@ -226,7 +279,11 @@ def preview_job(
 # %% ../nbs/12_batches.ipynb #run_jobs
 LARGE = 64e6 # Bytes of a file, or Zarr, from which on it has the memory to itself
 
-def _small(job): return job.source.is_file() and job.source.stat().st_size<LARGE
+def _large(job):
+    "Does a file, or Zarr, want the memory to itself?"
+    files = job.source.rglob('*') if job.source.is_dir() else [job.source]
+    try: return any(n>=LARGE for n in itertools.accumulate(f.stat().st_size for f in files))
+    except OSError: return False
 
 def run_jobs(
     jobs,          # Of `plan_run`
@@ -245,9 +302,11 @@ def run_jobs(
             tell(x)
         if job.status=='to do': run_job(job, refocuser, overwrite, share, **how)
         tell(1-sum(told))
-    with ThreadPoolExecutor(2 if all(map(_small, jobs)) else 1) as pool:
-        try: list(pool.map(one, jobs))
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    sized = [(j, _large(j)) for j in jobs]
+    for large in (False, True):
+        with ThreadPoolExecutor(1 if large else 2) as pool:
+            try: list(pool.map(one, [j for j,l in sized if l==large]))
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise

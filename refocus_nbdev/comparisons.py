@@ -9,9 +9,10 @@ __all__ = ['COMPARED', 'F1S', 'CLASSICAL', 'NUCLEUS_UM', 'SCORES', 'READINGS', '
 # %% ../nbs/12a_comparisons.ipynb #imports
 import re
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 import numpy as np, pandas as pd
-from .batches import UsageError, fixed_part, given_files, told_distances
+from .batches import UsageError, distances_of, fixed_part, given_files, told_distances, unsure_of
 from .evaluation import *
 from .images import *
 from .metrics import *
@@ -95,9 +96,11 @@ def _as_labels(keys): return [('field', (*k[1][:2], 0)) if k[0]=='field' else k 
 def _note_distances(cases, defocus_um):
     "Say how far out of focus each input was, where that can be known"
     every,table = told_distances(defocus_um)
+    by = [distances_of(table, {o for o in files if o}) for files in ([c.predicted for c in cases], [c.input for c in cases])]
     for c in cases:
         planes = [f.z for f in (parse_name(o) for o in (c.input, c.predicted) if o) if f and f.z is not None]
-        told = [table[o.name] for o in (c.predicted, c.input) if o and o.name in table]
+        told = sorted((b[o] for b,o in zip(by, (c.predicted, c.input)) if o in b), key=isnan)
+        if told and isnan(told[0]): raise UsageError(unsure_of(c.predicted, defocus_um))
         c.defocus_um = every if every is not None else told[0] if told else abs(defocus_of(planes[0])) if planes else None
 
 # %% ../nbs/12a_comparisons.ipynb #COMPARED

@@ -93,6 +93,17 @@ def test_globs_work_without_a_shell(refocus, folder, tmp_path):
     said = refocus('run', folder/'field[0-9].tif', '--out', tmp_path/'out')
     assert said.code==0 and contents(tmp_path/'out').keys()=={'field0.tif', 'field1.tif'}
 
+def test_own_results_are_no_inputs(refocus, folder, tmp_path):
+    (folder/'deep').mkdir()
+    shutil.copy(folder/'field0.tif', folder/'deep')
+    out = folder/'refocused'
+    refocus('run', folder/'**'/'*.tif', '--out', out, '--uncertainty')
+    first = contents(out)
+    again = refocus('run', folder/'**'/'*.tif', '--out', out, '--uncertainty')
+    assert again.code==0 and '0 done, 3 skipped' in again.text and contents(out)==first
+    named = refocus('run', out/'field0.tif', '--out', out)
+    assert named.code==2 and 'another folder' in named.text and contents(out)==first
+
 def test_same_name_twice_is_refused(refocus, folder, tmp_path):
     shutil.copytree(folder, tmp_path/'more')
     said = refocus('run', folder, tmp_path/'more', '--out', tmp_path/'out', '--dry-run')
@@ -274,6 +285,22 @@ def test_killed_twenty_times(refocus, tmp_path, blurred):
     assert said.code==0 and f'{40-after[-1]} done, {after[-1]} skipped' in said.text
     assert contents(out)==contents(tmp_path/'whole') and not list(out.glob('.*'))
 
+def test_only_large_files_have_the_memory_to_themselves(folder, tmp_path, monkeypatch):
+    from refocus_nbdev import batches
+    small_zarr(folder/'a.zarr', np.zeros((40,40), np.uint16))
+    shutil.copy(folder/'field0.tif', folder/'field2.tif')
+    monkeypatch.setattr(batches, 'LARGE', 1+(folder/'field0.tif').stat().st_size)
+    tifffile.imwrite(folder/'large.tif', np.zeros((200,200), np.uint16))
+    running,most = [],{}
+    def run_job(job, *args, **kwargs):
+        running.append(job)
+        time.sleep(0.05)
+        most[job.source.name] = len(running)
+        running.remove(job)
+    monkeypatch.setattr(batches, 'run_job', run_job)
+    batches.run_jobs(plan_run([folder, folder/'gone.tif'], tmp_path/'out'), None)
+    assert most.pop('large.tif')==1 and len(most)==5 and max(most.values())==2
+
 @pytest.mark.skipif(os.name=='nt', reason='Ctrl-C is another thing there')
 def test_interrupted(start, tmp_path, blurred):
     src,out = tmp_path/'in', tmp_path/'out'
@@ -304,7 +331,15 @@ def test_told_the_distance(refocus, folder, tmp_path):
     assert 'told 30 um' in read_image(tmp_path/'number'/names[0]).software
     assert 'other arguments' in refocus('run', folder, '--out', tmp_path/'alone', '--defocus-um', 30).text
 
-@pytest.mark.parametrize('header,row', [('\ufefffile,defocus_um','{},30'), ('\ufefffile;defocus_um','{};30,0'), ('well\tfile\tdefocus_um','a01\t{}\t-30')], ids=('utf-8','semicolons','tabs'))
+def test_files_of_one_name_are_told_apart_by_their_folders(refocus, folder, tmp_path):
+    for n in ('z1','z2'): shutil.copytree(folder, folder/n, ignore=shutil.ignore_patterns('z1'))
+    (tmp_path/'um.csv').write_text('file;defocus_um\nz1/field0.tif;5\nz2/field0.tif;25\nfield1.tif;9\n')
+    said = refocus('run', folder/'z*'/'**'/'*.tif', '--defocus-um', tmp_path/'um.csv', '--out', tmp_path/'out', '--json')
+    got = {os.path.relpath(f['source'], folder): (f['status'], f['defocus_um']) for f in json.loads(said.text)['files']}
+    assert said.code==1 and got=={'z1/field0.tif':('done', 5), 'z2/field0.tif':('done', 25), 'z1/field1.tif':('failed', None), 'z2/field1.tif':('failed', None)}
+    assert 'write the folder before the name, as in z1/field1.tif' in said.text
+
+@pytest.mark.parametrize('header,row', [('\ufefffile,defocus_um','{},30'), ('\ufefffile;defocus_um','{};30,0'), ('well\tfile\tdefocus_um','a01\t{}\t-30'), ('sep=;\nfile;defocus_um','{};30')], ids=('utf-8','semicolons','tabs','sep'))
 def test_distances_as_spreadsheets_write_them(refocus, folder, tmp_path, header, row):
     names = sorted(f.name for f in folder.glob('*.tif'))
     (tmp_path/'um.csv').write_text('\n'.join([header, *map(row.format, names)]), encoding='utf-8')
