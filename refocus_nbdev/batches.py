@@ -59,6 +59,10 @@ class Job:
     found_um: list|None = None # How far out of focus each plane was taken to be, um
     doubts: list|None = None # Why not to believe it
     half_to: Path|None = None # Where half of the interval of each pixel goes, if that is wanted
+    axes: str|None = None     # As they were understood
+    channels: list|None = None # Names of those that are refocused
+    pixel_um: float|None = None # The size of its pixels that is reckoned with
+    sized_by: str|None = None # Who said so: user, file or model
 
     @property
     def sized(self): return UNSIZED not in (self.doubts or [])
@@ -105,17 +109,18 @@ def plan_run(
     "A job for each input; raises `UsageError` when the output folder holds an input, or lies in one"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the results')
-    every = {f: (o, place) for o in inputs for f,place in _found(o, recursive)}
-    found = {f: place for f,(o,place) in every.items() if not _result_in(o, f, out)}
+    every = [(f, place, made) for o in inputs for made in [_searched(o, out)] for f,place in _found(o, recursive)]
+    found = {f: place for f,place,made in every if not (made and made & {*f.resolve().parents})}
     if every and not found: raise UsageError(f'{", ".join(map(str, inputs))}: nothing here but results that lie in {out}')
     jobs = [Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()]
     _check_apart(inputs, jobs, out)
     return _without_clashes(jobs)
 
-def _result_in(given, file, out):
-    "Is a file that was found by searching a result of an earlier run?"
-    root = Path(given) if Path(given).is_dir() else fixed_part(given) if glob.has_magic(str(given)) and not Path(given).exists() else None
-    return root is not None and any(_within(d, root) and _within(file, d) for d in (out, half_folder(out)) if d.exists())
+def _searched(given, out):
+    "The folders with results of earlier runs that searching an input would come across"
+    found = glob.has_magic(str(given)) and not Path(given).exists()
+    root = fixed_part(given) if found else given
+    return {d.resolve() for d in (out, half_folder(out)) if d.exists() and (found or Path(given).is_dir()) and _within(d, root)}
 
 def _check_apart(inputs, jobs, out):
     "Raises `UsageError` where results would be mixed with images, or replace them"
@@ -228,7 +233,7 @@ def run_job(
         for p in (job.target, job.half_to):
             if p: p.parent.mkdir(parents=True, exist_ok=True)
         result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, half_to=job.half_to, **how)
-        job.pixels,job.found_um,job.doubts = result.pixels,result.found_um,result.doubts
+        for about in ('pixels','found_um','doubts','axes','channels','pixel_um','sized_by'): setattr(job, about, getattr(result, about))
         _ended(job, 'done', '; '.join(result.remarks))
     return job
 
@@ -272,7 +277,8 @@ def preview_job(
     with _failures_noted(job):
         if _done_before(job, load, overwrite, strict, how): return _ended(job, 'skipped', f'{job.source}: done before')
         with open_image(job.source, how.get('axes')) as f:
-            chosen_channels(f, how.get('channels'))
+            job.axes,job.channels = f.axes,[f.channels[c] for c in sorted(chosen_channels(f, how.get('channels')))]
+            job.pixel_um,job.sized_by = (how['pixel_um'], 'user') if how.get('pixel_um') else (f.pixel_um, 'file') if f.pixel_um else (None, 'model')
             job.note = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
     return job
 

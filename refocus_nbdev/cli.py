@@ -12,6 +12,7 @@ os.environ.setdefault('GOMP_SPINCOUNT', '10000')
 
 # %% ../nbs/15_cli.ipynb #imports
 import shlex, sys, time
+from collections import Counter
 from json import dumps
 from functools import cache, partial
 from itertools import count
@@ -186,12 +187,25 @@ def _list_failed(notes):
     for n in notes: table.add_row(n)
     console.print(table)
 
+# %% ../nbs/15_cli.ipynb #_decided
+_BY = dict(user='by --pixel-um', file='by metadata')
+
+def _decision(j):
+    size = f'{j.pixel_um:.4g} um {_BY[j.sized_by]}' if j.sized_by in _BY else 'no known size'
+    return f'axes {j.axes}' + f'; channels refocused: {", ".join(j.channels) or "none"}'*('C' in j.axes) + f'; pixels of {size}'
+
+def _decided(jobs, most=5):
+    "Lines on what was decided, the most frequent first"
+    alike = Counter(_decision(j) for j in jobs if j.status=='done')
+    for said,n in alike.most_common(most): yield f'{n} file{"s"*(n>1)}: {said}'
+    if len(alike)>most: yield f'and {len(alike)-most} other kinds of files; --json tells them all'
+
 # %% ../nbs/15_cli.ipynb #_summary-2
 def _preview(jobs, load, overwrite, how, json):
     "Say what would become of each file, with its size"
     for j in jobs:
         if j.status=='to do': preview_job(j, load, overwrite, **how)
-    if json: print(dumps(dict(files=[dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um) for j in jobs])))
+    if json: print(dumps(dict(files=[_of_job(j) for j in jobs])))
     else: print(*(f'{j.source} -> {j.target}  ({j.note})' if j.status=='to do' else j.note for j in jobs), sep='\n')
     return int(not jobs or any(j.status=='failed' for j in jobs))
 
@@ -206,9 +220,13 @@ def _remarks(jobs, refocuser):
     if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if len(far)>1 else ' um out of focus')
     if um and len(far)<len(um): yield f'{len(um)-len(far)} of {len(um)} planes were found to be in focus, and passed on as they are'
 
+def _of_job(j):
+    "What a program may want to know of a file, and what was decided about it"
+    return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, axes=j.axes, channels=j.channels, pixel_um=j.pixel_um, sized_by=j.sized_by)
+
 def _as_json(jobs, out, seconds, remarks):
     "Print what became of each file, and how fast it was, for programs"
-    files = [dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, found_um=j.found_um and [round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
+    files = [dict(_of_job(j), found_um=j.found_um and [round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3))))
 
 def _summary(jobs, out, seconds, remarks):
@@ -216,7 +234,7 @@ def _summary(jobs, out, seconds, remarks):
     n = {s: sum(j.status==s for j in jobs) for s in ('done','skipped','failed')}
     for j in jobs:
         if j.status=='done' and j.note: print(f'{j.source}: {j.note}')
-    for r in remarks: print(r)
+    for r in [*_decided(jobs), *remarks]: print(r)
     if n['failed']: _list_failed([j.note for j in jobs if j.status=='failed'])
     speed = f' ({sum(j.pixels for j in jobs)/1e6/seconds:.2f} Mpx/s)' if n['done'] else ''
     print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s{speed}' + (f'; results are in {out}' if n['done']+n['skipped'] else ''))

@@ -31,7 +31,7 @@ def atomically(
         _rename(tmp, path, old)
     except Exception as e:
         if error is None or isinstance(e, error): raise
-        raise error(f'{path}: cannot be written ({type(e).__name__}: {e})') from e
+        raise error(f'{path}: cannot be written ({_why(path, e)})') from e
     finally:
         for o in (tmp, old): _remove(o)
 
@@ -49,6 +49,10 @@ def _remove(path):
     else: path.unlink(missing_ok=True)
 
 # %% ../nbs/00_disk.ipynb #sweep
+def _why(path, error):
+    full = isinstance(error, OSError) and path.parent.is_dir() and shutil.disk_usage(path.parent).free<1e5
+    return f'{type(error).__name__}: {error}' + '; the disk is full'*full
+
 def _to_disk(path):
     "Wait until a file, or those of a folder, are there even if the power fails"
     for p in path.rglob('*') if path.is_dir() else [path]:

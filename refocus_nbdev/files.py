@@ -129,15 +129,35 @@ class _Work:
 
     def reasons(self):
         "What is doubtful about the planes so far, and of how many"
-        return Counter(r for said in self.doubts.values() for r in said)
+        found = Counter(r for _,said in sorted(self.doubts.items()) for r in said)
+        return [r if len(self.todo)==1 else f'{r} ({k} of {len(self.todo)} planes)' for r,k in found.items()]
+
+# %% ../nbs/09c_files.ipynb #_Work-copy_to
+@patch
+def _planes_of(self:_Work, done):
+    "Function from a plane of the image to its `Rows` in the result, open as `done`"
+    of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
+    def rows(p):
+        if self.progress: self.progress(0)
+        return done.rows(of[p.series, p.index])
+    return rows
+
+@patch
+def copy_to(self:_Work, path, said):
+    "Copy the image, refocused; `said` gives what the copy says of itself, by the planes so far"
+    with atomically(path, ImageError) as tmp:
+        early = said()
+        self.image.copy(tmp, self.change, early)
+        if said()==early: return
+        with atomically(tmp) as again, open_image(tmp) as done: self.image.copy(again, self._planes_of(done), said())
 
 # %% ../nbs/09c_files.ipynb #_Work-half_widths
 @patch
 def half_widths(self:_Work, done):
     "What `copy_image` changes the planes to, where it is to copy half of the interval of each pixel of the result, open as `done`"
-    of = dict(zip(((p.series, p.index) for p in self.image.planes), done.planes))
+    rows = self._planes_of(done)
     def change(p):
-        new,scale,at = done.rows(of[p.series, p.index]),self.scales.get(p.channel),(p.series, p.index)
+        new,scale,at = rows(p),self.scales.get(p.channel),(p.series, p.index)
         return self.refocuser._half_in_counts(held(new), scale, *self.interval_at[at], self.how[1]) if scale else new.map(np.zeros_like)
     return change
 
@@ -149,6 +169,10 @@ class Refocused:
     remarks: list  # What should be said of them
     found_um: list # How far out of focus each plane was taken to be, um, 0 for those in focus; empty for a model that does not say
     doubts: list   # What the file says of itself: why not to believe it
+    axes: str      # As they were understood
+    channels: list # Names of those that were refocused
+    pixel_um: float|None # The size of its pixels that was reckoned with
+    sized_by: str  # Who said so: user, file or model
 
     @property
     def sized(self): return UNSIZED not in self.doubts
@@ -178,15 +202,14 @@ def refocus_file(self:Refocuser,
         if strict: refuse(f.path, unsized+remarks)
         work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict, bool(half_to))
         work.ahead()
-        doubts = unsized+remarks+list(work.reasons())
-        made_by = with_doubts(self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from), doubts)
-        copy_image(f, target, work.change, made_by)
+        known,made_by = unsized+remarks,self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from)
+        def said(): return with_doubts(made_by, known+work.reasons())
+        work.copy_to(target, said)
         if half_to:
-            with open_image(target) as done: copy_image(f, half_to, work.half_widths(done), HALF_WIDTHS+made_by)
-        n = len(work.todo)
-        reasons = [r if n==1 else f'{r} ({k} of {n} planes)' for r,k in work.reasons().items()]
+            with open_image(target) as done: copy_image(f, half_to, work.half_widths(done), HALF_WIDTHS+said())
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')
-        return Refocused(work.pixels, remarks + reasons + _remarks(f, scales, np.mean(work.clipped or [0])), work.found_um(), doubts)
+        remarks += work.reasons() + _remarks(f, scales, np.mean(work.clipped or [0]))
+        return Refocused(work.pixels, remarks, work.found_um(), known+work.reasons(), f.axes, [f.channels[c] for c,s in scales.items() if s], *self._size_of(f, pixel_um))
 
 # %% ../nbs/09c_files.ipynb #remarks
 @patch
@@ -197,6 +220,12 @@ def _zoom_of(self:Refocuser, image, pixel_um):
         if pixel_um: raise
         return 1.,[f'{e}: not rescaled']
     return zoom,[] if zoom==1 else [f'rescaled from {pixel_um or image.pixel_um:.4g} to {self.card["pixel_um"]:g} um a pixel, and back']
+
+@patch
+def _size_of(self:Refocuser, image, pixel_um):
+    "The size of the pixels that is reckoned with, um, and who said so"
+    sizes = dict(user=pixel_um, file=image.pixel_um, model=self.card.get('pixel_um'))
+    return next(((float(um), by) for by,um in sizes.items() if um), (None, 'model'))
 
 def _about_input(image, saturated):
     "What is doubtful about an image itself"

@@ -1,7 +1,7 @@
 import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
-from conftest import ENV, contents
+from conftest import ENV, command, contents
 from refocus_nbdev.cli import UsageError, plan_run
 from refocus_nbdev.images import read_image
 from refocus_nbdev.inference import model_path, shipped_models
@@ -132,11 +132,21 @@ def test_json(in_process, folder, tmp_path):
     assert said.code==1 and [f['status'] for f in got['files']]==['done','done','failed'] and got['megapixels_per_second']>0
     assert got['files'][0]['pixels']==tifffile.imread(folder/'field0.tif').size and 'text.tif' in got['files'][2]['note']
 
-def small_zarr(path, x):
-    "An OME-Zarr of one or two channels"
+def test_what_was_decided_is_said(refocus, folder, stacks, tmp_path):
+    args = 'run', folder, stacks/'in'/'ome.tif', '--channel', 1, '--out', tmp_path/'out'
+    planned = json.loads(refocus(*args, '--dry-run', '--json').text)['files']
+    said = refocus(*args, '--json')
+    about = [[f[k] for k in ('axes','channels','pixel_um','sized_by')] for f in json.loads(said.text)['files']]
+    assert about==[['YX', ['1'], 0.645, 'model']]*2 + [['TCYX', ['DNA'], 0.645, 'file']]
+    assert [[f[k] for k in ('axes','channels','sized_by')] for f in planned]==[[a,c,b] for a,c,_,b in about]
+    said = refocus(*args, '--overwrite', '--pixel-um', 0.64).text
+    assert '1 file: axes TCYX; channels refocused: DNA; pixels of 0.64 um by --pixel-um' in said and said.count('2 files: axes YX; pixels of 0.64 um')==1
+
+def small_zarr(path, x, axes='cyx'):
+    "An OME-Zarr, of one or two channels if it has any"
     group = pytest.importorskip('zarr').open_group(str(path), mode='w')
     group.create_array('0', data=x, chunks=(*[1]*(x.ndim-2),32,32))
-    group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in 'cyx'[-x.ndim:]], datasets=[dict(path='0')])], omero=dict(channels=[dict(label='DNA'), dict(label='actin')]))
+    group.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in axes[-x.ndim:]], datasets=[dict(path='0')])], omero=dict(channels=[dict(label='DNA'), dict(label='actin')]))
 
 def test_a_zarr_comes_out_as_one(in_process, blurred, tmp_path):
     small_zarr(tmp_path/'in.ome.zarr', np.stack([blurred]*2))
@@ -187,6 +197,40 @@ def test_ome_metadata_are_kept(stacks):
         before,after = (tifffile.xml2dict(t.ome_metadata)['OME'] for t in (a, b))
     assert 'not a measurement' in after['StructuredAnnotations']['CommentAnnotation']['Value']
     assert after['Image'].pop('AnnotationRef') and before['Image']==after['Image']
+
+DEEP = dict(
+    plain=dict(metadata={'axes':'ZYX'}),
+    imagej=dict(imagej=True, metadata={'axes':'ZYX'}),
+    truncated=dict(imagej=True, truncate=True, metadata={'axes':'ZYX'}),
+    tiles=dict(ome=True, tile=(32,32), compression='zlib', metadata={'axes':'ZYX'}),
+    zarr=None)
+
+@pytest.mark.parametrize('kind', DEEP)
+def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind):
+    from refocus_nbdev.images import doubts_in
+    name,deep = f'deep.{"zarr" if kind=="zarr" else "tif"}',np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
+    if kind=='zarr': small_zarr(tmp_path/name, deep, 'zyx')
+    else: tifffile.imwrite(tmp_path/name, deep, photometric='minisblack', **DEEP[kind])
+    said = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--json')
+    doubts = ['nothing but noise is to be seen (1 of 3 planes)']
+    im = read_image(tmp_path/'out'/name)
+    assert said.code==0 and json.loads(said.text)['files'][0]['doubts']==doubts==doubts_in(im.software)
+    assert (im.pixels[0]==deep[0]).all() and all((im.pixels[i]!=deep[i]).any() for i in (1,2))
+    later = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--strict')
+    assert later.code==1 and doubts[0] in later.text
+
+@pytest.mark.parametrize('when', ['before the second copy', 'within it'])
+def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_path, blurred, monkeypatch, when):
+    from refocus_nbdev.files import _Work
+    deep = np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
+    tifffile.imwrite(tmp_path/'deep.tif', deep, photometric='minisblack')
+    assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'whole').code==0
+    def stop(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(_Work, '_planes_of', stop if when!='within it' else lambda self, done: stop)
+        assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==130 and contents(tmp_path/'out')=={}
+    assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==0
+    assert contents(tmp_path/'out')==contents(tmp_path/'whole')
 
 def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
     a = read_image(stacks/'in'/'ome.tif').pixels
@@ -313,6 +357,41 @@ def test_interrupted(start, tmp_path, blurred):
     kept = contents(out)
     assert running.returncode==130 and 'interrupted' in said and 'Traceback' not in said
     assert 0<len(kept)<60 and not [n for n in kept if n.startswith('.')]
+
+@pytest.mark.parametrize('when', ['early', 'late'])
+def test_an_input_that_vanishes_during_the_run(refocus, folder, tmp_path, monkeypatch, when):
+    from refocus_nbdev import batches, files
+    home,name = (batches, 'run_job') if when=='early' else (files.Refocuser, 'provenance')
+    whole = getattr(home, name)
+    def vanishing(*args, **kwargs):
+        (folder/'field1.tif').unlink(missing_ok=True)
+        return whole(*args, **kwargs)
+    monkeypatch.setattr(home, name, vanishing)
+    said = refocus('run', folder, '--out', tmp_path/'out')
+    assert said.code==1 and '1 done' in said.text and len([l for l in said.text.splitlines() if 'field1.tif' in l])==1
+    assert contents(tmp_path/'out').keys()=={'field0.tif'}
+
+@pytest.fixture
+def small_files():
+    "No file may become larger than 9000 bytes"
+    resource = pytest.importorskip('resource')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+def test_no_room_for_a_result(refocus, folder, small_files, tmp_path):
+    said = refocus('run', folder, '--out', tmp_path/'out')
+    assert said.code==1 and said.text.count('cannot be written')==2 and contents(tmp_path/'out')=={}
+
+@pytest.mark.skipif(not shutil.which('unshare'), reason='needs a small disk')
+def test_a_disk_that_is_full(folder, tmp_path):
+    def on_small_disk(*args): return subprocess.run(['unshare', '-rm', 'sh', '-c', 'mount -t tmpfs -o size=40k none disk && "$@"; code=$?; ls -A disk disk/out; exit $code', 'sh', *map(str, args)], capture_output=True, text=True, env=ENV, cwd=tmp_path)
+    (tmp_path/'disk').mkdir()
+    if 'disk/out' not in on_small_disk('mkdir', 'disk/out').stdout: pytest.skip('may not make a small disk')
+    done = on_small_disk(*command('run', folder, '--out', 'disk/out'))
+    assert done.returncode==1 and '1 done, 0 skipped, 1 failed' in done.stdout and 'the disk is full' in done.stdout and 'Traceback' not in done.stderr
+    assert len(done.stdout.split('disk/out:')[-1].split())==1
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid()==0, reason='root may write anywhere')
 def test_read_only_results(refocus, folder, tmp_path):
