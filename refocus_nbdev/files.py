@@ -37,7 +37,7 @@ def provenance(self:Refocuser,
     if channels is not None: of += f'; only channel {", ".join(map(str, channels))}'
     if scale_from: of += f'; scale of the file with sha256 {scale_from.sha256[:16]}'
     if defocus_um is not None: of += f'; told {abs(defocus_um):g} um out of focus'
-    return f'refocus_nbdev {__version__}; model {self.name}, sha256 {self.sha256[:16]}{of}; computed by a neural network: not a measurement'
+    return in_ascii(f'refocus_nbdev {__version__}; model {self.name}, sha256 {self.sha256[:16]}{of}; computed by a neural network: not a measurement')
 
 @patch
 def refocus_image(self:Refocuser,
@@ -122,7 +122,7 @@ class _Work:
             self.ready[p.series, p.index] = self.refocused(p)
 
     def change(self, p):
-        if not self.scales.get(p.channel): return self.image.rows(p)
+        if not self.scales.get(p.channel): return None
         return self.ready.pop((p.series, p.index), None) or self.refocused(p)
 
     def found_um(self): return [self.refocuser.distance_um(w) for _,w in sorted(self.widths.items()) if w is not None]
@@ -216,6 +216,7 @@ def refocus_file(self:Refocuser,
 def _zoom_of(self:Refocuser, image, pixel_um):
     "The zoom of an open image, and what to say of it"
     try: zoom = self.zoom(pixel_um or image.pixel_um)
+    except ImageError: raise
     except ValueError as e:
         if pixel_um: raise
         return 1.,[f'{e}: not rescaled']

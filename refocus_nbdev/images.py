@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'UNSIZED', 'HALF_WIDTHS', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image',
-           'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'with_doubts', 'refuse',
-           'doubts_in', 'write_image', 'image_files', 'ImageError']
+           'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'in_ascii', 'with_doubts',
+           'refuse', 'doubts_in', 'write_image', 'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
-import glob
+import glob, struct
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -41,17 +41,30 @@ class MicroscopeImage:
         return self.pixels.reshape(-1, *self.pixels.shape[-2:])
 
 # %% ../nbs/00d_images.ipynb #PngReader
+_NOT_GREY = {'1':'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits first'} | dict.fromkeys(('LA','La','PA'), 'is grey with transparency; save it as a grey image of 8 or 16 bits, without its alpha channel, first')
+_WRITTEN = b'tEXt', b'zTXt', b'iTXt', b'tRNS' # Chunks that are written anew, or are about the old pixels
+
+def _png_chunks(path):
+    "What is in a PNG beside its pixels and words"
+    data,at,kept = Path(path).read_bytes(),8,b''
+    while at+12<=len(data):
+        n,name = struct.unpack('>I4s', data[at:at+8])
+        if name[:1].islower() and name not in _WRITTEN: kept += data[at:at+12+n]
+        at += 12+n
+    return kept
+
 class PngReader(Reader):
-    "The plane of a grey PNG; raises `ImageError` for a picture in colour"
-    kind,axes,compression,metadata,pixel_um,channels = 'png','YX',None,{},None,['1']
+    "The plane of a grey PNG; raises `ImageError` for a picture in colour, or several"
+    kind,axes,compression,metadata,sizes_um,channels = 'png','YX',None,{},[(None,None)],['1']
     def __init__(self,
         path, # A PNG that is there
         axes=None, # YX, if anything
     ):
         self.path = Path(path)
         with reading(path, 'PNG'), PILImage.open(path, formats=['PNG']) as im:
-            if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: this is a colour picture; save each channel as a grey image of 8 or 16 bits first')
-            x,self.words,self.dpi = np.array(im),dict(im.text),im.info.get('dpi')
+            if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, "is a colour picture; save each channel as a grey image of 8 or 16 bits first")}')
+            if getattr(im, 'n_frames', 1)>1: raise ImageError(f'{path}: is an animation of {im.n_frames} pictures; save each as a file of its own first')
+            x,self.words,self.kept = np.array(im),dict(im.text),_png_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
         self.planes = [Plane(0, 0, {}, self.shape)]
@@ -65,19 +78,22 @@ class PngReader(Reader):
     def rows(self, plane): return as_rows(self.pixels)
 
 # %% ../nbs/00d_images.ipynb #PngReader-copy
-def _save_png(path, x, words, **kwargs):
+def _save_png(path, x, words, kept=b''):
     info = PngImagePlugin.PngInfo()
     for k,v in words.items(): info.add_itxt(k, v) if not v.isascii() else info.add_text(k, v)
-    PILImage.fromarray(x).save(path, format='PNG', pnginfo=info, **kwargs)
+    PILImage.fromarray(x).save(path, format='PNG', pnginfo=info)
+    if kept: # behind the header of 33 bytes
+        data = Path(path).read_bytes()
+        Path(path).write_bytes(data[:33]+kept+data[33:])
 
 @patch
 def copy(self:PngReader,
     path,    # Where to; whatever is there is replaced
-    change,  # Function from a plane to its new pixels, an array (H,W) or `Rows`, of the same size and data type
+    change,  # Function from a plane to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
     text,    # What made them: the copy says so
 ):
     "Write a PNG that is the same but for its pixels"
-    _save_png(path, change(self.planes[0])[:], {**self.words, 'Software':made_by(text, self.software)}, **({'dpi':self.dpi} if self.dpi else {}))
+    _save_png(path, self.changed(self.planes[0], change)[:], {**self.words, 'Software':made_by(text, self.software)}, self.kept)
 
 # %% ../nbs/00d_images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr', *VENDORS)
@@ -108,9 +124,10 @@ def _reader(path):
 # %% ../nbs/00d_images.ipynb #_wrong
 def _wrong(image):
     "What is wrong with an image, if anything: its pixels, what it says of itself, or that it says it holds more than any compression can get into it"
-    odd = {image.rows(p).dtype for p in image.planes}-set(_DTYPES)
-    if odd: return f'pixels are {odd.pop()}; convert to uint8, uint16 or float32 first'
-    for about in ('axes','shape','channels','pixel_um','software','metadata','compression'): getattr(image, about)
+    odd = next((p for p in image.planes if image.rows(p).dtype not in _DTYPES), None)
+    if odd and image.planes[-1].series: return f'pixels of series {odd.series} (the first is 0) are {image.rows(odd).dtype}; convert them to uint8, uint16 or float32, or save the other series as files of their own'
+    if odd: return f'pixels are {image.rows(odd).dtype}; convert to uint8, uint16 or float32 first'
+    for about in ('axes','shape','channels','software','metadata','compression'): getattr(image, about)
     if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
     claimed = sum(p.size for p in image.planes)*image.dtype.itemsize
     held = sum(f.stat().st_size for f in image.path.rglob('*')) if image.path.is_dir() else image.path.stat().st_size
@@ -121,24 +138,26 @@ def read_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
     axes=None, # Letters for its axes, such as CYX, if it is wrong about them
 ) -> MicroscopeImage: # Pixels in the file's own data type, never scaled or clipped; of its first series, where it has several
-    "Read one file; raises `ImageError` as `open_image` does"
+    "Read one file; raises `ImageError` as `open_image` does, and for pixels that are not square"
     with open_image(path, axes) as f:
         planes = [p for p in f.planes if p.series==f.planes[0].series]
         if len({p.shape for p in planes})>1: raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
         pixels = np.stack([f.read(p) for p in planes]).reshape(f.shape)
-        return MicroscopeImage(pixels, f.axes, f.pixel_um, f.kind, f.compression, f.metadata, f.software, f.path)
+        return MicroscopeImage(pixels, f.axes, one_size(f.path, f.sizes_um[:1]), f.kind, f.compression, f.metadata, f.software, f.path)
 
 # %% ../nbs/00d_images.ipynb #chosen_channels
 def chosen_channels(
     image,    # An open one, of `open_image`
     channels, # Names as the file has them, or numbers from 1; None for all
 ) -> set[int]: # Numbers from 0
-    "The channels of a file that are meant; raises `ImageError` for those it does not have"
+    "The channels of a file that are meant; raises `ImageError` for those it does not have, and for a name that several have"
     names = [n.lower() for n in image.channels]
     if channels is None: return set(range(len(names)))
     numbers = {n:i for i,n in enumerate(names)} | {str(i+1):i for i in range(len(names)) if str(i+1) not in names}
     unknown = [c for c in map(str, channels) if c.lower() not in numbers]
     if unknown: raise ImageError(f'{image.path}: has no channel {unknown[0]}; it has {_listed(image.channels)}')
+    twice = [c for c in map(str, channels) if names.count(c.lower())>1]
+    if twice: raise ImageError(f'{image.path}: {names.count(twice[0].lower())} channels are called {twice[0]}; choose by number: {_listed(image.channels)}')
     return {numbers[str(c).lower()] for c in channels}
 
 def _listed(names):
@@ -172,7 +191,7 @@ def to_dtype(
 def copy_image(
     image,  # An open one, of `open_image`
     path,   # Where to; the folder must exist
-    change, # Function from one of its `planes` to the new pixels, an array (H,W) or `Rows`, of the same size and data type
+    change, # Function from one of its `planes` to the new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
     text,   # What made them: the copy says so (ASCII)
 ) -> Path:  # `path`
     "Copy one file, atomically, with other pixels in its planes; raises `ImageError` when that fails, leaving nothing behind"
@@ -191,12 +210,18 @@ DOUBTFUL = '; doubtful: ' # What stands before the doubts
 UNSIZED = 'size of its pixels not known' # One of them
 HALF_WIDTHS = 'half of the interval that holds 9 of 10 pixels; ' # What a file that holds that says before what made the result
 
+def in_ascii(
+    text, # Any
+) -> str:
+    "The same with letters that are not ASCII spelled out, such as \\xb5"
+    return text.encode('ascii', 'backslashreplace').decode()
+
 def with_doubts(
     text, # What made an image
     doubts, # Why not to believe it, if there is reason
 ) -> str:
     "The same, for the file to say"
-    return text+DOUBTFUL+'; '.join(doubts) if doubts else text
+    return in_ascii(text+DOUBTFUL+'; '.join(doubts) if doubts else text)
 
 def refuse(
     path,     # An image

@@ -46,10 +46,13 @@ class ZarrReader(Reader):
         self.path,self.given,self.planes = Path(path),axes,[]
         zarr = _zarr(path)
         with reading(path, 'OME-Zarr'):
-            self.root = zarr.open_group(str(path), mode='r')
+            self.root = zarr.open(str(path), mode='r')
+            if not hasattr(self.root, 'groups'): raise ImageError(f'{path}: this Zarr is an array alone, with nothing that says what it is: save it as OME-Zarr')
             self.images = _images(self.root)
             for n,g in enumerate(self.images): self._find_planes(n, g)
-        if not self.planes: raise ImageError(f'{path}: this Zarr holds no OME image (no group in it has multiscales)')
+            if not self.planes: raise ImageError(f'{path}: this Zarr holds no OME image (no group in it has multiscales)')
+            self.sizes_um = [_zarr_size(_ome(g)['multiscales'][0]) for g in self.images]
+            self.channels = number_channels(self.planes, [[c.get('label') for c in _ome(g).get('omero', {}).get('channels', [])] for g in self.images])
 
     def _levels(self, group): return [group[d['path']] for d in _ome(group)['multiscales'][0]['datasets']]
 
@@ -58,13 +61,19 @@ class ZarrReader(Reader):
         return fitting_axes(self.path, self.given, a.shape, found) if n==0 and self.given else found
 
     def _find_planes(self, n, group):
-        full = self._levels(group)[0]
+        if len(_ome(group)['multiscales'])>1: raise ImageError(f'{self.path}: {group.name} holds {len(_ome(group)["multiscales"])} multiscales; save each as a group of its own')
+        full,*_ = levels = self._levels(group)
         axes = self._letters(n, group, full)
         if n==0: self.axes = axes
         if np.prod(full.shape[:-2], dtype=float)>1e6: raise ImageError(f'{self.path}: claims {np.prod(full.shape[:-2], dtype=float):.3g} planes: it is damaged')
-        if axes[-2:]!='YX': raise ImageError(f'{self.path}: axes {axes}; the last two must be Y and X')
+        if axes[-2:]!='YX' or len(axes)!=full.ndim: raise ImageError(f'{self.path}: axes {axes} of an image of shape {full.shape}; it needs a letter for each side, and Y and X last: save it so, or give --axes if it is wrong about them')
+        for a in levels: self._check_chunks(a)
         for i,at in enumerate(np.ndindex(full.shape[:-2])):
             self.planes.append(Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)))
+
+    def _check_chunks(self, a):
+        for name,unit in (('chunks', a.chunks), ('shards', getattr(a, 'shards', None))):
+            if unit: check_part(self.path, name, np.prod(unit, dtype=float)*a.dtype.itemsize, np.prod(a.shape, dtype=float)*a.dtype.itemsize)
 
 # %% ../nbs/00b_ngff.ipynb #ZarrReader-about
 @patch(as_prop=True)
@@ -92,21 +101,12 @@ def rows(self:ZarrReader,
     return Rows(plane.shape, array.dtype.newbyteorder('='), read)
 
 # %% ../nbs/00b_ngff.ipynb #ZarrReader-metadata
-_ZARR_UM = dict(micrometer=1, nanometer=1e-3, millimeter=1e3, centimeter=1e4, angstrom=1e-4)
-
-@patch(as_prop=True)
-def pixel_um(self:ZarrReader):
-    "Size of a pixel in um, None where it is not said"
-    m = _ome(self.images[0])['multiscales'][0]
-    scales = [t['scale'][-1] for o in (m['datasets'][0], m) for t in o.get('coordinateTransformations', []) if t.get('type')=='scale']
-    x = m.get('axes', ['x'])[-1]
-    unit = _ZARR_UM.get(x.get('unit')) if isinstance(x, dict) else None
-    return float(np.prod(scales)*unit) if scales and unit else None
-
-@patch(as_prop=True)
-def channels(self:ZarrReader):
-    "Names of the channels, or their numbers from 1"
-    return channel_names(self.planes, [c.get('label') for c in _ome(self.images[0]).get('omero', {}).get('channels', [])])
+def _zarr_size(image):
+    "Width and height of the pixels of an entry of `multiscales` in um, None where it is not said"
+    scales = [t['scale'] for o in (image['datasets'][0], image) for t in o.get('coordinateTransformations', []) if t.get('type')=='scale']
+    axes = image.get('axes', ['y','x'])
+    unit = lambda a: a.get('unit') if isinstance(a, dict) else None
+    return tuple(um_of(float(np.prod([s[i] for s in scales])), unit(axes[i])) if scales else None for i in (-1,-2))
 
 @patch(as_prop=True)
 def metadata(self:ZarrReader):
@@ -128,7 +128,7 @@ def software(self:ZarrReader):
 @patch
 def copy(self:ZarrReader,
     path,    # Where to; nothing is there
-    change,  # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type
+    change,  # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
     text,    # What made them: the copy says so
 ):
     "Write an OME-Zarr that is the same but for its planes"
@@ -137,7 +137,9 @@ def copy(self:ZarrReader,
     new = zarr.open_group(str(path), mode='r+')
     images = [self._levels(g) for g in _images(new)]
     for p in self.planes:
-        y = as_rows(change(p))
+        y = change(p)
+        if y is None: continue
+        y = as_rows(y)
         for level in images[p.series]: _fill(level, _smaller(p.page[1], level, p), y if level.shape[-2:]==y.shape else shrink(y, level.shape[-2:]))
     new.attrs['refocus_nbdev'] = made_by(text, self.software)
 

@@ -33,7 +33,9 @@ class VendorReader(Reader):
         reader = reader or _bioio(path)
         with reading(path, self.kind.upper()):
             self.image = reader(str(path))
+            self.sizes_um,self.names = [],[]
             for n,scene in enumerate(self.image.scenes): self._find_planes(n, scene)
+            self.channels = number_channels(self.planes, self.names)
             self._scene(0)
 
     def _scene(self, n): self.image.set_scene(self.image.scenes[n])
@@ -42,6 +44,9 @@ class VendorReader(Reader):
         self.image.set_scene(scene)
         axes,shape = self.image.dims.order,self.image.shape
         if axes[-2:]!='YX': raise ImageError(f'{self.path}: scene {scene} has the axes {axes}; colour is not read: save each channel as a grey image first')
+        size = self.image.physical_pixel_sizes
+        self.sizes_um.append((size.X, size.Y))
+        self.names.append(list(map(str, self.image.channel_names or ())))
         for i,at in enumerate(np.ndindex(shape[:-2])): self.planes.append(Plane(n, i, dict(zip(axes, at)), tuple(shape[-2:])))
 
 # %% ../nbs/00c_vendors.ipynb #VendorReader-read
@@ -77,21 +82,11 @@ def dtype(self:VendorReader):
     "The data type of its pixels"
     return np.dtype(self.image.dtype)
 
-@patch(as_prop=True)
-def pixel_um(self:VendorReader):
-    "Size of a pixel in um, None where the file does not say"
-    return self.image.physical_pixel_sizes.X
-
 # %% ../nbs/00c_vendors.ipynb #VendorReader-channels
 @patch(as_prop=True)
-def channels(self:VendorReader):
-    "Names of the channels, or their numbers from 1"
-    return channel_names(self.planes, self.image.channel_names or [])
-
-@patch(as_prop=True)
 def metadata(self:VendorReader):
-    "The names of the channels, as OME-TIFF wants them"
-    return dict(Channel=dict(Name=self.channels))
+    "The names of the channels of the first scene, as OME-TIFF wants them"
+    return dict(Channel=dict(Name=self.names[0])) if self.names[0] else {}
 
 @patch(as_prop=True)
 def compression(self:VendorReader):
@@ -116,7 +111,7 @@ def _about(self:VendorReader, n):
 @patch
 def copy(self:VendorReader,
     path,   # Where to; whatever is there is replaced
-    change, # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type
+    change, # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
     text,   # What made them: the copy says so
 ):
     "Write an OME-TIFF of all scenes"
@@ -128,4 +123,4 @@ def copy(self:VendorReader,
     self._scene(0)
     described = (270, 2, 0, annotated(xml.tostring(), text), False)
     with tifffile.TiffWriter(path, bigtiff=sum(p.size for p in self.planes)*self.dtype.itemsize>3.9e9, ome=False, shaped=False) as out:
-        for i,p in enumerate(self.planes): out.write(as_rows(change(p))[:], photometric='minisblack', compression='zlib', metadata=None, software=text, extratags=[described] if i==0 else ())
+        for i,p in enumerate(self.planes): out.write(self.changed(p, change)[:], photometric='minisblack', compression='zlib', metadata=None, software=text, extratags=[described] if i==0 else ())

@@ -110,6 +110,11 @@ def claims(path, shape, **kwargs):
         for name,n in (('ImageLength',shape[0]), ('ImageWidth',shape[1]), ('RowsPerStrip',shape[0])):
             if name in tags: tags[name].overwrite(n)
 
+def tiles_that_claim(path, side):
+    tifffile.imwrite(path, np.zeros((64,64), np.uint16), photometric='minisblack', metadata=None, tile=(16,16), compression='zlib')
+    with tifffile.TiffFile(path, mode='r+') as t:
+        for name in ('TileWidth','TileLength'): t.pages[0].tags[name].overwrite(side)
+
 def cyclic(path):
     tifffile.imwrite(path, np.random.default_rng(0).integers(0, 99, (16,16)).astype(np.uint16), photometric='minisblack', metadata=None, byteorder='<')
     data = bytearray(path.read_bytes())
@@ -118,16 +123,18 @@ def cyclic(path):
     data[end:end+4] = data[4:8]
     path.write_bytes(data)
 
-def zarr_that_claims(path, shape):
+def zarr_that_claims(path, shape, chunk=512):
     zarr = pytest.importorskip('zarr')
     g = zarr.open_group(str(path), mode='w', zarr_format=2)
-    g.create_array('0', shape=shape, chunks=(*[1]*(len(shape)-2), 512, 512), dtype='uint16')
+    g.create_array('0', shape=shape, chunks=(*[1]*(len(shape)-2), chunk, chunk), dtype='uint16')
     g.attrs['multiscales'] = [dict(version='0.4', axes=[dict(name=n, type='space') for n in 'tczyx'[-len(shape):]], datasets=[dict(path='0', coordinateTransformations=[dict(type='scale', scale=[1.]*len(shape))])])]
 
 HOSTILE = {
     'a million by a million.tif': (lambda p: claims(p, (1_000_000, 1_000_000)), 'damaged'),
     'the same, compressed.tif': (lambda p: claims(p, (1_000_000, 1_000_000), compression='zlib'), 'too large'),
     'the same in tiles.tif': (lambda p: claims(p, (1_000_000, 1_000_000), tile=(16,16)), 'damaged'),
+    'tiles larger than it.tif': (lambda p: tiles_that_claim(p, 16_000), 'tiles of 512 MB for an image of 0.0082 MB'),
+    'tiles beyond measure.tif': (lambda p: tiles_that_claim(p, 48_000), 'too large'),
     'longer than it is.tif': (lambda p: claims(p, (40, 16)), 'complete'),
     'a bomb.png': (lambda p: Image.fromarray(np.zeros((20_000,20_000), np.uint8)).save(p, compress_level=1), 'DecompressionBomb'),
     'a bomb.tif': (lambda p: claims(p, (60_000, 60_000), compression='zlib'), 'too large'),
@@ -137,6 +144,7 @@ HOSTILE = {
     'infinite.tif': (lambda p: tifffile.imwrite(p, np.array([[1,np.inf],[2,3]], np.float32)), 'infinite'),
     'huge numbers.tif': (lambda p: tifffile.imwrite(p, np.array([[1,3e38],[2,-3e38]], np.float32)), 'too large'),
     'slide.zarr': (lambda p: zarr_that_claims(p, (1_000_000, 1_000_000)), 'all but empty'),
+    'chunks larger than it.zarr': (lambda p: zarr_that_claims(p, (64, 64), 12_000), 'chunks of 288 MB for an image of 0.0082 MB'),
     'many planes.zarr': (lambda p: zarr_that_claims(p, (100_000, 100_000, 8, 8)), 'planes'),
 }
 
