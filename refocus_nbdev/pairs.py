@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FOCUS_BAND', 'Field', 'parse_name', 'defocus_of', 'plane_files', 'planes_in', 'focus_files', 'focus_curve',
-           'focus_curves', 'sharpest_plane', 'Pair', 'channels_of', 'bbbc006_pairs', 'label_file', 'tile_groups',
-           'groups_of', 'held_out', 'spread_wells', 'WellSplit', 'split_wells']
+           'focus_curves', 'sharpest_plane', 'Pair', 'channels_of', 'bbbc006_pairs', 'label_file', 'named_wells',
+           'tile_groups', 'groups_of', 'held_out', 'spread_wells', 'WellSplit', 'split_wells']
 
 # %% ../nbs/02_pairs.ipynb #imports
 import re
@@ -168,6 +168,34 @@ def label_file(
     p = Path(root)/'BBBC006_v1_labels'/f'mcf-z-stacks-03212011_{field.well}_s{field.site}.png'
     return p if p.exists() else None
 
+# %% ../nbs/02_pairs.ipynb #named_wells
+_OPERA = re.compile(r'r(0[1-9]|1[0-6])c(0[1-9]|1\d|2[0-4])(?:f\d|$)', re.I)
+_PART = re.compile(r'(?:well)?([a-p])(0?[1-9]|1\d|2[0-4])(?:f\d+(?:d\d+)?)?', re.I)
+
+def _well_parts(name):
+    "Place in a name, well, and whether it can be nothing else, of all parts that may be a well"
+    name = re.sub(r'^([A-P]) - (\d\d?)(?=\()', r'\1\2', name)
+    for i,part in enumerate(re.split(r'[\W_]+', name)):
+        if m := _OPERA.match(part): yield i, f'{chr(64+int(m[1]))}{m[2]}', True
+        elif (m := _PART.fullmatch(part)) and (len(m[2])==2 or m[1].isupper()):
+            yield i, f'{m[1].upper()}{int(m[2]):02d}', m[1] not in 'CFPcfp' or i==0 and len(m[2])==2
+
+def _folder_well(path):
+    "The well that a folder is called after, if it is"
+    return next((well for _,well,sure in _well_parts(path.parent.name) if sure and path.parent.name.isalnum()), None)
+
+def named_wells(
+    files, # Files of any names
+) -> list: # The well of each, such as A01 (a01 for a name of BBBC006); None where the name tells none
+    "Wells by the names of files, and of their folders"
+    files = [Path(f) for f in files]
+    parts,at = [list(_well_parts(f.stem)) for f in files],defaultdict(set)
+    for i,well,sure in (o for found in parts for o in found):
+        if sure: at[i].add(well)
+    places = sorted(at, key=lambda i: (len(at[i])<2, i))
+    def own(f, found): return next((found[i] for i in places if i in found), None) or _folder_well(f)
+    return [field.well if (field := parse_name(f)) else own(f, {i: well for i,well,_ in found}) for f,found in zip(files, parts)]
+
 # %% ../nbs/02_pairs.ipynb #_edges
 def _edge(v, min_contrast=6.):
     "Unit-length changes along a border, zero where nothing but noise is there"
@@ -202,13 +230,14 @@ def groups_of(
 ) -> list[str]: # One name a file; files of one well, or tiles of one field, share it
     "The group of each file: its well, or the field that its borders show it to be, or to be a tile of, called after its first file; raises `ImageError` on a file that cannot be read"
     files = [Path(f) for f in files]
-    fields = [parse_name(f) for f in files]
-    unknown = [i for i,f in enumerate(fields) if f is None]
+    wells = named_wells(files)
+    if len({w for w in wells if w and w[0].isupper()})==1: wells = [None if w and w[0].isupper() else w for w in wells]
+    unknown = [i for i,w in enumerate(wells) if w is None]
     parts = dict(zip(unknown, tile_groups(read_image(files[i]).planes[0] for i in unknown).tolist()))
     first = {part: files[i] for i,part in reversed(parts.items())}
     stems = Counter(f.stem for f in first.values())
     names = {part: f.stem if stems[f.stem]==1 else str(f) for part,f in first.items()}
-    return [fields[i].well if fields[i] else names[parts[i]] for i in range(len(files))]
+    return [w or names[parts[i]] for i,w in enumerate(wells)]
 
 # %% ../nbs/02_pairs.ipynb #held_out
 def held_out(

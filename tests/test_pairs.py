@@ -4,7 +4,7 @@ from conftest import BIG_PLANES, LATE_WELL, MOVED, SAMPLE, moved_by
 from hypothesis import given, strategies as st
 from refocus_nbdev.checks import focus_by_well, focus_report, registered, registration_report
 from refocus_nbdev.images import ImageError, MicroscopeImage, read_image, write_image
-from refocus_nbdev.pairs import bbbc006_pairs, defocus_of, parse_name, plane_files, split_wells, spread_wells
+from refocus_nbdev.pairs import bbbc006_pairs, defocus_of, groups_of, named_wells, parse_name, plane_files, split_wells, spread_wells
 
 WHOLE = [f'{r}{c:02d}' for r in 'abcdefghijklmnop' for c in range(1, 25)]
 FAR = [z for z in BIG_PLANES if z not in range(14, 22)]
@@ -186,3 +186,20 @@ def test_the_command_refuses_in_a_sentence(in_process, big_plate, args, code):
     assert said.code==code and said.text.startswith('refocus check: ')
 
 def test_the_command_needs_a_plate(in_process, tmp_path): assert in_process('check', tmp_path/'gone').code==1
+
+@pytest.mark.parametrize('names,wells', [
+    ('A01_f1 a02-f1', 'A01 A02'), ('P24 H12.ome', 'P24 H12'), ('A1_01_DAPI B10_01_DAPI', 'A01 B10'), ('20240301_p1_A01_s1_w1 20240301_p1_F03_s1_w1', 'A01 F03'),
+    ('AP_A01_T0001F001L01A01Z01C01 AP_C02_T0001F001L01A01Z01C01', 'A01 C02'), ('r02c11f01p01-ch1sk1fk1fl1 r03c11f01', 'B11 C11'), ('MFGTMP_12_A01f00d0 MFGTMP_12_A02f00d0', 'A01 A02'),
+    ('B16_A01 B16_D02', 'A01 D02'), ('A01_F01_C01 A02_F02_C01', 'A01 A02')])
+def test_names_that_tell_wells(names, wells): assert named_wells(f'{n}.tif' for n in names.split())==wells.split()
+
+@pytest.mark.parametrize('name', ['c1', 'x_c1', 'C1-x', 'x_t1', 'x_z5', 'x_s2_w1', 'x_C01', 'x_F01', 'x-a1', 'A25', 'A00', 'r17c01f01', 'A549_1', 'field01', 'deadb01f', '0f5c-a021', 'T01', 'Z05_S02', 'h2b', 'xA01'])
+def test_names_that_tell_none(name): assert named_wells([f'in/{name}.tif'])==[None]
+
+def test_a_folder_may_be_a_well(): assert named_wells(['A01/1.tif', 'B02/1.tif', 'x_A01/1.tif', 'A/1.tif'])==['A01', 'B02', None, None]
+
+def test_wells_of_bbbc006_are_their_own(part):
+    plate = part(16)
+    ours = sorted(plane_files(plate, 16).values())
+    other = [shutil.copy(f, plate/f'{n}_s1_c1.tif') for f,n in zip(ours, ('test_A05','test_C12'))]
+    assert groups_of([*ours, *other])==[parse_name(f).well for f in ours]+['A05','C12']
