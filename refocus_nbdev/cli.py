@@ -527,7 +527,7 @@ def trust(
     model:str='nuclei', # The model that finds out how far out of focus the images were: a name, or a model file
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
     channel:str='', # Channels to check, by name or by number from 1; all if empty
-    nucleus_um:float=13., # Diameter of a typical nucleus in um
+    nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds the nuclei of the results: classical, stardist or cellpose, as for refocus evaluate
     overwrite:bool=False, # Replace tables of those names
     dry_run:bool=False, # Only list what belongs together
@@ -585,13 +585,14 @@ def evaluate(
     predicted:str, # The refocused images: a file, folder (with its folders) or glob
     target:str, # The same fields in focus; or a plate in BBBC006 layout, whose plane 16 is taken
     input:str='', # The same fields as they were before, for comparison
-    labels:str='', # Label images of their nuclei (0 background, 1, 2, ...); what a segmenter finds in the targets if empty
+    labels:str='', # Label images of their nuclei (0 background, 1, 2, ...), or masks, parted where nuclei do not touch; what a segmenter finds in the targets if empty
     out:Path=Path('report'), # Folder for report.html, report.json, scores.csv and nuclei.csv
     overwrite:bool=False, # Replace a report that is there
     defocus_um:str='', # How far out of focus the inputs were, in um: one number, or a CSV file with the columns file and defocus_um; by the plane, of a plate in BBBC006 layout, if empty
+    groups:str='', # CSV file with the columns file and group, for images that are no independent witnesses, such as all of one well or animal; by the wells in the names if empty, or each field for itself where names tell none
     channel:str='', # Channels to compare, by name or by number from 1; all if empty
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
-    nucleus_um:float=13., # Diameter of a typical nucleus in um
+    nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds nuclei: classical (thresholds and a watershed), or stardist or cellpose where they are installed, with another model, or your own, after a colon, such as stardist:2D_paper_dsb2018
     classical:bool=True, # Try unsharp mask, Wiener and Richardson-Lucy on the inputs as well?
     dry_run:bool=False, # Only list what belongs together
@@ -600,17 +601,17 @@ def evaluate(
 
     Example: refocus evaluate refocused plate --input plate --out report
     """
-    from refocus_nbdev.comparisons import plan_comparisons
+    from refocus_nbdev.comparisons import plan_comparisons, told_groups
     if not nucleus_um>0: raise UsageError(f'--nucleus-um {nucleus_um:g}: give a diameter in um, above 0')
-    cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um)
-    if dry_run: print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in no_target), *(f'{t}: no prediction' for t in no_prediction), sep='\n')
+    cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups)
+    if dry_run: print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in no_target), *(f'{t}: no prediction' for t in no_prediction), f'groups: {told_groups(cases)}', sep='\n')
     else: return _evaluate(cases, out, overwrite, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None, segmenter=segmenter), classical, dict(no_target=no_target, no_prediction=no_prediction))
     return int(bool(no_prediction))
 
 # %% ../nbs/15_cli.ipynb #_evaluate
 def _evaluate(cases, out, overwrite, how, classical, unmatched):
     "Compare, write the report, and say what came of it"
-    from refocus_nbdev.reports import REPORT, evaluate, means_table, write_report
+    from refocus_nbdev.reports import REPORT, evaluate, hints, means_table, write_report
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
     taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
@@ -618,7 +619,7 @@ def _evaluate(cases, out, overwrite, how, classical, unmatched):
     if how['nucleus_um']: _load_segmenter(how['segmenter'])
     e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
-    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string())
+    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string(), *hints(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
     print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)
@@ -636,6 +637,7 @@ def calibrate(
     out:Path=Path('calibrated.safetensors'), # Model file to write: the same model, with other intervals
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
+    groups:str='', # CSV file with the columns file and group, for images that are no independent witnesses, such as all of one well or animal; by the wells in the names if empty, or each field for itself where names tell none
     channel:str='', # Channels to use, by name or by number from 1; all if empty
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
     dry_run:bool=False, # Only list what belongs together
@@ -644,22 +646,24 @@ def calibrate(
 
     Example: refocus calibrate plate/z_05 plate/z_16 --out mine.safetensors
     """
-    from refocus_nbdev.comparisons import plan_comparisons
+    from refocus_nbdev.comparisons import plan_comparisons, told_groups
     _check_new_model(out)
     _check_pixel(pixel_um)
-    cases,without,_ = plan_comparisons(blurred, target)
-    if dry_run: return print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in without), sep='\n')
+    cases,without,_ = plan_comparisons(blurred, target, groups=groups)
+    if dry_run: return print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in without), f'groups: {told_groups(cases)}', sep='\n')
     return _calibrate(cases, target, out, model, _refocuser(model, device), dict(channels=_names(channel) or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_calibrate
 def _calibrate(cases, target, out, model, refocuser, how):
     "Collect errors, write the model, and say what came of it"
     from pandas import concat
+    from refocus_nbdev.comparisons import told_groups
     from refocus_nbdev.own_intervals import case_errors, own_intervals, save_with
     if not refocuser.guided: raise UsageError(f'model {refocuser.name} does not find out how wide a blur is, which intervals go by; choose another model')
     errors,failed = of_each(lambda c: case_errors(refocuser, c, **how), cases, partial(_progress, what='calibrating'))
     if failed: _list_failed(failed)
     if not errors: return 1
+    print(f'groups: {told_groups([c for c,_ in errors])}')
     table = concat([t for _,t in errors])
     own = own_intervals(table, refocuser.card.get('intervals'))
     save_with(model, out, own, f'the {table.file.nunique()} images compared with {Path(target).name}')
@@ -669,7 +673,7 @@ def _calibrate(cases, target, out, model, refocuser, how):
 def _tell_intervals(own, name, out):
     if own.factor==own.factor: print(f'half widths are {own.factor:.2f} times those of {name}')
     if len(own.asked): print(f'each group asked by a factor that others set: {own.asked.within.mean():.1%} of pixels lie within, of groups {own.asked.groupby("group").within.mean().min():.0%} at least')
-    if own.groups<20: print(f'groups: {own.groups}. A promise from so few makes intervals wide: 20 or more are better')
+    if own.groups<20: print(f'a promise from {own.groups} groups makes intervals wide: 20 or more are better')
     print(f'the model is {out}; use it with: refocus run INPUT --model {out} --uncertainty')
 
 # %% ../nbs/15_cli.ipynb #download

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field',
-           'means_table', 'in_short', 'makers', 'report_page', 'write_report']
+           'means_table', 'in_short', 'hints', 'makers', 'report_page', 'write_report']
 
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
@@ -21,7 +21,7 @@ from .disk import atomically
 from .images import *
 from .metrics import *
 from .segmenters import *
-from .trust import outline
+from .trust import NUCLEUS_UM, outline
 
 # %% ../nbs/12b_reports.ipynb #Evaluation
 def _far(t):
@@ -43,6 +43,10 @@ class Evaluation:
     def means(self): return means_of(_far(self.scores))
     @cached_property
     def means_by_distance(self): return means_of(self.scores, ('defocus_um','method'))
+    @cached_property
+    def gains(self): return gains_of(_far(self.scores))
+    @cached_property
+    def gains_by_distance(self): return gains_of(self.scores, ('defocus_um','method'))
     @cached_property
     def makers(self): return makers(self.cases)
 
@@ -119,14 +123,14 @@ def draw_field(
     for ax,(n,x) in zip(axes, shown.items()): ax.imshow(x, cmap='gray', vmin=lo, vmax=max(hi, lo+1e-9)); ax.set_title(n, fontsize=9)
     error = (shown['refocused']-shown['in focus'])/signal_range(target[0])
     axes[-1].imshow(error, cmap='RdBu_r', vmin=-0.5, vmax=0.5); axes[-1].set_title('error, share of the range', fontsize=9)
-    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c, channels, partial(segmenter_of(segmenter), diameter=nucleus_px(nucleus_um, pixel_um)))
+    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c, c.labels and label_planes(c.labels, channels, c.target, target.shape)[0][0], partial(segmenter_of(segmenter), diameter=nucleus_px(nucleus_um, pixel_um)))
     for ax in axes: ax.axis('off')
     return fig
 
-def _draw_nuclei(axes, shown, c, channels, find):
+def _draw_nuclei(axes, shown, c, truth, find):
     "Outline what was invented in the prediction, and lost in the target"
-    truth = planes_of(c.labels, channels)[0][0] if c.labels else find(shown['in focus'])
     found = find(shown['refocused'])
+    if truth is None: truth = find(shown['in focus'])
     lost,invented = _lost_and_invented(found, truth)
     outline(axes[0], found, invented, 'cyan'); outline(axes[1], truth, lost, 'magenta')
 
@@ -160,7 +164,7 @@ STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em a
 table{border-collapse:collapse;margin:.7em 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}th,td{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}small{color:#777}img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em;word-break:break-all}"""
 
 ABOUT = """<p>PSNR and SSIM are relative to the span from the 1st to the 99.9th percentile of the target; the scale-invariant PSNR is taken after the gain and offset that suit the image best. The intensity slope is that of the line of the image on the target, background left out: 1 keeps brightness, less flattens it.
-F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one. In brackets: 95 % intervals from drawing groups (wells, or connected fields) again and again; none for fewer than three groups. Unsharp mask, Wiener and Richardson-Lucy are told the distance, and use a Gaussian as wide as it makes the blur on BBBC006's microscope.</p>"""
+F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one. In brackets: 95 % intervals from drawing groups (wells, or connected fields) again and again, for a gain from the differences, plane by plane; none for fewer than three groups. Unsharp mask, Wiener and Richardson-Lucy are told the distance, and use a Gaussian as wide as it makes the blur on BBBC006's microscope.</p>"""
 
 def _tables(e):
     "Means, by method and by distance, and nuclei"
@@ -183,40 +187,63 @@ def in_short(
     e:Evaluation, # With scores
 ):                # Yields sentences
     "What an evaluation comes to, in words"
-    m,n = e.means.set_index(['method','score'])['mean'], nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
-    gain,gain_si = (m['refocused',s]-m.get(('doing nothing',s), np.nan) for s in ('psnr','si_psnr'))
-    yield _gain(gain)
-    yield from _by_distance(e.means_by_distance, 'psnr')
-    if not 2/3<(slope := m.get(('refocused','slope'), 1.))<3/2:
-        yield _other_light(gain_si, slope)
-        yield from _by_distance(e.means_by_distance, 'si_psnr')
+    n = nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
+    gains = {r.score: r for r in e.gains.itertuples()}
+    yield _gain(gains.get('psnr'))
+    yield from _by_distance(e.gains_by_distance, 'psnr')
+    if not 2/3<(slope := e.means.set_index(['method','score'])['mean'].get(('refocused','slope'), 1.))<3/2:
+        yield _other_light(gains.get('si_psnr'), slope)
+        yield from _by_distance(e.gains_by_distance, 'si_psnr')
     if len(n): yield from _of_nuclei(n)
-    groups = e.scores.group.nunique()
-    if groups<10: yield f'Groups of images that are independent (wells, or fields): {groups}. That is few: others may come out otherwise' + (', by more than the intervals say.' if groups>2 else ', and there are no intervals.')
+    yield from hints(e)
 
-def _gain(db):
-    if pd.isna(db): return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
-    return f'Refocused images are {_nearer(db)} those in focus than the images as they came in, by {abs(db):.1f} dB of PSNR on the mean.'
+# %% ../nbs/12b_reports.ipynb #_gain
+def _gain(r):
+    if r is None: return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
+    return f'Refocused images are {_nearer(r)} those in focus than the images as they came in, by {_db(r)} of PSNR on the mean{_chance(r)}.'
 
-def _nearer(db): return 'nearer to' if db>0 else 'farther from'
+def _nearer(r): return 'nearer to' if r.mean>0 else 'farther from'
 
-def _other_light(db, slope):
+def _db(r):
+    "How much nearer or farther, and the interval"
+    low,high = sorted((r.low, r.high) if r.mean>0 else (-r.low, -r.high))
+    return f'{abs(r.mean):.1f} dB' + ('' if pd.isna(r.low) else f' ({low:.1f} to {high:.1f})')
+
+def _chance(r): return ', which may be chance' if r.low<0<r.high else ''
+
+def _other_light(r, slope):
     "What to go by where brightness alone may have decided"
-    gain = '' if pd.isna(db) else f' After the gain and offset that suit each image best, they are {_nearer(db)} those in focus, by {abs(db):.1f} dB of scale-invariant PSNR.'
+    gain = '' if r is None else f' After the gain and offset that suit each image best, they are {_nearer(r)} those in focus, by {_db(r)} of scale-invariant PSNR{_chance(r)}.'
     return f'The brightness of refocused images is not that of the targets: their intensity slope is {slope:.2f}, not 1.{gain} If input and target were exposed or scaled differently, go by that; if not, the light is wrong.'
 
-def _by_distance(means, score):
+def _by_distance(gains, score):
     "The gain at each distance, where there are several"
-    t = means[means.score==score].pivot(index='defocus_um', columns='method', values='mean') if len(means) else means
-    if len(t)>1 and 'doing nothing' in t: yield f'Gain in {NAMES[score].removesuffix(", dB")} by distance: ' + ', '.join(f'{um:g} um {gain:+.1f} dB' for um,gain in (t.refocused-t['doing nothing']).items()) + '.'
+    t = gains[gains.score==score].sort_values('defocus_um') if len(gains) else gains
+    if len(t)>1: yield f'Gain in {NAMES[score].removesuffix(", dB")} by distance: ' + ', '.join(f'{r.defocus_um:g} um {r.mean:+.1f} dB' + ('' if pd.isna(r.low) else f' ({r.low:+.1f} to {r.high:+.1f})') for r in t.itertuples()) + '.'
 
 def _of_nuclei(n):
     "How many are found, and how their light follows the true one"
     found = [f'{100*n.found[k]:.0f} of 100 in {t}' for k,t in {'refocused':'refocused images', 'doing nothing':'images as they came in', 'in focus':'images in focus'}.items() if k in n.index]
     yield f'Nuclei found with about the right outline: {", ".join(found)}.'
     slope,grown,r2 = n.loc['refocused', [f'light in {o}' for o in ('true outline slope', 'grown outline slope', 'grown outline r2')]]
-    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images within the true outlines, and by {100*grown:.0f} within outlines grown by a quarter of a diameter (R2 {r2:.2f}): measure it in the latter.'
+    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images within the true outlines, and by {100*grown:.0f} within outlines grown by a quarter of a diameter (R2 {r2:.2f})' + (': measure it in the latter.' if abs(grown-1)<abs(slope-1) else '.')
 
+# %% ../nbs/12b_reports.ipynb #hints
+def hints(
+    e:Evaluation, # With scores
+):                # Yields sentences
+    "What to heed before the numbers are believed"
+    n,parted = e.scores.group.nunique(),sum(c.parted for c in e.cases)
+    if parted: yield f'Label images that are masks, with one value for all nuclei: {parted}. They were parted where nuclei do not touch; those that do count as one.'
+    yield from _off([s for c in e.cases for s in c.shifts])
+    few = '' if n>=10 else ' That is few: others may come out otherwise' + (', by more than the intervals say.' if n>2 else ', and there are no intervals.')
+    if few or any(c.grouped_by=='field' for c in e.cases): yield f'Groups that are taken for independent: {told_groups(e.cases)}.{few}'
+
+def _off(shifts):
+    "Say so where most targets lie off in the same way"
+    dy,dx = np.median(shifts, 0) if shifts else (0., 0.)
+    near = np.mean([np.hypot(*(s-(dy,dx)))<1 for s in shifts]) if shifts else 0
+    if np.hypot(dy, dx)>1 and near>0.5: yield f'Targets lie {np.hypot(dy, dx):.1f} px off the predictions ({abs(dy):.1f} px {"lower" if dy>0 else "higher"} and {abs(dx):.1f} px farther {"right" if dx>0 else "left"}, by the median): register them first, or every score suffers.'
 
 # %% ../nbs/12b_reports.ipynb #report_page-2
 def makers(
@@ -238,7 +265,7 @@ def report_page(
     truth = 'given labels' if any(c.labels for c in e.cases) else 'what it finds in the targets'
     found = 'not looked for' if nucleus_um is None else f'found by the segmenter {escape(segmenter)}, and compared with {truth}'
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
-             f' Groups that are independent: {e.scores.group.nunique()}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
+             f' Groups that are taken for independent: {told_groups(e.cases)}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
         figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
         parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
@@ -271,4 +298,5 @@ def _sums(e, command, segmenter):
     by = ('defocus_um','method')
     return dict(version=__version__, command=command, compared=len(e.cases), groups=int(e.scores.group.nunique()) if len(e.scores) else 0, failed=e.failed,
                 no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=e.makers, segmenter=segmenter,
+                grouped_by=sorted({c.grouped_by for c in e.cases}), hints=list(hints(e)) if len(e.scores) else [], gains=_rows(e.gains), gains_by_distance=_rows(e.gains_by_distance),
                 means=_rows(e.means), means_by_distance=_rows(e.means_by_distance), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))

@@ -38,6 +38,9 @@ def test_a_report_of_the_sample_plate(in_process, refocused, tmp_path):
     for m in sums['means']: assert rows[rows.method==m['method']][m['score']].mean()==pytest.approx(m['mean'], abs=1e-4) and m['low']<m['mean']<m['high']
     mean = {m['method']:m['mean'] for m in sums['means'] if m['score']=='psnr'}
     assert mean['refocused'] > mean['doing nothing']+4
+    gain = next(g for g in sums['gains'] if g['score']=='psnr')
+    assert gain['low']<gain['mean']<gain['high'] and gain['mean']==pytest.approx(mean['refocused']-mean['doing nothing'], abs=1e-4)
+    assert f'by {gain["mean"]:.1f} dB ({gain["low"]:.1f} to {gain["high"]:.1f}) of PSNR' in (tmp_path/'report'/'report.html').read_text()
 
 def test_a_report_is_made_again_where_that_is_asked_for_and_nothing_else_replaced(in_process, refocused, tmp_path):
     args = 'evaluate', sorted((refocused/Z).iterdir())[0], sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[0], '--no-nuclei', '--out', tmp_path/'r'
@@ -126,3 +129,73 @@ def test_a_report_of_images_in_focus(in_process, tmp_path, sharp):
     tifffile.imwrite(tmp_path/'a.tif', sharp)
     said = in_process('evaluate', tmp_path/'a.tif', tmp_path/'a.tif', '--defocus-um', '0', '--out', tmp_path/'r')
     assert said.code==0 and '100.0' in said.text
+
+def evaluated(in_process, root, *more):
+    "What `evaluate` says and writes of the folders `out` and `sharp`"
+    said = in_process('evaluate', root/'out', root/'sharp', '--no-classical', '--overwrite', '--out', root/'report', *more)
+    return said,json.loads((root/'report'/'report.json').read_text())
+
+@pytest.fixture
+def wells(tmp_path):
+    "Two fields of each of two wells, under names that say so, in focus and out of focus"
+    for folder,z in (('sharp',16), ('out',10)):
+        (tmp_path/folder).mkdir()
+        for f,n in zip(sorted((SAMPLE/f'BBBC006_v1_images_z_{z}').iterdir()), ('A01_f1','A01_f2','A02_f1','A02_f2')): tifffile.imwrite(tmp_path/folder/f'{n}.tif', tifffile.imread(f)[:128,:160])
+    return tmp_path
+
+def test_fields_of_a_well_are_one_witness(in_process, wells):
+    said,sums = evaluated(in_process, wells, '--no-nuclei')
+    assert said.code==0 and '2 (wells, from the names). That is few' in said.text and '2 (wells, from the names)' in (wells/'report'/'report.html').read_text()
+    assert sums['groups']==2 and sums['grouped_by']==['well'] and {m['low'] for m in sums['means']}=={None}
+
+def test_groups_can_be_given(in_process, wells):
+    table = wells/'groups.csv'
+    table.write_text('file,group\n'+'\n'.join(f'A0{w}_f{f}.tif,rat{w}{f}' for w in (1,2) for f in (1,2)))
+    said,sums = evaluated(in_process, wells, '--no-nuclei', '--input', wells/'out', '--groups', table)
+    assert sums['groups']==4 and '4 (as given)' in said.text and all(m['low']<m['mean']<m['high'] for m in sums['means'] if m['score']=='psnr')
+    assert 'groups: 4 (as given)' in in_process('calibrate', wells/'out', wells/'sharp', '--groups', table, '--dry-run').text
+    assert 'groups: 2 (wells' in in_process('calibrate', wells/'out', wells/'sharp', '--dry-run').text
+    for wrong,about in (('A01_f1.tif,1', 'no row for'), ('A01_f1.tif,', 'no group'), ('A01_f1.tif,1\nA01_f1.tif,2', 'two groups')):
+        table.write_text(f'file,group\n{wrong}')
+        for c in ('evaluate','calibrate'):
+            said = in_process(c, wells/'out', wells/'sharp', '--groups', table, '--out', wells/'new')
+            assert said.code==2 and about in said.text and not (wells/'new').exists()
+
+def test_one_well_is_one_group_and_fields_without_wells_are_said_to_be_doubtful(in_process, wells):
+    for f in wells.glob('*/A02*'): f.unlink()
+    assert evaluated(in_process, wells, '--no-nuclei')[1]['groups']==1
+    for f in wells.glob('*/A01*'): f.rename(f.with_name(f.name.replace('A01', 'field')))
+    said,sums = evaluated(in_process, wells, '--no-nuclei')
+    assert sums['groups']==2 and '2 (fields, since names tell no wells: fields of one well are not independent' in said.text
+
+def test_masks_are_parted_and_images_no_labels(in_process, wells):
+    for f in wells.glob('*/A0*'):
+        if f.stem!='A01_f1': f.unlink()
+    sharp,labels = tifffile.imread(wells/'sharp'/'A01_f1.tif'),wells/'labels.tif'
+    tifffile.imwrite(labels, np.uint8(255*(sharp>np.percentile(sharp, 80))))
+    said,sums = evaluated(in_process, wells, '--labels', labels)
+    assert said.code==0 and 'one value for all nuclei: 1. They were parted' in said.text
+    assert next(m['mean'] for m in sums['means'] if (m['method'],m['score'])==('refocused','f1_50'))>0.2
+    for x in (sharp, sharp/1000):
+        tifffile.imwrite(labels, x.astype(np.float32))
+        said,_ = evaluated(in_process, wells, '--labels', labels)
+        assert said.code==1 and 'labels.tif: is no label image' in said.text
+
+def test_targets_that_lie_off_are_named(in_process, wells):
+    assert 'px off' not in evaluated(in_process, wells, '--no-nuclei')[0].text
+    for f in (wells/'sharp').iterdir(): tifffile.imwrite(f, np.roll(tifffile.imread(f), (3,-4), (0,1)))
+    said,sums = evaluated(in_process, wells, '--no-nuclei')
+    assert 'px lower and ' in said.text and 'px farther left' in sums['hints'][0] and 'px off the predictions' in (wells/'report'/'report.html').read_text()
+
+def test_half_widths_are_no_predictions(in_process, wells):
+    from refocus_nbdev.images import HALF_WIDTHS
+    for f in (wells/'out').iterdir(): tifffile.imwrite(f, tifffile.imread(f), software=HALF_WIDTHS+'refocus_nbdev')
+    said,sums = evaluated(in_process, wells)
+    assert said.code==1 and sums['compared']==0 and said.text.count('holds half widths of intervals')==4
+    assert 'holds half widths' in in_process('calibrate', wells/'out', wells/'sharp', '--model', 'nuclei-fast', '--out', wells/'m.safetensors').text
+
+@pytest.mark.parametrize('slope,grown,said', [(0.9, 0.97, True), (0.97, 0.9, False), (1.02, 1.2, False)])
+def test_light_is_measured_where_it_is_nearest(slope, grown, said):
+    from refocus_nbdev.reports import _of_nuclei
+    n = pd.DataFrame({'found':[0.9], 'light in true outline slope':[slope], 'light in grown outline slope':[grown], 'light in grown outline r2':[1.]}, index=['refocused'])
+    assert ('measure it in the latter' in ' '.join(_of_nuclei(n)))==said
