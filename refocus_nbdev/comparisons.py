@@ -127,7 +127,7 @@ def _note_groups(cases, path):
     for r in read_table(path, ['file','group']):
         if not r['group'] or table.setdefault(Path(r['file']).parts, r['group'])!=r['group']: raise UsageError(f'{path}, {r["file"]}: has {"two groups" if r["group"] else "no group"}; give it one, or more of its path')
     for c in cases:
-        known = [table[end] for o in (c.predicted, c.target, c.input) if o for i in range(len(o.parts)) if (end := o.parts[i:]) in table]
+        known = [table[end] for o in map(Path.absolute, filter(None, (c.predicted, c.target, c.input))) for i in range(len(o.parts)) if (end := o.parts[i:]) in table]
         if not known: raise UsageError(f'{path}: has no row for {c.predicted} or its target; add one, or leave the file out')
         c.group,c.grouped_by = known[0],'given'
 

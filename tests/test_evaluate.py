@@ -148,12 +148,14 @@ def test_fields_of_a_well_are_one_witness(in_process, wells):
     assert said.code==0 and '2 (wells, from the names). That is few' in said.text and '2 (wells, from the names)' in (wells/'report'/'report.html').read_text()
     assert sums['groups']==2 and sums['grouped_by']==['well'] and {m['low'] for m in sums['means']}=={None}
 
-def test_groups_can_be_given(in_process, wells):
+def test_groups_can_be_given(in_process, wells, monkeypatch):
     table = wells/'groups.csv'
     table.write_text('file,group\n'+'\n'.join(f'A0{w}_f{f}.tif,rat{w}{f}' for w in (1,2) for f in (1,2)))
     said,sums = evaluated(in_process, wells, '--no-nuclei', '--input', wells/'out', '--groups', table)
     assert sums['groups']==4 and '4 (as given)' in said.text and all(m['low']<m['mean']<m['high'] for m in sums['means'] if m['score']=='psnr')
-    assert 'groups: 4 (as given)' in in_process('calibrate', wells/'out', wells/'sharp', '--groups', table, '--dry-run').text
+    table.write_text(table.read_text().replace('A01_f1.tif', str(wells/'sharp'/'A01_f1.tif')))
+    monkeypatch.chdir(wells)
+    assert 'groups: 4 (as given)' in in_process('calibrate', 'out', 'sharp', '--groups', table, '--dry-run').text
     assert 'groups: 2 (wells' in in_process('calibrate', wells/'out', wells/'sharp', '--dry-run').text
     for wrong,about in (('A01_f1.tif,1', 'no row for'), ('A01_f1.tif,', 'no group'), ('A01_f1.tif,1\nA01_f1.tif,2', 'two groups')):
         table.write_text(f'file,group\n{wrong}')
