@@ -122,6 +122,7 @@ def _searched(given, out):
     root = fixed_part(given) if found else given
     return {d.resolve() for d in (out, half_folder(out)) if d.exists() and (found or Path(given).is_dir()) and _within(d, root)}
 
+# %% ../nbs/12_batches.ipynb #_check_apart
 def _check_apart(inputs, jobs, out):
     "Raises `UsageError` where results would be mixed with images, or replace them"
     folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {j.source.resolve().parent for j in jobs}
@@ -190,6 +191,7 @@ def unsure_of(
     "What is wrong with a table of distances, and what to do"
     return f'{file}: {table} has no row that is surely meant for this one of several files named {file.name}; write the folder before the name, as in {file.parent.name}/{file.name}'
 
+# %% ../nbs/12_batches.ipynb #tell_distances-2
 def tell_distances(
     jobs,       # Of `plan_run`
     defocus_um, # A number in um, as text, or the name of a CSV file with the columns `file` and `defocus_um`; nothing if empty
