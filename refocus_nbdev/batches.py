@@ -231,7 +231,7 @@ def run_job(
 ) -> Job:                # The same, with its status
     "Refocus one file; a failure is noted in the job"
     with _failures_noted(job):
-        if _done_before(job, lambda: refocuser, overwrite, strict, how): return _ended(job, 'skipped', 'done before')
+        if _done_before(job, lambda: refocuser, overwrite, strict, how): return _ended(_decided(job, how, refocuser.card.get('pixel_um')), 'skipped', 'done before')
         for p in (job.target, job.half_to):
             if p: p.parent.mkdir(parents=True, exist_ok=True)
         result = refocuser.refocus_file(job.source, job.target, defocus_um=job.defocus_um, progress=progress, strict=strict, half_to=job.half_to, **how)
@@ -257,6 +257,15 @@ def _said(path, words):
     if said.startswith(words): return said
     raise ImageError(f'{path}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
 
+def _decided(job, how, model_um=None):
+    "Note, by the head of a file, what is decided about it; and its size, where it is still to do"
+    with open_image(job.source, how.get('axes')) as f:
+        job.axes,job.channels = f.axes,[f.channels[c] for c in sorted(chosen_channels(f, how.get('channels')))]
+        sizes = dict(user=how.get('pixel_um'), file=f.pixel_um, model=model_um)
+        if job.status=='to do': job.note = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
+    job.sized_by,job.pixel_um = next(((by, um) for by,um in sizes.items() if um), ('model', None))
+    return job
+
 def _done_before(job, load, overwrite, strict, how):
     "Is all of the result there? Raises `ImageError` where something else is in its place, or what is there is doubtful, and that is not wanted"
     places = [p for p in (job.target, job.half_to) if p]
@@ -277,11 +286,8 @@ def preview_job(
 ) -> Job:            # The same: skipped or failed where that is known already, else still to do, with the size of its image as a note
     "Find out what would become of a file"
     with _failures_noted(job):
-        if _done_before(job, load, overwrite, strict, how): return _ended(job, 'skipped', f'{job.source}: done before')
-        with open_image(job.source, how.get('axes')) as f:
-            job.axes,job.channels = f.axes,[f.channels[c] for c in sorted(chosen_channels(f, how.get('channels')))]
-            job.pixel_um,job.sized_by = (how['pixel_um'], 'user') if how.get('pixel_um') else (f.pixel_um, 'file') if f.pixel_um else (None, 'model')
-            job.note = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
+        if _done_before(job, load, overwrite, strict, how): _ended(job, 'skipped', f'{job.source}: done before')
+        _decided(job, how)
     return job
 
 # %% ../nbs/12_batches.ipynb #run_jobs

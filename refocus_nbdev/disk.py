@@ -60,8 +60,7 @@ def _to_disk(path):
             with open(p, 'rb+') as f: os.fsync(f.fileno())
 
 def _gone(pid):
-    "Is there no such process any more? Where that cannot be asked, there is"
-    if os.name=='nt': return False
+    "Is there no such process any more?"
     try: os.kill(pid, 0)
     except (ProcessLookupError, OverflowError): return True
     except OSError: pass
@@ -78,7 +77,8 @@ def _sweep(folder):
 def _left(entry):
     "Has whoever writes it gone?"
     host,pid = _OURS.match(entry.name).groups()
-    return (host==_HERE and _gone(int(pid))) or time.time()-entry.stat(follow_symlinks=False).st_ctime>86400
+    if host==_HERE and os.name!='nt': return _gone(int(pid))
+    return time.time()-entry.stat(follow_symlinks=False).st_ctime>7*86400
 
 # %% ../nbs/00_disk.ipynb #file_hash
 def file_hash(

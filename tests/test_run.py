@@ -139,6 +139,7 @@ def test_what_was_decided_is_said(refocus, folder, stacks, tmp_path):
     about = [[f[k] for k in ('axes','channels','pixel_um','sized_by')] for f in json.loads(said.text)['files']]
     assert about==[['YX', ['1'], 0.645, 'model']]*2 + [['TCYX', ['DNA'], 0.645, 'file']]
     assert [[f[k] for k in ('axes','channels','sized_by')] for f in planned]==[[a,c,b] for a,c,_,b in about]
+    assert [[f[k] for k in ('status','axes','channels','pixel_um','sized_by')] for f in json.loads(refocus(*args, '--json').text)['files']]==[['skipped', *a] for a in about]
     said = refocus(*args, '--overwrite', '--pixel-um', 0.64).text
     assert '1 file: axes TCYX; channels refocused: DNA; pixels of 0.64 um by --pixel-um' in said and said.count('2 files: axes YX; pixels of 0.64 um')==1
 
