@@ -108,7 +108,7 @@ def run(
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
-    defocus_um:str='', # How far out of focus the images are, in um, on either side: one number, or a CSV file with the columns file and defocus_um and a row for each file; the model finds out if empty
+    defocus_um:str='', # How far out of focus the images are, in um, on either side: one number, or a CSV file with the columns file (its name, and folders before it where several files have the name) and defocus_um and a row for each file; the model finds out if empty
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong; what is not near the model's is rescaled, and back
     channel:str='', # Channels to refocus, by the names that the file has or by number from 1, such as DNA or 1,3; the others are copied as they are. All if empty
     scale_from:Path|None=None, # A file whose intensities scale those of all, channel by channel; each file's own if not given
