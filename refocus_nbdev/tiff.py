@@ -213,24 +213,31 @@ class TiffReader(Reader):
 # %% ../nbs/00a_tiff.ipynb #TiffReader-planes
 @patch
 def _check_pages(self:TiffReader):
-    for p in (p.aspage() for p in self.tif.pages):
-        if not p.size or not p.dtype: raise ImageError(f'{self.path}: a page holds no pixels')
-        self._check_parts(p)
+    for p in self.tif.pages: self._check_page(p.aspage())
 
 @patch
-def _check_parts(self:TiffReader, page):
+def _check_page(self:TiffReader, page):
+    if not page.size or not page.dtype: raise ImageError(f'{self.path}: a page holds no pixels')
     h,w = (page.tilelength, page.tilewidth) if page.is_tiled else (_strip_rows(page), page.imagewidth)
     samples = page.samplesperpixel if page.planarconfig==1 else 1
     if page.is_tiled or page.compression!=1: check_part(self.path, 'tiles' if page.is_tiled else 'strips', h*w*samples*page.dtype.itemsize, page.nbytes)
 
 @patch
+def _sides(self:TiffReader, n):
+    "Axes and shape of a series, without axes of one element where these stand behind Y and X"
+    s = self.tif.series[n]
+    if n==0 and self.given: return fitting_axes(self.path, self.given, s.shape, s.axes),s.shape
+    kept = [(a,k) for a,k in zip(s.axes, s.shape) if s.axes[-2:]=='YX' or a in 'YX' or k>1]
+    return ''.join(a for a,_ in kept),tuple(k for _,k in kept)
+
+@patch
 def _find_planes(self:TiffReader, n, s):
-    axes,shape = (fitting_axes(self.path, self.given, s.shape, s.axes) if n==0 and self.given else s.axes), s.shape[:-2]
+    axes,shape = self._sides(n)
     if s.is_truncated and s.nbytes>self.path.stat().st_size: raise ImageError(f'{self.path}: claims {s.nbytes/1e9:.3g} GB of pixels, and is smaller: it is damaged')
-    pages = s.pages if not s.is_truncated else [s.pages[0]]*int(np.prod(shape))
+    pages = s.pages if not s.is_truncated else [s.pages[0]]*int(np.prod(shape[:-2]))
     found = [(i, p.aspage()) for i,p in enumerate(pages) if p is not None and _grey(p.aspage())]
     if found and axes[-2:]!='YX': raise ImageError(f'{self.path}: axes {axes}; the last two must be Y and X: save it so, or give --axes if it is wrong about them')
-    for i,p in found: self.planes.append(Plane(n, i, dict(zip(axes[:-2], map(int, np.unravel_index(i, shape)))), p.shape, p))
+    for i,p in found: self.planes.append(Plane(n, i, dict(zip(axes[:-2], map(int, np.unravel_index(i, shape[:-2])))), p.shape, p))
 
 @patch
 def _check_planes(self:TiffReader):
@@ -300,14 +307,15 @@ def kind(self:TiffReader):
 @patch(as_prop=True)
 def axes(self:TiffReader):
     "One letter for each axis of the first series, Y and X last; I where only some of its planes are in this file"
-    s = self.tif.series[self.planes[0].series]
-    return 'IYX' if None in s.pages else fitting_axes(self.path, self.given, s.shape, s.axes) if self.given else s.axes
+    n = self.planes[0].series
+    return 'IYX' if None in self.tif.series[n].pages else self._sides(n)[0]
 
 @patch(as_prop=True)
 def shape(self:TiffReader):
     "Sides of the first series, as `axes` names them"
-    s = self.tif.series[self.planes[0].series]
-    return (len([p for p in self.planes if p.series==self.planes[0].series]), *s.shape[-2:]) if None in s.pages else s.shape
+    n = self.planes[0].series
+    s = self.tif.series[n]
+    return (len([p for p in self.planes if p.series==n]), *s.shape[-2:]) if None in s.pages else self._sides(n)[1]
 
 @patch(as_prop=True)
 def dtype(self:TiffReader):
@@ -463,9 +471,9 @@ def _new_pixels(self:TiffReader, plane, change):
 @patch
 def _level(self:TiffReader, page, larger):
     "A page as it is, or with the pixels of a larger one"
-    self._check_parts(page)
-    if page.axes!='YX' or page.bitspersample!=8*page.dtype.itemsize: return page.asarray()
-    return self._page_rows(page) if larger is None else shrink(larger, page.shape)
+    self._check_page(page)
+    if larger is not None and page.axes=='YX': return shrink(larger, page.shape)
+    return self._page_rows(page) if page.axes=='YX' and page.bitspersample==8*page.dtype.itemsize else page.asarray()
 
 @patch
 def copy(self:TiffReader,

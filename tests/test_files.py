@@ -149,3 +149,10 @@ def test_a_second_description_is_kept(tmp_path):
     (tmp_path/'a.ome.tif').write_bytes(data)
     with open_image(tmp_path/'a.ome.tif') as f: copy_image(f, tmp_path/'b.ome.tif', f.rows, 'a network')
     with tifffile.TiffFile(tmp_path/'b.ome.tif') as t: assert [o.value for o in t.pages[0].tags if o.code==270][1:]==[about.strip()] and 'a network' in t.ome_metadata
+
+@pytest.mark.parametrize('shape', [(5,8,1), (2,1,1), (2,3,4,1)])
+def test_axes_of_one_element_behind_y_and_x_are_left_out(tmp_path, shape):
+    x = rng.integers(0, 99, shape).astype(np.uint8)
+    tifffile.imwrite(tmp_path/'a.tif', x, **GREY)
+    im = read_image(tmp_path/'a.tif')
+    assert im.axes[-2:]=='YX' and np.array_equal(im.pixels, x.squeeze(-1) if shape!=(2,1,1) else x[:,0])
