@@ -725,12 +725,16 @@ def models():
 # %% ../nbs/15_cli.ipynb #info
 _KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr', czi='CZI', nd2='ND2', lif='LIF')
 
+def _size_said(image):
+    try: return f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give'
+    except ImageError as e: return str(e).removeprefix(f'{image.path}: ')
+
 def _facts(image):
     "Some lines on an open image"
     series = 1+max(p.series for p in image.planes)
     yield 'kind', f'{_KINDS[image.kind]}, {image.compression or "not compressed"}'
     yield 'axes', f'{image.axes}, {" x ".join(map(str, image.shape))}; {len(image.planes)} planes' + (f' in {series} series' if series>1 else '')
-    yield 'pixels', f'{image.dtype}, ' + (f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give')
+    yield 'pixels', f'{image.dtype}, {_size_said(image)}'
     yield 'channels', ', '.join(image.channels)
     yield 'made by', image.software or 'not said'
 

@@ -81,10 +81,12 @@ def test_size_of_pixels(tmp_path, name):
     make(tmp_path/'a.tif')
     with open_image(tmp_path/'a.tif') as f: assert f.pixel_um==(um and pytest.approx(um, rel=1e-4))
 
-def test_pixels_that_are_not_square_are_refused_unless_a_size_is_given(small, tmp_path):
+def test_pixels_that_are_not_square_are_refused_unless_a_size_is_given(small, in_process, tmp_path):
     sized(PhysicalSizeX=.645, PhysicalSizeY=1.29)(tmp_path/'a.ome.tif')
     assert '0.645 um wide and 1.29 um high' in job(tmp_path/'a.ome.tif', small).note
     assert job(tmp_path/'a.ome.tif', small, pixel_um=.645).status=='done'
+    said = in_process('info', tmp_path/'a.ome.tif')
+    assert said.code==0 and '0.645 um wide' in said.text
 
 def test_axes_that_do_not_end_in_y_and_x(tmp_path):
     tifffile.imwrite(tmp_path/'a.tif', np.stack([X[0]]*5, -1), **GREY, metadata={'axes':'YXZ'})
