@@ -346,8 +346,10 @@ def _about_series(self:TiffReader):
     first = {p.series: p.page for p in reversed(self.planes)}
     if not self.tif.is_ome: return [_tiff_size(first[n], self._imagej.get('unit')) for n in sorted(first)],[]
     sizes,names = map(list, zip(*(_ome_images(self.tif.ome_metadata) or [((None,None), [])])))
-    if len(names)!=len(self.tif.series) or self.tif.series[0].kind!='ome': return sizes,[]
-    return [sizes[n] for n in sorted(first)],names
+    series = self.tif.series
+    if len(names)==len(series) and series[0].kind=='ome': return [sizes[n] for n in sorted(first)],names
+    same = names[0] if all(o==names[0] for o in names) else []
+    return sizes,[same if len(same)==dict(zip(*self._sides(n))).get('C', 1) else [] for n in range(len(series))]
 
 @patch(as_prop=True)
 def metadata(self:TiffReader):

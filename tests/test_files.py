@@ -158,3 +158,11 @@ def test_axes_of_one_element_behind_y_and_x_are_left_out(tmp_path, shape):
     tifffile.imwrite(tmp_path/'a.tif', x, **GREY)
     im = read_image(tmp_path/'a.tif')
     assert im.axes[-2:]=='YX' and np.array_equal(im.pixels, x.squeeze(-1) if shape!=(2,1,1) else x[:,0])
+
+def test_names_of_a_part_of_a_file_are_believed_where_they_fit(tmp_path):
+    for names,read in ((('DNA',), ['DNA']), (('DNA','actin'), ['1'])):
+        ome(tmp_path/'a.ome.tif', named(*names))
+        with tifffile.TiffFile(tmp_path/'a.ome.tif') as t: xml = t.ome_metadata
+        xml = xml.replace('<TiffData IFD="0"', '<TiffData FirstC="0" IFD="0" PlaneCount="1"><UUID FileName="b.ome.tif">urn:uuid:1</UUID></TiffData><TiffData IFD="0"')
+        tifffile.imwrite(tmp_path/'b.ome.tif', X[0], **GREY, description=xml.encode(), metadata=None)
+        with open_image(tmp_path/'b.ome.tif') as f: assert f.tif.series[0].kind!='ome' and f.channels==read
