@@ -225,8 +225,8 @@ def _zoom_of(self:Refocuser, image, pixel_um):
 @patch
 def _size_of(self:Refocuser, image, pixel_um):
     "The size of the pixels that is reckoned with, um, and who said so"
-    sizes = dict(user=pixel_um, file=image.pixel_um, model=self.card.get('pixel_um'))
-    return next(((float(um), by) for by,um in sizes.items() if um), (None, 'model'))
+    if pixel_um or image.pixel_um: return float(pixel_um or image.pixel_um), 'user' if pixel_um else 'file'
+    return self.card.get('pixel_um'), 'model'
 
 def _about_input(image, saturated):
     "What is doubtful about an image itself"
