@@ -104,6 +104,7 @@ def _partner(files, keys): return files and (files.files[0] if len(files.files)=
 
 def _as_labels(keys): return [('field', (*k[1][:2], 0)) if k[0]=='field' else k for k in keys] # Their names have no channel
 
+# %% ../nbs/12a_comparisons.ipynb #_note_distances
 def _note_distances(cases, defocus_um):
     "Say how far out of focus each input was, where that can be known"
     every,table = told_distances(defocus_um)

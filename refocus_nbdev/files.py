@@ -149,7 +149,9 @@ def copy_to(self:_Work, path, said):
         early = said()
         self.image.copy(tmp, self.change, early)
         if said()==early: return
-        with atomically(tmp) as again, open_image(tmp) as done: self.image.copy(again, self._planes_of(done), said())
+        with atomically(tmp) as again, open_image(tmp) as done:
+            new = self._planes_of(done)
+            self.image.copy(again, lambda p: new(p) if self.scales.get(p.channel) else None, said())
 
 # %% ../nbs/09c_files.ipynb #_Work-half_widths
 @patch
