@@ -477,7 +477,7 @@ def _reports(out, **tables):
 @command
 def score(
     inputs:list[str], # Files, folders or globs; or a CSV file with a column file
-    out:Path=Path('scores.csv'), # Table with a row for each plane: file, focus_score (0 to 1, the chance that it is within 2 um), defocus_um and its 90 % interval, in_focus
+    out:Path=Path('scores.csv'), # Table with a row for each plane: file, focus_score (0 to 1, the chance that it is within 2 um), defocus_um and an interval, in_focus, and what speaks against it
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate, if the files are named as BBBC006's are
     model:str='nuclei', # The model that looks at them: a name, or a model file
@@ -489,7 +489,7 @@ def score(
     overwrite:bool=False, # Replace tables of those names
     dry_run:bool=False, # Only list what would be scored
 ):
-    """Say how far out of focus images are, on either side: the side cannot be told from one plane.
+    """Say how far out of focus images are, on either side: the side cannot be told from one plane. That an image shows another stain than the model knows is not noticed.
 
     Example: refocus score "plate/*.tif" --out scores.csv
     """
@@ -513,7 +513,10 @@ def _score(files, tables, pictures, refocuser, how):
 
 def _tell_scores(t, tables):
     far = t[t.in_focus==False].defocus_um
-    if len(far): print(f'out of focus: {len(far)} of {len(t)} planes, by {far.min():.0f} to {far.max():.0f} um, median {far.median():.0f}')
+    low,high,middle = (f'{v:.0f}' for v in (far.min(), far.max(), far.median()))
+    if len(far): print(f'out of focus: {len(far)} of {len(t)} planes, by ' + (f'{low} um' if low==high else f'{low} to {high} um, median {middle}'))
+    doubtful = sum(bool(set(n.split('; '))-{'', UNSIZED}) for n in t.note[t.in_focus.notna()])
+    if doubtful: print(f'doubtful: {doubtful} of {len(t)} planes; the column note says why')
     print(f'in focus: {(t.in_focus==True).sum()}; nothing to tell by: {t.in_focus.isna().sum()}; the tables are in {", ".join(map(str, tables))}')
 
 # %% ../nbs/15_cli.ipynb #trust
@@ -521,7 +524,7 @@ def _tell_scores(t, tables):
 def trust(
     inputs:str, # The images as they were: a file, folder (with its folders) or glob
     refocused:str, # What was made of them: files of the same names, but for endings such as _refocused
-    out:Path=Path('trust.csv'), # Table with a row for each plane: what is left over, in units of noise, and the number of suspects of each kind
+    out:Path=Path('trust.csv'), # Table with a row for each plane: what is left over, in units of noise, the number of suspects of each kind, and why not to believe that
     suspects:Path|None=None, # Table with a row for each suspect: its place, and what the image would have
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
     model:str='nuclei', # The model that finds out how far out of focus the images were: a name, or a model file
@@ -532,7 +535,7 @@ def trust(
     overwrite:bool=False, # Replace tables of those names
     dry_run:bool=False, # Only list what belongs together
 ):
-    """Blur refocused images again, and list the nuclei that their images contradict: invented, lost, moved. What is smaller than the blur cannot be seen this way.
+    """Blur refocused images again, and list the nuclei that their images contradict: invented, lost, moved. What is smaller than the blur cannot be seen this way. Results that do not fit their images at all, and images that were not refocused, are listed, and make it end with 1.
 
     Example: refocus trust plate refocused --out trust.csv --pictures suspects
     """
@@ -563,7 +566,7 @@ def _write_tables(paths, tables):
 
 def _trust(found, paths, pictures, refocuser, how):
     "Check, write tables and pictures, and say what came of it"
-    from refocus_nbdev.trust import SUSPECTS, draw_check
+    from refocus_nbdev.trust import draw_check
     if pictures: pictures.mkdir(parents=True, exist_ok=True)
     number = count(1)
     def check(r):
@@ -572,12 +575,19 @@ def _trust(found, paths, pictures, refocuser, how):
         if found[r] is None: raise ImageError(f'{r}: no image of this name to compare with')
         return refocuser.check_file(found[r], r, draw=pictures and draw, **how)
     checked,failed = of_each(check, list(found), partial(_progress, what='checking'))
-    if checked:
-        t = _write_tables(paths, [tables for _,tables in checked])[0].reindex(columns=['nuclei', *SUSPECTS]).sum().astype(int)
-        n = t[list(SUSPECTS)].to_dict()
-        print(f'{t.nuclei} nuclei judged in {len(checked)} files; suspects: ' + ', '.join(f'{v} {k}' for k,v in n.items()) + f'; the tables are in {", ".join(map(str, paths))}')
+    unfit = _tell_trust(_write_tables(paths, [tables for _,tables in checked])[0], len(checked), paths) if checked else 0
     if failed: _list_failed(failed)
-    return int(bool(failed))
+    return int(bool(failed or unfit))
+
+def _tell_trust(t, files, paths):
+    "Say how many suspects there are, how much is left over, and what is not to be believed; how many planes that is"
+    from refocus_nbdev.trust import SUSPECTS
+    t = t.reindex(columns=['file','nuclei',*SUSPECTS,'left_over','note'])
+    n = t[['nuclei',*SUSPECTS]].sum().astype(int)
+    print(f'{n.nuclei} nuclei judged in {files} files; suspects: ' + ', '.join(f'{n[k]} {k}' for k in SUSPECTS) + f'; left over: {t.left_over.median():.1f} times the noise, median; the tables are in {", ".join(map(str, paths))}')
+    unfit = t[t.note.fillna('')!='']
+    if len(unfit): print(f'WARNING: do not believe what is said of the nuclei of {len(unfit)} of {len(t)} planes; the column note says why:', *(f'{g.file.iloc[0]}{f" and {len(g)-1} more" if len(g)>1 else ""}: {why}' for why,g in unfit.groupby('note', sort=False)), sep='\n  ')
+    return len(unfit)
 
 # %% ../nbs/15_cli.ipynb #evaluate
 @command

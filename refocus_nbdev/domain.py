@@ -75,7 +75,7 @@ def farthest_um(self:Refocuser):
 @patch
 def doubts(self:Refocuser,
     q,          # (H,W), `Rows`, the image in network units
-    y,          # (H,W), `Rows`, what was made of it
+    y,          # (H,W), `Rows`, what was made of it; None where nothing was: then its stain is not asked
     width=None, # How wide its blur was taken to be, px of the model; None where that is not known
     up=None,    # Its `own_prominence`, found if None
 ) -> list[str]: # Empty where there is no doubt
@@ -84,6 +84,7 @@ def doubts(self:Refocuser,
     if up<NOISE: return ['nothing but noise is to be seen']
     if self._share(up)<1: said.append('hardly anything stands out as nuclei do: left as it is, in part or in full')
     if width is not None and most and self.distance_um(width)>most: said.append(f'farther out of focus than anything that was tested ({most:.0f} um)')
+    if y is None: return said
     return said+self._of_stain(y)+([] if width is None or self._share(up)<1 else _of_blur(q, y, width))
 
 def _of_blur(q, y, width):

@@ -1,4 +1,4 @@
-import base64, io, json
+import base64, io, json, re
 from html.parser import HTMLParser
 import numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
@@ -84,7 +84,7 @@ def test_scores_of_good_and_odd_files(in_process, own, blurred, sharp, tmp_path)
     tifffile.imwrite(src/'two.ome.tif', np.stack([sharp, blurred]), metadata=dict(axes='CYX', Channel=dict(Name=['DNA','actin'])), ome=True)
     (src/'text.tif').write_text('no image')
     said = in_process('score', src, '--out', tmp_path/'s.csv', '--tiles', tmp_path/'t.csv', '--pictures', tmp_path/'maps')
-    assert said.code==1 and 'text.tif: cannot be read' in said.text
+    assert said.code==1 and 'text.tif: cannot be read' in said.text and re.search(r'out of focus: 1 of 3 planes, by \d+ um\n', said.text)
     t = pd.read_csv(tmp_path/'s.csv')
     assert t.channel.tolist()==['1','DNA','actin'] and t.in_focus.tolist()[1:]==[True, False] and t.note[0].endswith('nothing to tell by')
     assert t.defocus_um[2]>4 and t.low_um[2]<t.defocus_um[2]<t.high_um[2]
@@ -121,6 +121,7 @@ def test_suspects_and_what_cannot_be_checked(in_process, own, blurred):
     said = in_process('trust', own/'in', own/'out', '--out', own/'t.csv', '--suspects', own/'s.csv', '--pictures', own/'p')
     assert said.code==1 and all(o in said.text for o in ('fits_not.tif: has other planes', 'text.tif: cannot be read', 'alone.tif: no image of this name'))
     t = pd.read_csv(own/'t.csv')
+    assert 'times the noise, median' in said.text and 'a_refocused.tif: is its image as it was' in said.text and t.note.str.contains('not refocused').tolist()==[True, False]
     assert t.left_over[1] > 2*t.left_over[0] and len(list((own/'p').iterdir()))==len(t)==2
     before = contents(own)
     assert in_process('trust', own/'in', own/'out', '--out', own/'t.csv').code==2 and contents(own)==before
