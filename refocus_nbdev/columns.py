@@ -14,7 +14,7 @@ from .batches import UsageError
 _PLACE = dict(file='the image', series='its series in the file, from 0', channel='the channel, as the file names it', t='time point, from 0', z='plane, from 0; of a plate in BBBC006 layout, the number of its folder')
 _FOCUS = dict(focus_score='chance that it is within 2 um of focus, 0 to 1; empty where nothing is to be seen', defocus_um='estimated distance from focus on either side, um at which BBBC006\'s microscope, or that of the model, blurs as much',
               low_um='lower end of its interval, um', high_um='upper end of its interval, um')
-_COMPARED = dict(file='the prediction', plane='its plane among those compared, from 0', group='well or connected field: images of one are no independent witnesses', defocus_um='how far out of focus the input was, as told or by its folder, um', method='what is compared with the image in focus: refocused, doing nothing (the input), a classical method, or in focus')
+_COMPARED = dict(file='the prediction', plane='its plane among those compared, from 0', group='well, connected field, or as --groups gives it: images of one are no independent witnesses', defocus_um='how far out of focus the input was, as told or by its folder, um', method='what is compared with the image in focus: refocused, doing nothing (the input), a classical method, or in focus')
 _FIELD = dict(well='well', site='site in the well', channel='1 Hoechst, 2 phalloidin')
 
 COLUMNS = {
