@@ -70,6 +70,13 @@ class SharedScale:
     path: Path
     sha256: str
     scales: dict # Of a channel's number, from 0, to its `Scale`, None where all its pixels are the same
+    channels: list # Their names, or their numbers from 1
+
+    def of(self, image, c):
+        "The scale of a channel of an open image: that of its name, or of its number where one of the files names none"
+        if any(all(n.isdigit() for n in names) for names in (self.channels, image.channels)): return self.scales.get(c)
+        names = [n.lower() for n in self.channels]
+        return self.scales[names.index(image.channels[c].lower())] if image.channels[c].lower() in names else None
 
 @patch
 def scale_from(self:Refocuser,
@@ -77,7 +84,7 @@ def scale_from(self:Refocuser,
     axes=None, # Letters for its axes, if it is wrong about them
 ) -> SharedScale:
     "What other files can be scaled by; raises `ImageError`"
-    with open_image(path, axes) as f: return SharedScale(f.path, file_hash(path), self._scales(f, range(len(f.channels))))
+    with open_image(path, axes) as f: return SharedScale(f.path, file_hash(path), self._scales(f, range(len(f.channels))), f.channels)
 
 @patch
 def _acquisitions(self:Refocuser, image, channels):
@@ -92,9 +99,10 @@ def _scales(self:Refocuser, image, channels):
 def _scaled_by(shared, image, own):
     "The scales of channels, those that are shared where there are such"
     if shared is None: return own
-    missing = [image.channels[c] for c in own if shared.scales.get(c) is None]
-    if missing: raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: it has fewer channels, or nothing in this one')
-    return {c: s and shared.scales[c] for c,s in own.items()}
+    found = {c: shared.of(image, c) for c in own}
+    missing = [image.channels[c] for c,s in found.items() if s is None]
+    if missing: raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: it has no such channel, or nothing in it')
+    return {c: own[c] and s for c,s in found.items()}
 
 # %% ../nbs/09c_files.ipynb #_Work
 class _Work:

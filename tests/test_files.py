@@ -166,3 +166,13 @@ def test_names_of_a_part_of_a_file_are_believed_where_they_fit(tmp_path):
         xml = xml.replace('<TiffData IFD="0"', '<TiffData FirstC="0" IFD="0" PlaneCount="1"><UUID FileName="b.ome.tif">urn:uuid:1</UUID></TiffData><TiffData IFD="0"')
         tifffile.imwrite(tmp_path/'b.ome.tif', X[0], **GREY, description=xml.encode(), metadata=None)
         with open_image(tmp_path/'b.ome.tif') as f: assert f.tif.series[0].kind!='ome' and f.channels==read
+
+def test_scales_are_shared_by_the_names_of_channels(small, tmp_path):
+    shared = small.scale_from(ome(tmp_path/'a.ome.tif', named('DNA','actin')))
+    def scales(path):
+        with open_image(path) as f: return [shared.of(f, c) for c in range(len(f.channels))]
+    dna,actin = scales(tmp_path/'a.ome.tif')
+    assert scales(ome(tmp_path/'b.ome.tif', named('actin','dna')))==[actin,dna] and dna is not actin
+    assert scales(ome(tmp_path/'c.ome.tif', named('ER','DNA')))==[None,dna]
+    tifffile.imwrite(tmp_path/'d.tif', X, **GREY)
+    assert len(scales(tmp_path/'d.tif'))==1 and scales(tmp_path/'d.tif')[0] is dna
