@@ -113,6 +113,19 @@ def _lost(left, step, peaks, width, shape):
     t = pd.DataFrame(dict(y=(y+0.5)*step, x=(x+0.5)*step, light=g[y,x]/(np.median(peaks[peaks>0]) if (peaks>0).any() else np.inf)))
     return t[(t.light>LOST) & ~_near_border(t.y, t.x, width, shape)].reset_index(drop=True)
 
+# %% ../nbs/11c_trust.ipynb #unexplained
+def _beside(labels, nuclei, lost, width):
+    "Where the light of no suspect falls, if that is half of the image or more; or else everywhere"
+    of = np.isin(labels, nuclei.label[nuclei.suspect!=''])
+    of[lost.y.astype(int), lost.x.astype(int)] = True
+    beside = ndi.distance_transform_edt(~of)>2*width if of.any() else ~of
+    return beside if beside.mean()>0.5 else np.ones_like(of)
+
+def _unexplained(image, residual, noise, width, where):
+    where = _inside(where, width)
+    left,all_of = (float(_inside(x, width)[where].var()) for x in (residual, image))
+    return max(left-noise**2, 0)**0.5/max(all_of**0.5, noise)
+
 # %% ../nbs/11c_trust.ipynb #check_reblur
 @dataclass
 class ReblurCheck:
@@ -120,7 +133,7 @@ class ReblurCheck:
     width: float          # Of the Gaussian that suits best, px
     residual: np.ndarray  # (H,W), image minus prediction blurred again, in units of the image's noise
     score: float          # Its root mean square; about 1 where nothing but noise is left over
-    unexplained: float    # What neither the prediction nor noise explains, as a share of the image's standard deviation
+    unexplained: float    # What neither the prediction nor noise explains beside suspects, as a share of the image's standard deviation
     labels: np.ndarray    # (H,W), the nuclei that were asked
     nuclei: pd.DataFrame  # label, y, x; change of light and shift (px) that the image would have; suspect ('', invented, too dark or moved); NaN near the border
     lost: pd.DataFrame    # y, x, light (share of a typical nucleus): where the image would have one more
@@ -146,8 +159,9 @@ def check_reblur(
     changes,peaks,left,step = _fit(residual, pred, labels, low, width)
     noise = noise_sigma(torch.tensor(np.asarray(blurred, np.float32))[None,None]).item() or 1.
     score = float(np.sqrt(np.mean(_inside(residual/noise, width)**2)))
-    unexplained = noise*max(score**2-1, 0)**0.5/max(float(_inside(np.asarray(blurred, np.float32), width).std()), noise)
-    return ReblurCheck(width, residual/noise, score, unexplained, labels, _nuclei(labels, changes, width), _lost(left, step, peaks, width, labels.shape))
+    nuclei,lost = _nuclei(labels, changes, width),_lost(left, step, peaks, width, labels.shape)
+    unexplained = _unexplained(np.asarray(blurred, np.float32), residual, noise, width, _beside(labels, nuclei, lost, width))
+    return ReblurCheck(width, residual/noise, score, unexplained, labels, nuclei, lost)
 
 # %% ../nbs/11c_trust.ipynb #suspects_of
 SUSPECTS = {'invented':'red', 'moved':'orange', 'too dark':'yellow', 'lost':'cyan'} # Kinds, and the colours they are drawn in
