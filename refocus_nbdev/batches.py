@@ -56,7 +56,7 @@ class Job:
     note: str = ''        # Why, or a warning
     defocus_um: float|None = None # How far out of focus it is, where that is known
     pixels: int = 0       # That were refocused
-    found_um: list|None = None # How far out of focus each plane was taken to be, um
+    found_um: list|None = None # How far out of focus each plane was taken to be, um, None for noise
     doubts: list|None = None # Why not to believe it
     half_to: Path|None = None # Where half of the interval of each pixel goes, if that is wanted
     axes: str|None = None     # As they were understood

@@ -137,7 +137,7 @@ def run(
     start = time.perf_counter()
     with _Progress('refocusing', len(jobs)) as bar: run_jobs(jobs, refocuser, overwrite, bar.advance, **how)
     seconds = time.perf_counter()-start
-    (_as_json if json else _summary)(jobs, out, seconds, [*refocuser.remarks, *_remarks(jobs, refocuser)])
+    (_as_json if json else _summary)(jobs, out, seconds, [*refocuser.remarks, *_remarks(jobs, refocuser), *_stale(jobs, out)])
     return int(not jobs or any(j.status=='failed' for j in jobs))
 
 
@@ -212,7 +212,7 @@ def _preview(jobs, load, overwrite, how, json):
 def _remarks(jobs, refocuser):
     "What is to be said of all files together: pixels of no known size, and how far out of focus they were taken to be"
     done = [j for j in jobs if j.status=='done' and j.pixels]
-    unsized,um = sum(not j.sized for j in done),[d for j in done for d in j.found_um]
+    unsized,um = sum(not j.sized for j in done),[d for j in done for d in j.found_um if d is not None]
     if unsized: yield f'{unsized} of {len(done)} files do not give the size of their pixels, which was taken to be {refocuser.card.get("pixel_um", 0):g} um, as the model was made for; --pixel-um says so if it is another'
     doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
     if doubtful: yield f'WARNING: {doubtful} of {len(done)} results are doubtful, for the reasons above; --strict refuses such files'
@@ -220,13 +220,19 @@ def _remarks(jobs, refocuser):
     if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if len(far)>1 else ' um out of focus')
     if um and len(far)<len(um): yield f'{len(um)-len(far)} of {len(um)} planes were found to be in focus, and passed on as they are'
 
+def _stale(jobs, out):
+    "Say so where intervals of earlier results lie beside new ones"
+    n = sum(j.status=='done' and j.half_to is None and (half_folder(out)/j.target.relative_to(out)).exists() for j in jobs)
+    if n: yield f'WARNING: {half_folder(out)} holds intervals of earlier results of {n} of these files: remove them, or run again with --uncertainty --overwrite'
+
+# %% ../nbs/15_cli.ipynb #_of_job
 def _of_job(j):
     "What a program may want to know of a file, and what was decided about it"
     return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, axes=j.axes, channels=j.channels, pixel_um=j.pixel_um, sized_by=j.sized_by)
 
 def _as_json(jobs, out, seconds, remarks):
     "Print what became of each file, and how fast it was, for programs"
-    files = [dict(_of_job(j), found_um=j.found_um and [round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
+    files = [dict(_of_job(j), found_um=j.found_um and [d if d is None else round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3))))
 
 def _summary(jobs, out, seconds, remarks):
@@ -529,7 +535,7 @@ def trust(
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
     model:str='nuclei', # The model that finds out how far out of focus the images were: a name, or a model file
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
-    channel:str='', # Channels to check, by name or by number from 1; all if empty
+    channel:str='', # Channels to check, by name or by number from 1; those that were refocused, as the results say, if empty
     nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds the nuclei of the results: classical, stardist or cellpose, as for refocus evaluate
     overwrite:bool=False, # Replace tables of those names
@@ -600,7 +606,7 @@ def evaluate(
     overwrite:bool=False, # Replace a report that is there
     defocus_um:str='', # How far out of focus the inputs were, in um: one number, or a CSV file with the columns file and defocus_um; by the plane, of a plate in BBBC006 layout, if empty
     groups:str='', # CSV file with the columns file and group, for images that are no independent witnesses, such as all of one well or animal; by the wells in the names if empty, or each field for itself where names tell none
-    channel:str='', # Channels to compare, by name or by number from 1; all if empty
+    channel:str='', # Channels to compare, by name or by number from 1; those that were refocused, as the results say, if empty
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
     nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds nuclei: classical (thresholds and a watershed), or stardist or cellpose where they are installed, with another model, or your own, after a colon, such as stardist:2D_paper_dsb2018
@@ -621,7 +627,7 @@ def evaluate(
 # %% ../nbs/15_cli.ipynb #_evaluate
 def _evaluate(cases, out, overwrite, how, classical, unmatched):
     "Compare, write the report, and say what came of it"
-    from refocus_nbdev.reports import REPORT, evaluate, hints, means_table, write_report
+    from refocus_nbdev.reports import REPORT, evaluate, hints, means_table, other_light, write_report
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
     taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
@@ -629,7 +635,7 @@ def _evaluate(cases, out, overwrite, how, classical, unmatched):
     if how['nucleus_um']: _load_segmenter(how['segmenter'])
     e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
-    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string(), *hints(e), sep='\n')
+    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string(), *hints(e), *other_light(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
     print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)
@@ -725,11 +731,11 @@ def models():
     """
     from refocus_nbdev.inference import model_path, shipped_models
     from refocus_nbdev.networks import read_card
-    table = Table('model', 'for', 'pixel', 'trained on', 'size', box=box.SIMPLE)
+    table = Table('model', 'for', 'pixel', 'trained on', 'size', '--uncertainty', box=box.SIMPLE)
     for name in shipped_models():
         path = model_path(name)
         card = read_card(path)
-        table.add_row(name, card['modality'], f'{card["pixel_um"]} um', card['source'], f'{path.stat().st_size/1e6:.0f} MB')
+        table.add_row(name+' (default)'*(name=='nuclei'), card['modality'], f'{card["pixel_um"]} um', card['source'], f'{path.stat().st_size/1e6:.0f} MB', 'yes' if card.get('intervals') else 'no')
     console.print(table)
 
 # %% ../nbs/15_cli.ipynb #info

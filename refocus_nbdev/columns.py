@@ -38,5 +38,5 @@ def explained(
         with open(path, newline='', encoding='utf-8-sig') as f: names = next(csv.reader(f), [])
     except (OSError, UnicodeDecodeError, csv.Error) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
     kind = max(COLUMNS, key=lambda k: (set(names)<=COLUMNS[k].keys(), -len(COLUMNS[k])))
-    if not names or not set(names)<=COLUMNS[kind].keys(): raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
+    if len(names)<5 or not set(names)<=COLUMNS[kind].keys(): raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
     return kind, {n: COLUMNS[kind][n] for n in names}

@@ -40,6 +40,11 @@ class Comparison:
     shifts: list = field(default_factory=list) # As of `shift_of`, of each plane, once it was compared
     parted: bool = False     # Were its labels one value, and parted where they do not touch?
 
+    def channels(self, given):
+        "Those that are given; or that were refocused, as the prediction says; None for all"
+        if given is not None: return given
+        with open_image(self.predicted) as f: return channels_in(f.software)
+
     def __str__(self): return str(self.predicted)
 
 _ENDINGS = re.compile(r'(\.ome|[_-](refocused|predicted|prediction|target|masks?|labels?))+$', re.I)
@@ -153,7 +158,7 @@ def planes_of(
 ) -> tuple[np.ndarray, float|None]: # (n,H,W), and the size of a pixel in um, if the file says it
     "The planes of some channels of a file; raises `ImageError` for those it does not have, for NaN, for planes of several sizes, and for half widths of intervals"
     with open_image(path) as f:
-        if (f.software or '').startswith(HALF_WIDTHS): raise ImageError(f'{path}: holds half widths of intervals, as refocus run --uncertainty writes them beside its results, and no image; give the results themselves')
+        check_result(f)
         chosen = chosen_channels(f, channels if len(f.channels)>1 else None)
         planes = [check_finite(MicroscopeImage(f.read(p), source=path)).pixels for p in f.planes if p.channel in chosen]
         if len({p.shape for p in planes})>1: raise ImageError(f'{path}: its planes have several sizes; compare them one by one')
@@ -231,12 +236,13 @@ def _nuclei_scores(y, target, truth, find, diameter):
 # %% ../nbs/12a_comparisons.ipynb #compare
 def compare(
     c:Comparison,     # What to compare
-    channels=None,    # Names, or numbers from 1, of those to compare; None for all
+    channels=None,    # Names, or numbers from 1, of those to compare; None for those that were refocused
     nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus; None for images that do not show nuclei
     segmenter='classical', # What finds nuclei, as of `segmenter_of`
     classical=True,   # Compute the classical methods as well, where input and distance are known?
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane and method: file, plane, group, defocus_um, method, the scores of `COMPARED`, f1_50 to f1_90 and count_error; and a row for each nucleus, plane and method, as of `measure_nuclei`
     "Score a prediction, beside its input and classical methods, and note `shifts` and `parted`; raises `ImageError` for images that do not fit"
+    channels = c.channels(channels)
     target,pixel_um = planes_of(c.target, channels)
     if min(target.shape[1:])<11: raise ImageError(f'{c.target}: {_size(target.shape)}; SSIM needs 11 x 11 at least')
     predicted,input = (o and planes_like(o, channels, c.target, target.shape) for o in (c.predicted, c.input))

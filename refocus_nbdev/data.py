@@ -296,6 +296,6 @@ def sharp_dls(
     "`DataLoaders` from sharp images alone; raises `ImageError` when none is large enough"
     side = size + 2*simulate.radius
     large = [f for f in files if min(_counts(f).shape) >= side]
-    if not large: raise ImageError(f'none of {len(files)} images has {side} pixels a side, which crops of {size} with a margin of {simulate.radius} for the blur need')
+    if not large: raise ImageError(f'none of {len(files)} images has {side} pixels a side, which crops of {size} with a margin of {simulate.radius} for the blur need: give larger ones, uncropped')
     valid_files = {f for f,g in zip(files, groups) if g in held_out}
     return _dls(sharp_block(valid_files.__contains__, size, simulate), large, lambda f: _counts(f).shape, size, bs, device, crops)

@@ -133,7 +133,9 @@ class _Work:
         if not self.scales.get(p.channel): return None
         return self.ready.pop((p.series, p.index), None) or self.refocused(p)
 
-    def found_um(self): return [self.refocuser.distance_um(w) for _,w in sorted(self.widths.items()) if w is not None]
+    def found_um(self):
+        "Of each plane; None for noise, which has no distance"
+        return [None if ONLY_NOISE in self.doubts[at] else self.refocuser.distance_um(w) for at,w in sorted(self.widths.items()) if w is not None]
 
     def reasons(self):
         "What is doubtful about the planes so far, and of how many"
@@ -177,7 +179,7 @@ class Refocused:
     "What became of a file"
     pixels: int    # That were refocused
     remarks: list  # What should be said of them
-    found_um: list # How far out of focus each plane was taken to be, um, 0 for those in focus; empty for a model that does not say
+    found_um: list # How far out of focus each plane was taken to be, um, 0 for those in focus, None for noise; empty for a model that does not say
     doubts: list   # What the file says of itself: why not to believe it
     axes: str      # As they were understood
     channels: list # Names of those that were refocused
@@ -218,7 +220,7 @@ def refocus_file(self:Refocuser,
         if half_to:
             with open_image(target) as done: copy_image(f, half_to, work.half_widths(done), HALF_WIDTHS+said())
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')
-        remarks += work.reasons() + _remarks(f, scales, np.mean(work.clipped or [0]))
+        remarks += _overruled(f, pixel_um) + work.reasons() + _remarks(f, scales, np.mean(work.clipped or [0]))
         return Refocused(work.pixels, remarks, work.found_um(), known+work.reasons(), f.axes, [f.channels[c] for c,s in scales.items() if s], *self._size_of(f, pixel_um))
 
 # %% ../nbs/09c_files.ipynb #remarks
@@ -245,11 +247,17 @@ def _about_input(image, saturated):
     if 'computed by a neural network' in (image.software or ''): said.append('its pixels are results already: refocus what the microscope took')
     return said
 
+def _overruled(image, pixel_um):
+    "Which sizes of pixels that a file gives are not those that the user does"
+    said = sorted({o for size in image.sizes_um for o in size if o and pixel_um and abs(o/pixel_um-1)>0.01})
+    return [f'its pixels are {" and ".join(f"{o:.4g}" for o in said)} um by its metadata, and were taken to be {pixel_um:g}'] if said else []
+
+# %% ../nbs/09c_files.ipynb #_remarks
 def _remarks(image, scales, clipped):
     flat = [image.channels[c] for c,s in scales.items() if s is None]
     which = f' (channel {", ".join(flat)})' if len(image.channels)>1 else ''
     said = [f'constant image{which}, passed through'] if flat else []
-    if clipped>1e-4: said.append(f'{clipped:.1%} of the pixels would be brighter than {image.dtype} can hold, and were clipped: convert to 16 bits first')
+    if clipped>1e-4: said.append(f'{clipped:.1%} of the pixels would be brighter than {image.dtype} can hold, and were clipped: {"convert to 16 bits first" if image.dtype==np.uint8 else "halve the counts first, or convert to float32"}')
     return said
 
 def _counted(rows, new, clipped):

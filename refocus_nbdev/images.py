@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'UNSIZED', 'HALF_WIDTHS', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image',
            'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'in_ascii', 'with_doubts',
-           'refuse', 'doubts_in', 'write_image', 'image_files', 'ImageError']
+           'refuse', 'doubts_in', 'channels_in', 'check_result', 'write_image', 'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
-import glob, struct
+import glob, re, struct
 from dataclasses import dataclass, field
 from pathlib import Path
 import numpy as np
@@ -238,6 +238,21 @@ def doubts_in(
     "The doubts that a result has about itself"
     own = (software or '').split(OF_A_FILE)[0]
     return [d for d in own.partition(DOUBTFUL)[2].split('; ') if d]
+
+# %% ../nbs/00d_images.ipynb #channels_in
+def channels_in(
+    software, # What made a result, of its file; None if not said
+) -> list[str]|None: # Names or numbers; None for all
+    "The channels of a result that were refocused, where it was told which"
+    own = (software or '').split(OF_A_FILE)[0]
+    said = re.search(r'; only channel (.*?)(?=; scale of the file|; told |; computed by)', own)
+    return said and said[1].encode('ascii', 'backslashreplace').decode('unicode_escape').split(', ')
+
+def check_result(
+    image, # An open one, of `open_image`
+):
+    "Raises `ImageError` for half of an interval"
+    if (image.software or '').startswith(HALF_WIDTHS): raise ImageError(f'{image.path}: holds half widths of intervals, as refocus run --uncertainty writes them beside its results, and no image; give the results themselves')
 
 # %% ../nbs/00d_images.ipynb #_tiff_options
 def _tiff_options(im):

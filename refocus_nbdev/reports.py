@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'NAMES', 'STYLE', 'ABOUT', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field',
-           'means_table', 'in_short', 'hints', 'makers', 'report_page', 'write_report']
+           'means_table', 'in_short', 'other_light', 'hints', 'makers', 'report_page', 'write_report']
 
 # %% ../nbs/12b_reports.ipynb #imports
 import base64, io, json, re
@@ -115,6 +115,7 @@ def draw_field(
     segmenter='classical', # As in `compare`
 ) -> Figure:
     "Input, prediction, target and error of a field"
+    channels = c.channels(channels)
     target,pixel_um = planes_of(c.target, channels)
     shown = {n: planes_of(f, channels)[0][0].astype(np.float32) for n,f in (('input',c.input), ('refocused',c.predicted)) if f} | {'in focus':target[0].astype(np.float32)}
     lo,hi = np.percentile(target[0], [1, 99.8])
@@ -191,9 +192,7 @@ def in_short(
     gains = {r.score: r for r in e.gains.itertuples()}
     yield _gain(gains.get('psnr'))
     yield from _by_distance(e.gains_by_distance, 'psnr')
-    if not 2/3<(slope := e.means.set_index(['method','score'])['mean'].get(('refocused','slope'), 1.))<3/2:
-        yield _other_light(gains.get('si_psnr'), slope)
-        yield from _by_distance(e.gains_by_distance, 'si_psnr')
+    yield from other_light(e)
     if len(n): yield from _of_nuclei(n)
     yield from hints(e)
 
@@ -202,6 +201,7 @@ def _gain(r):
     if r is None: return 'The images as they came in were not given, so whether refocusing was better than doing nothing is not known.'
     return f'Refocused images are {_nearer(r)} those in focus than the images as they came in, by {_db(r)} of PSNR on the mean{_chance(r)}.'
 
+# %% ../nbs/12b_reports.ipynb #other_light
 def _nearer(r): return 'nearer to' if r.mean>0 else 'farther from'
 
 def _db(r):
@@ -210,6 +210,15 @@ def _db(r):
     return f'{abs(r.mean):.1f} dB' + ('' if pd.isna(r.low) else f' ({low:.1f} to {high:.1f})')
 
 def _chance(r): return ', which may be chance' if r.low<0<r.high else ''
+
+def other_light(
+    e:Evaluation, # With scores
+):                # Yields sentences
+    "What to go by where brightness alone may have decided, if it may"
+    gains = {r.score: r for r in e.gains.itertuples()}
+    if 2/3<(slope := e.means.set_index(['method','score'])['mean'].get(('refocused','slope'), 1.))<3/2: return
+    yield _other_light(gains.get('si_psnr'), slope)
+    yield from _by_distance(e.gains_by_distance, 'si_psnr')
 
 def _other_light(r, slope):
     "What to go by where brightness alone may have decided"

@@ -225,17 +225,18 @@ NUCLEUS_UM = 20*BBBC006_PIXEL_UM # Diameter of a typical nucleus: the 20 px that
 def check_file(self:Refocuser,
     path,          # The image as it was
     predicted,     # What was made of it: the same planes
-    channels=None, # Names, or numbers from 1, of those to check; None for all
+    channels=None, # Names, or numbers from 1, of those to check; None for those that were refocused
     pixel_um=None, # Size of the pixels; what the file says if None, or the model's where it says nothing
     nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus
     segmenter='classical', # What finds the nuclei of the prediction, as of `segmenter_of`
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane: file, series, channel, its place, width (px), left_over, unexplained, nuclei judged, the number of each of `SUSPECTS`, and note: why not to believe them; and a row for each suspect, as of `suspects_of`
-    "Blur what was made of a file again, and compare; raises `ImageError` where the planes do not fit"
+    "Blur what was made of a file again, and compare; raises `ImageError` where the planes do not fit, and for half widths of intervals"
     rows,found,find = [],[],segmenter_of(segmenter)
     with open_image(path) as f, open_image(predicted) as g:
+        check_result(g)
         zoom,_ = self._zoom_of(f, pixel_um)
-        scales = self._scales(f, chosen_channels(f, channels))
+        scales = self._scales(f, chosen_channels(f, channels_in(g.software) if channels is None else channels))
         if [p.shape for p in f.planes]!=[p.shape for p in g.planes]: raise ImageError(f'{predicted}: has other planes than {path}')
         for p,q in zip(f.planes, g.planes):
             if scales.get(p.channel) is None: continue
