@@ -202,3 +202,18 @@ def test_light_is_measured_where_it_is_nearest(slope, grown, said):
     from refocus_nbdev.reports import _of_nuclei
     n = pd.DataFrame({'found':[0.9], 'light in true outline slope':[slope], 'light in grown outline slope':[grown], 'light in grown outline r2':[1.]}, index=['refocused'])
     assert ('measure it in the latter' in ' '.join(_of_nuclei(n)))==said
+
+def test_channels_that_were_only_copied_are_not_judged(in_process, tmp_path, blurred, sharp):
+    rng = np.random.default_rng(0)
+    two = lambda x: np.stack([x, rng.integers(90, 400, x.shape).astype(np.uint16)])
+    for name,x in (('plate',blurred), ('sharp',sharp)):
+        (tmp_path/name).mkdir()
+        tifffile.imwrite(tmp_path/name/'a.tif', two(x), imagej=True, metadata=dict(axes='CYX'))
+    in_process('run', tmp_path/'plate', '--out', tmp_path/'out', '--channel', '1', '--pixel-um', '0.645', '--uncertainty')
+    in_process('evaluate', tmp_path/'out', tmp_path/'sharp', '--out', tmp_path/'report')
+    assert len(pd.read_csv(tmp_path/'report'/'scores.csv'))==1
+    said = in_process('trust', tmp_path/'plate', tmp_path/'out', '--out', tmp_path/'t.csv')
+    assert len(pd.read_csv(tmp_path/'t.csv'))==1, said.text
+    assert 'holds half widths' in in_process('trust', tmp_path/'plate', tmp_path/'out_uncertainty', '--out', tmp_path/'u.csv').text
+    again = in_process('run', tmp_path/'plate', '--out', tmp_path/'out', '--channel', '1', '--defocus-um', '20', '--overwrite').text
+    assert 'holds intervals of earlier results of 1 of these files' in again

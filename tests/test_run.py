@@ -476,3 +476,13 @@ def test_refocusing_imports_neither_fastai_nor_torchvision(folder, tmp_path):
     code = 'import sys; from refocus_nbdev.cli import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
     done = subprocess.run([sys.executable, '-c', code, folder, tmp_path/'out'], capture_output=True, text=True, env=ENV)
     assert done.stdout.splitlines()[-1]=='set()' and len(contents(tmp_path/'out'))==2
+
+def test_what_is_said_of_noise_of_sizes_and_of_tables(refocus, tmp_path):
+    (tmp_path/'in').mkdir()
+    noise = np.random.default_rng(0).normal(300, 9, (64,64)).astype(np.uint16)
+    tifffile.imwrite(tmp_path/'in'/'noise.tif', noise, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
+    said = refocus('run', tmp_path/'in', '--out', tmp_path/'out', '--pixel-um', '0.5')
+    assert 'taken to be' not in said.text.replace('were taken to be 0.5', '') and 'its pixels are 0.645 um by its metadata' in said.text
+    assert json.loads(refocus('run', tmp_path/'in', '--out', tmp_path/'json', '--json').text)['files'][0]['found_um']==[None]
+    (tmp_path/'mine.csv').write_text('file,defocus_um\nnoise.tif,3\n')
+    assert 'not a table that refocus has written' in refocus('info', tmp_path/'mine.csv').text
