@@ -485,7 +485,7 @@ def score(
     inputs:list[str], # Files, folders or globs; or a CSV file with a column file
     out:Path=Path('scores.csv'), # Table with a row for each plane: file, focus_score (0 to 1, the chance that it is within 2 um), defocus_um and an interval, in_focus, and what speaks against it
     tiles:Path|None=None, # Table with a row for each tile of 256 px
-    pictures:Path|None=None, # Folder for a map of each image, and of the plate, if the files are named as BBBC006's are
+    pictures:Path|None=None, # Folder for a map of each image, and of the plate, if the names of the files tell wells, such as A01
     model:str='nuclei', # The model that looks at them: a name, or a model file
     device:str='auto', # cpu, cuda, mps or auto
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong

@@ -18,7 +18,7 @@ from .focus import *
 from .images import *
 from .inference import own_prominence
 from .networks import spread
-from .pairs import parse_name
+from .pairs import named_wells
 from .rows import *
 
 # %% ../nbs/11b_scores.ipynb #power_slope
@@ -166,11 +166,11 @@ def draw_plate(
 
 def wells_of(
     scored:pd.DataFrame, # Of `score_file`, of many files
-) -> dict: # Name of a well to um; empty for files of other names than BBBC006's
-    "The median distance of each well"
-    fields = scored.file.map(parse_name)
-    known = scored[fields.notna()]
-    return known.defocus_um.groupby([f.well for f in fields.dropna()]).median().to_dict()
+) -> dict: # Name of a well, such as a01, to um; empty where the names of the files tell none
+    "The median distance of each well of a plate of up to 384"
+    wells = pd.Series(named_wells(scored.file), scored.index, dtype=object).str.lower()
+    known = wells.str.fullmatch(r'[a-p](0?[1-9]|1\d|2[0-4])', na=False).astype(bool)
+    return scored.defocus_um[known].groupby(wells[known]).median().to_dict()
 
 # %% ../nbs/11b_scores.ipynb #draw_scores
 def draw_scores(
