@@ -164,8 +164,15 @@ def _list(title, items): return f'<h2>{title}</h2><ul>{"".join(f"<li>{escape(str
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}
 table{border-collapse:collapse;margin:.7em 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}th,td{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}small{color:#777}img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em;word-break:break-all}"""
 
-ABOUT = """<p>PSNR and SSIM are relative to the span from the 1st to the 99.9th percentile of the target; the scale-invariant PSNR is taken after the gain and offset that suit the image best. The intensity slope is that of the line of the image on the target, background left out: 1 keeps brightness, less flattens it.
-F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one. In brackets: 95 % intervals from drawing groups (wells, or connected fields) again and again, for a gain from the differences, plane by plane; none for fewer than three groups. Unsharp mask, Wiener and Richardson-Lucy are told the distance, and use a Gaussian as wide as it makes the blur on BBBC006's microscope.</p>"""
+ABOUT = {'all': 'PSNR and SSIM are relative to the span from the 1st to the 99.9th percentile of the target; the scale-invariant PSNR is taken after the gain and offset that suit the image best. The intensity slope is that of the line of the image on the target, background left out: 1 keeps brightness, less flattens it.',
+         'nuclei': 'F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one.',
+         'groups': 'In brackets: 95 % intervals from drawing groups (wells, or connected fields) again and again, for a gain from the differences, plane by plane.',
+         'classical': "Unsharp mask, Wiener and Richardson-Lucy are told the distance, and use a Gaussian as wide as it makes the blur on BBBC006's microscope."}
+
+def _about(e):
+    "What the tables mean, as far as there are such"
+    there = dict(all=True, nuclei=len(e.nuclei)>0, groups=e.scores.group.nunique()>2, classical=e.scores.method.isin(CLASSICAL).any())
+    return f'<p>{" ".join(t for k,t in ABOUT.items() if there[k])}</p>'
 
 def _tables(e):
     "Means, by method and by distance, and nuclei"
@@ -177,8 +184,8 @@ def _tables(e):
     if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline, and in that grown by a quarter of a diameter on each side, over which what is left of a blur spills.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
 
 def _chosen(e):
-    "The worst, a middling and the best comparison by PSNR, of all"
-    order = e.scores[e.scores.method=='refocused'].groupby('file', sort=False).psnr.mean().sort_values()
+    "The worst, a middling and the best comparison by PSNR, of those out of focus"
+    order = _far(e.scores)[lambda t: t.method=='refocused'].groupby('file', sort=False).psnr.mean().sort_values()
     picked = dict.fromkeys(order.index[[0, len(order)//2, -1]])
     of = {str(c.predicted): c for c in e.cases}
     return [(of[f], order[f]) for f in picked]
@@ -277,7 +284,7 @@ def report_page(
              f' Groups that are taken for independent: {told_groups(e.cases)}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
         figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
-        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), ABOUT, *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Magenta: nuclei that nothing found touches. Cyan: found where there is none.</p>']
+        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), _about(e), *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Error: red where the result is too bright, blue where too dark, to half of the range.'+' Magenta: nuclei that nothing found touches. Cyan: found where there is none.'*bool(len(e.nuclei))+'</p>']
         parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, channels, nucleus_um, segmenter)) for c,p in _chosen(e)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
