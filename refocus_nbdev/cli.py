@@ -235,11 +235,17 @@ def _as_json(jobs, out, seconds, remarks):
     files = [dict(_of_job(j), found_um=j.found_um and [d if d is None else round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3))))
 
+def _notes(jobs, most=5):
+    "What is to be said of single files, once where it is the same of many"
+    alike = {}
+    for j in jobs:
+        if j.status=='done' and j.note: alike.setdefault(j.note, []).append(j.source)
+    for note,files in alike.items(): yield from [f'{files[0]} and {len(files)-1} more: {note}'] if len(files)>most else [f'{f}: {note}' for f in files]
+
 def _summary(jobs, out, seconds, remarks):
     "Print what was done, warn, and list failures"
     n = {s: sum(j.status==s for j in jobs) for s in ('done','skipped','failed')}
-    for j in jobs:
-        if j.status=='done' and j.note: print(f'{j.source}: {j.note}')
+    for said in _notes(jobs): print(said)
     for r in [*_decided(jobs), *remarks]: print(r)
     if n['failed']: _list_failed([j.note for j in jobs if j.status=='failed'])
     speed = f' ({sum(j.pixels for j in jobs)/1e6/seconds:.2f} Mpx/s)' if n['done'] else ''

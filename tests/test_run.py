@@ -486,3 +486,9 @@ def test_what_is_said_of_noise_of_sizes_and_of_tables(refocus, tmp_path):
     assert json.loads(refocus('run', tmp_path/'in', '--out', tmp_path/'json', '--json').text)['files'][0]['found_um']==[None]
     (tmp_path/'mine.csv').write_text('file,defocus_um\nnoise.tif,3\n')
     assert 'not a table that refocus has written' in refocus('info', tmp_path/'mine.csv').text
+
+def test_what_is_said_of_many_files_is_said_once(refocus, tmp_path):
+    (tmp_path/'in').mkdir()
+    for i in range(7): tifffile.imwrite(tmp_path/'in'/f'{i}.tif', np.full((8,8), i, np.uint16))
+    said = refocus('run', tmp_path/'in', '--out', tmp_path/'out').text
+    assert said.count('constant image')==1 and '0.tif and 6 more: constant image, passed through' in said
