@@ -16,6 +16,7 @@ from math import isnan, nan
 from pathlib import Path
 from .images import *
 from .ngff import is_zarr
+from .tiff import OF_A_FILE
 
 # %% ../nbs/12_batches.ipynb #UsageError
 class UsageError(ValueError): "Arguments that cannot be meant: nothing has been done"
@@ -255,7 +256,14 @@ def _said(path, words):
     if not path.exists(): return ''
     with open_image(path) as f: said = f.software or ''
     if said.startswith(words): return said
-    raise ImageError(f'{path}: exists, and was made by another model, from another image, or with other arguments; choose another folder or use --overwrite')
+    raise ImageError(f'{path}: exists, and was made by another model, from another image, or with other arguments ({_unlike(said, words)}); choose another folder or use --overwrite')
+
+def _unlike(said, words):
+    "In what a result differs from what is asked for"
+    said,words = (o.removeprefix(HALF_WIDTHS) for o in (said, words))
+    had,asked = (o.split('; ') for o in (said.split(OF_A_FILE)[0].partition(DOUBTFUL)[0], words))
+    if not said.startswith('refocus_nbdev'): return f'by its own words: {said or "none"}'
+    return f'it has: {"; ".join(o for o in had if o not in asked) or "nothing more"}; asked for: {"; ".join(o for o in asked if o not in had) or "nothing more"}'
 
 def _decided(job, how, model_um=None):
     "Note, by the head of a file, what is decided about it; and its size, where it is still to do"
