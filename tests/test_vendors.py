@@ -3,11 +3,12 @@ import numpy as np, pytest, tifffile
 from refocus_nbdev.images import open_image
 
 @pytest.fixture
-def czi(tmp_path):
+def czi(tmp_path, blurred):
     "A CZI of two channels and three planes"
     pytest.importorskip('bioio_czi')
     pylibczi = pytest.importorskip('pylibCZIrw.czi')
-    x = np.random.default_rng(0).integers(90, 4000, (2,3,96,128)).astype(np.uint16)
+    x = np.random.default_rng(0).integers(90, 4000, (2,3,*blurred.shape)).astype(np.uint16)
+    x[0] = blurred
     with pylibczi.create_czi(str(tmp_path/'a.czi')) as c:
         for at in np.ndindex(2, 3): c.write(x[at][...,None], plane=dict(C=at[0], Z=at[1], T=0))
         c.write_metadata(document_name='a', channel_names={0:'DNA', 1:'actin'}, scale_x=0.645e-6, scale_y=0.645e-6, scale_z=2e-6)
