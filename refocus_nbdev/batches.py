@@ -261,7 +261,7 @@ def _said(path, words):
 def _unlike(said, words):
     "In what a result differs from what is asked for"
     said,words = (o.removeprefix(HALF_WIDTHS) for o in (said, words))
-    had,asked = (o.split('; ') for o in (said.split(OF_A_FILE)[0].partition(DOUBTFUL)[0], words))
+    had,asked = (o.split('; ') for o in (said.split(OF_A_FILE)[0].partition(DOUBTFUL)[0].partition(TAKEN)[0], words))
     if not said.startswith('refocus_nbdev'): return f'by its own words: {said or "none"}'
     return f'it has: {"; ".join(o for o in had if o not in asked) or "nothing more"}; asked for: {"; ".join(o for o in asked if o not in had) or "nothing more"}'
 

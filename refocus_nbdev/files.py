@@ -137,6 +137,11 @@ class _Work:
         "Of each plane; None for noise, which has no distance"
         return [None if ONLY_NOISE in self.doubts[at] else self.refocuser.distance_um(w) for at,w in sorted(self.widths.items()) if w is not None]
 
+    def taken(self):
+        "How far out of focus the planes so far were taken to be, for the file to say"
+        um = ['in focus' if d==0 else f'{d:.1f} um out of focus' for d in self.found_um() if d is not None]
+        return TAKEN+' and '.join(um)+' in the middle plane'*(len(self.todo)>len(self.widths)) if um else ''
+
     def reasons(self):
         "What is doubtful about the planes so far, and of how many"
         found = Counter(r for _,said in sorted(self.doubts.items()) for r in said)
@@ -214,7 +219,7 @@ def refocus_file(self:Refocuser,
         if strict: refuse(f.path, unsized+remarks)
         work = _Work(self, f, scales, told, zoom, Path(target).parent, progress, strict, bool(half_to))
         work.ahead()
-        known,made_by = unsized+remarks,self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from)
+        known,made_by = unsized+remarks,self.provenance(source, defocus_um, channels, axes, pixel_um, scale_from)+work.taken()
         def said(): return with_doubts(made_by, known+work.reasons())
         work.copy_to(target, said)
         if half_to:

@@ -265,9 +265,9 @@ def _off(shifts):
 def makers(
     cases, # `Comparison`s
 ) -> list[str]:
-    "What the predictions say they were made by, without the hash of each input"
+    "What the predictions say they were made by, without the hash and the distance of each input"
     def maker(path):
-        with open_image(path) as f: return re.sub(r'; input sha256 \w+', '', f.software or 'not said')
+        with open_image(path) as f: return re.sub(rf'; input sha256 \w+|{TAKEN}[^;]*', '', f.software or 'not said')
     return sorted({maker(c.predicted) for c in cases})
 
 def report_page(
