@@ -737,7 +737,7 @@ def models():
     """
     from refocus_nbdev.inference import model_path, shipped_models
     from refocus_nbdev.networks import read_card
-    table = Table('model', 'for', 'pixel', 'trained on', 'size', '--uncertainty', box=box.SIMPLE)
+    table = Table('model', 'for', 'pixel', 'trained on', 'size', 'intervals', box=box.SIMPLE)
     for name in shipped_models():
         path = model_path(name)
         card = read_card(path)
