@@ -133,19 +133,23 @@ class _Work:
         if not self.scales.get(p.channel): return None
         return self.ready.pop((p.series, p.index), None) or self.refocused(p)
 
-    def found_um(self):
-        "Of each plane; None for noise, which has no distance"
-        return [None if ONLY_NOISE in self.doubts[at] else self.refocuser.distance_um(w) for at,w in sorted(self.widths.items()) if w is not None]
+# %% ../nbs/09c_files.ipynb #_Work-found
+@patch
+def found_um(self:_Work):
+    "Of each plane; None for noise, which has no distance"
+    return [None if ONLY_NOISE in self.doubts[at] else self.refocuser.distance_um(w) for at,w in sorted(self.widths.items()) if w is not None]
 
-    def taken(self):
-        "How far out of focus the planes so far were taken to be, for the file to say"
-        um = ['in focus' if d==0 else f'{d:.1f} um out of focus' for d in self.found_um() if d is not None]
-        return TAKEN+' and '.join(um)+' in the middle plane'*(len(self.todo)>len(self.widths)) if um else ''
+@patch
+def taken(self:_Work):
+    "How far out of focus the planes so far were taken to be, for the file to say"
+    um = ['in focus' if d==0 else f'{d:.1f} um out of focus' for d in self.found_um() if d is not None]
+    return TAKEN+' and '.join(um)+' in the middle plane'*(len(self.todo)>len(self.widths)) if um else ''
 
-    def reasons(self):
-        "What is doubtful about the planes so far, and of how many"
-        found = Counter(r for _,said in sorted(self.doubts.items()) for r in said)
-        return [r if len(self.todo)==1 else f'{r} ({k} of {len(self.todo)} planes)' for r,k in found.items()]
+@patch
+def reasons(self:_Work):
+    "What is doubtful about the planes so far, and of how many"
+    found = Counter(r for _,said in sorted(self.doubts.items()) for r in said)
+    return [r if len(self.todo)==1 else f'{r} ({k} of {len(self.todo)} planes)' for r,k in found.items()]
 
 # %% ../nbs/09c_files.ipynb #_Work-copy_to
 @patch
