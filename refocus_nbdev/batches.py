@@ -269,9 +269,9 @@ def _decided(job, how, model_um=None):
     "Note, by the head of a file, what is decided about it; and its size, where it is still to do"
     with open_image(job.source, how.get('axes')) as f:
         job.axes,job.channels = f.axes,[f.channels[c] for c in sorted(chosen_channels(f, how.get('channels')))]
-        sizes = dict(user=how.get('pixel_um'), file=f.pixel_um, model=model_um)
+        um,job.sized_by = size_of(f, how.get('pixel_um'))
+        job.pixel_um = um or model_um
         if job.status=='to do': job.note = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
-    job.sized_by,job.pixel_um = next(((by, um) for by,um in sizes.items() if um), ('model', None))
     return job
 
 def _done_before(job, load, overwrite, strict, how):

@@ -246,13 +246,13 @@ def _zoom_of(self:Refocuser, image, pixel_um):
 @patch
 def _size_of(self:Refocuser, image, pixel_um):
     "The size of the pixels that is reckoned with, um, and who said so"
-    if pixel_um or image.pixel_um: return float(pixel_um or image.pixel_um), 'user' if pixel_um else 'file'
-    return self.card.get('pixel_um'), 'model'
+    um,by = size_of(image, pixel_um)
+    return um or self.card.get('pixel_um'),by
 
 def _about_input(image, saturated):
     "What is doubtful about an image itself"
     of = lambda c: f' of channel {image.channels[c]}' if len(image.channels)>1 else ''
-    said = [f'{share:.2%} of the pixels{of(c)} are saturated' for c,share in saturated.items() if share>CLIPPED]
+    said = [s for c,share in saturated.items() for s in of_saturation(share, of(c))]
     if 'computed by a neural network' in (image.software or ''): said.append('its pixels are results already: refocus what the microscope took')
     return said
 

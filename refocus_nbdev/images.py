@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'TAKEN', 'UNSIZED', 'HALF_WIDTHS', 'MicroscopeImage', 'PngReader', 'open_image',
-           'read_image', 'chosen_channels', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'in_ascii',
-           'with_doubts', 'refuse', 'doubts_in', 'channels_in', 'check_result', 'write_image', 'image_files',
-           'ImageError']
+           'read_image', 'chosen_channels', 'size_of', 'check_finite', 'to_dtype', 'copy_image', 'copy_name',
+           'in_ascii', 'with_doubts', 'refuse', 'doubts_in', 'channels_in', 'check_result', 'write_image',
+           'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
 import glob, re, struct
@@ -165,6 +165,15 @@ def _listed(names):
     "Channels in words: their numbers, and their names where they have any"
     numbers = [str(i+1) for i in range(len(names))]
     return '1 to '+numbers[-1] if names==numbers and len(names)>1 else ', '.join(n if n==i else f'{n} ({i})' for n,i in zip(names, numbers))
+
+# %% ../nbs/00d_images.ipynb #size_of
+def size_of(
+    image,         # An open one, of `open_image`
+    pixel_um=None, # Size of its pixels, where the user gives it
+) -> tuple[float|None, str]: # um, None where nobody says; and who does: user, file, or else model
+    "The size of the pixels of a file, and who says so; raises `ImageError` where only the file does, and says two"
+    if pixel_um: return float(pixel_um),'user'
+    return image.pixel_um,'file' if image.pixel_um else 'model'
 
 # %% ../nbs/00d_images.ipynb #check_finite
 def check_finite(

@@ -124,11 +124,11 @@ def draw_field(
     for ax,(n,x) in zip(axes, shown.items()): ax.imshow(x, cmap='gray', vmin=lo, vmax=max(hi, lo+1e-9)); ax.set_title(n, fontsize=9)
     error = (shown['refocused']-shown['in focus'])/signal_range(target[0])
     axes[-1].imshow(error, cmap='RdBu_r', vmin=-0.5, vmax=0.5); axes[-1].set_title('error, share of the range', fontsize=9)
-    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c, c.labels and label_planes(c.labels, channels, c.target, target.shape)[0][0], partial(segmenter_of(segmenter), diameter=nucleus_px(nucleus_um, pixel_um)))
+    if nucleus_um is not None: _draw_nuclei(axes[-3:-1], shown, c.labels and label_planes(c.labels, channels, c.target, target.shape)[0][0], partial(segmenter_of(segmenter), diameter=nucleus_px(nucleus_um, pixel_um)))
     for ax in axes: ax.axis('off')
     return fig
 
-def _draw_nuclei(axes, shown, c, truth, find):
+def _draw_nuclei(axes, shown, truth, find):
     "Outline what was invented in the prediction, and lost in the target"
     found = find(shown['refocused'])
     if truth is None: truth = find(shown['in focus'])

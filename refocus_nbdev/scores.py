@@ -69,7 +69,7 @@ def score_plane(self:Refocuser,
     "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model that does not say"
     if not self.guided: raise ValueError(f'model {self.name} does not estimate how far out of focus an image is: choose another model')
     rows = held(as_rows(rows))
-    classical = {f.__name__: f(_middle(rows)) for f in (laplacian_variance, power_slope)}
+    classical = {f.__name__: f(middle_of(rows)) for f in (laplacian_variance, power_slope)}
     nothing = dict(focus_score=np.nan, defocus_um=np.nan, low_um=np.nan, high_um=np.nan, in_focus=None)
     if scale is None: return dict(nothing, **classical, note=NOTHING), pd.DataFrame()
     _,q = self._in_network_units(rows, scale, zoom)
@@ -90,11 +90,6 @@ def _is_far(self:Refocuser, um, up):
 
 
 # %% ../nbs/11b_scores.ipynb #tiles_of
-def _middle(rows, most=2048):
-    "The middle of a plane, of so many pixels a side at most"
-    a,b = (max(n-most, 0)//2 for n in rows.shape)
-    return rows[a:a+most][:, b:b+most]
-
 @patch
 def _tiles_of(self:Refocuser, rows, q, evidence, zoom):
     "A row for each tile, in pixels of the image"
@@ -123,8 +118,7 @@ def score_file(self:Refocuser,
             if p.channel not in found: continue
             about,(scale,saturated) = dict(file=str(path), **f.place(p)),found[p.channel]
             whole,parts = self.score_plane(f.rows(p), scale, zoom)
-            clipped = [f'{saturated:.2%} of the pixels are saturated'] if saturated>CLIPPED else []
-            rows.append(dict(about, **whole | dict(note='; '.join(filter(None, [*notes, *clipped, whole['note']])))))
+            rows.append(dict(about, **whole | dict(note='; '.join(filter(None, [*notes, *of_saturation(saturated), whole['note']])))))
             tiles.append(parts.assign(**about))
     return pd.DataFrame(rows),pd.concat(tiles)
 

@@ -204,8 +204,8 @@ class TiffReader(Reader):
             self._check_pages()
             for n,s in enumerate(self.tif.series): self._find_planes(n, s)
             self._check_planes()
-            self.sizes_um,names = self._about_series()
-            self.channels = number_channels(self.planes, names)
+            self.sizes_um,self.names = self._about_series()
+            self.channels = number_channels(self.planes, self.names)
             self.close = opened.pop_all().close
 
     def __exit__(self, *args): self.close()
@@ -355,8 +355,7 @@ def _about_series(self:TiffReader):
 def metadata(self:TiffReader):
     "ImageJ's own entries, or the names of the channels of the first series, as OME-TIFF wants them"
     if not self.tif.is_ome: return self._imagej
-    names = self._about_series()[1]
-    names = names[self.planes[0].series] if names else []
+    names = self.names[self.planes[0].series] if self.names else []
     return {'Channel': {'Name': [str(n or '') for n in names]}} if any(names) else {}
 
 # %% ../nbs/00a_tiff.ipynb #_layout

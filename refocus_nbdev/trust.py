@@ -134,6 +134,7 @@ class ReblurCheck:
     residual: np.ndarray  # (H,W), image minus prediction blurred again, in units of the image's noise
     score: float          # Its root mean square; about 1 where nothing but noise is left over
     unexplained: float    # What neither the prediction nor noise explains beside suspects, as a share of the image's standard deviation
+    noise: float          # Of the image, counts
     labels: np.ndarray    # (H,W), the nuclei that were asked
     nuclei: pd.DataFrame  # label, y, x; change of light and shift (px) that the image would have; suspect ('', invented, too dark or moved); NaN near the border
     lost: pd.DataFrame    # y, x, light (share of a typical nucleus): where the image would have one more
@@ -157,11 +158,12 @@ def check_reblur(
     away = ~ndi.binary_dilation(labels>0, iterations=3)
     low = float(np.median(pred[away])) if away.any() else float(pred.min())
     changes,peaks,left,step = _fit(residual, pred, labels, low, width)
-    noise = noise_sigma(torch.tensor(np.asarray(blurred, np.float32))[None,None]).item() or 1.
+    own = noise_sigma(torch.tensor(np.asarray(blurred, np.float32))[None,None]).item()
+    noise = own or 1.
     score = float(np.sqrt(np.mean(_inside(residual/noise, width)**2)))
     nuclei,lost = _nuclei(labels, changes, width),_lost(left, step, peaks, width, labels.shape)
     unexplained = _unexplained(np.asarray(blurred, np.float32), residual, noise, width, _beside(labels, nuclei, lost, width))
-    return ReblurCheck(width, residual/noise, score, unexplained, labels, nuclei, lost)
+    return ReblurCheck(width, residual/noise, score, unexplained, own, labels, nuclei, lost)
 
 # %% ../nbs/11c_trust.ipynb #suspects_of
 SUSPECTS = {'invented':'red', 'moved':'orange', 'too dark':'yellow', 'lost':'cyan'} # Kinds, and the colours they are drawn in
@@ -212,11 +214,11 @@ def doubt_of(
     return NOT_FITTING if c.unexplained>MOST_UNEXPLAINED and c.score>1.2 else ''
 
 @patch
-def _as_it_was(self:Refocuser, x, y, q, width):
+def _as_it_was(self:Refocuser, x, y, q, width, noise):
     "The same of a prediction (H,W) that is its image (H,W), `q` in network units, where the model would change that"
-    up,noise = own_prominence(q),noise_sigma(torch.tensor(np.asarray(x, np.float32))[None,None]).item()
-    clear = width>self.model.fade[1] and up>=NOISE and self._share(up)==1 and np.ptp(x)>0
-    return 'is its image as it was, though that is out of focus: not refocused' if clear and np.std(np.subtract(x, y, dtype=np.float32))<=noise/2 else ''
+    if width<=self.model.fade[1] or np.ptp(x)==0 or np.std(np.subtract(x, y, dtype=np.float32))>noise/2: return ''
+    up = own_prominence(q)
+    return 'is its image as it was, though that is out of focus: not refocused' if up>=NOISE and self._share(up)==1 else ''
 
 # %% ../nbs/11c_trust.ipynb #check_file
 NUCLEUS_UM = 20*BBBC006_PIXEL_UM # Diameter of a typical nucleus: the 20 px that `find_nuclei` takes, on BBBC006
@@ -243,11 +245,11 @@ def check_file(self:Refocuser,
             x,y = f.read(p),check_finite(MicroscopeImage(g.read(q), source=predicted)).pixels
             q = self._in_network_units(as_rows(x), scales[p.channel], zoom)[1]
             width = self._width(q).item()
-            c = check_reblur(x, y, max(width, 0.3)/zoom, find(y, nucleus_um/(pixel_um or f.pixel_um or self.card['pixel_um'])))
+            c = check_reblur(x, y, max(width, 0.3)/zoom, find(y, nucleus_um/self._size_of(f, pixel_um)[0]))
             about = dict(file=str(predicted), **f.place(p))
             all_of = suspects_of(c)
             number = {s: int((all_of.suspect==s).sum()) for s in SUSPECTS}
-            rows.append(dict(about, width=c.width, left_over=c.score, unexplained=c.unexplained, nuclei=len(c.nuclei.dropna()), **number, note=self._as_it_was(x, y, q, width) or doubt_of(c)))
+            rows.append(dict(about, width=c.width, left_over=c.score, unexplained=c.unexplained, nuclei=len(c.nuclei.dropna()), **number, note=self._as_it_was(x, y, q, width, c.noise) or doubt_of(c)))
             found.append(all_of.assign(**about))
             if draw: draw(x, y, c)
     return pd.DataFrame(rows),pd.concat(found) if found else pd.DataFrame()

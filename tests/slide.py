@@ -2,7 +2,7 @@
 
 python tests/slide.py 20000 tif nuclei-fast
 """
-import os, resource, subprocess, sys, tempfile, time
+import resource, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, tifffile
 

@@ -84,7 +84,8 @@ def test_size_of_pixels(tmp_path, name):
 def test_pixels_that_are_not_square_are_refused_unless_a_size_is_given(small, in_process, tmp_path):
     sized(PhysicalSizeX=.645, PhysicalSizeY=1.29)(tmp_path/'a.ome.tif')
     assert '0.645 um wide and 1.29 um high' in job(tmp_path/'a.ome.tif', small).note
-    assert job(tmp_path/'a.ome.tif', small, pixel_um=.645).status=='done'
+    assert [job(tmp_path/'a.ome.tif', small, pixel_um=.645).status for _ in range(2)]==['done','skipped']
+    assert in_process('run', tmp_path/'a.ome.tif', '--pixel-um', '.645', '--dry-run', '--out', tmp_path/'new').code==0
     said = in_process('info', tmp_path/'a.ome.tif')
     assert said.code==0 and '0.645 um wide' in said.text
 
