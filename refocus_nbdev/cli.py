@@ -109,6 +109,7 @@ def run(
     model:str='nuclei', # Name of a shipped model, or a model file
     device:str='auto', # cpu, cuda, mps or auto
     defocus_um:str='', # How far out of focus the images are, in um, on either side: one number, or a CSV file with the columns file (its name, and folders before it where several files have the name) and defocus_um and a row for each file; the model finds out if empty
+    blur_per_um:float|None=None, # By how many um the blur (its standard deviation) of your microscope widens with each um out of focus, as refocus score finds where it is told distances; that of the microscope that the model was trained for (nuclei: 0.32) if not given
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong; what is not near the model's is rescaled, and back
     channel:str='', # Channels to refocus, by the names that the file has or by number from 1, such as DNA or 1,3; the others are copied as they are. All if empty
     scale_from:Path|None=None, # A file whose intensities scale those of all, channel by channel; each file's own if not given
@@ -127,7 +128,7 @@ def run(
     """
     jobs = _jobs(inputs, out, recursive, defocus_um, uncertainty)
     _check_pixel(pixel_um)
-    load = cache(lambda: _refocuser(model, device, tile))
+    load = cache(lambda: _refocuser(model, device, blur_per_um, tile))
     how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
@@ -175,9 +176,9 @@ def _progress(items, what, total=None):
             bar.reach(i+1)
 
 # %% ../nbs/15_cli.ipynb #_refocuser
-def _refocuser(model, device, tile=0):
+def _refocuser(model, device, blur_per_um=None, tile=0):
     from refocus_nbdev.files import Refocuser
-    try: return Refocuser.load(model, device, **({'tile':tile} if tile else {}))
+    try: return Refocuser.load(model, device, blur_per_um=blur_per_um, **({'tile':tile} if tile else {}))
     except ValueError as e: raise UsageError(e) from e
 
 def _list_failed(notes):
@@ -494,6 +495,9 @@ def score(
     pictures:Path|None=None, # Folder for a map of each image, and of the plate, if the names of the files tell wells, such as A01
     model:str='nuclei', # The model that looks at them: a name, or a model file
     device:str='auto', # cpu, cuda, mps or auto
+    defocus_um:str='', # How far out of focus the images are known to be, in um, on either side: one number, or a CSV file with the columns file and defocus_um, as for refocus run. Then it is said how much this microscope blurs
+    step_um:float|None=None, # The same for stacks, from their focus to well beyond it: how far apart their planes are, in um
+    blur_per_um:float|None=None, # By how many um the blur (its standard deviation) of this microscope widens with each um out of focus, as found with --defocus-um or --step-um; that of the microscope that the model was trained for (nuclei: 0.32) if not given
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
     channel:str='', # Channels to score, by name or by number from 1; all if empty
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them
@@ -501,18 +505,21 @@ def score(
     overwrite:bool=False, # Replace tables of those names
     dry_run:bool=False, # Only list what would be scored
 ):
-    """Say how far out of focus images are, on either side: the side cannot be told from one plane. That an image shows another stain than the model knows is not noticed.
+    """Say how far out of focus images are, on either side: the side cannot be told from one plane. What is seen is how wide the blur is; what distance that is depends on the microscope. That an image shows another stain than the model knows is not noticed.
 
     Example: refocus score "plate/*.tif" --out scores.csv
+
+    Example: refocus score stack.ome.tif --step-um 2 --out stack.csv
     """
     files = given_files(inputs, recursive)
     if not files: raise UsageError(f'{", ".join(inputs)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF){"" if recursive else "; --recursive looks into folders of folders"}')
     if dry_run: return print(*files, sep='\n')
     _check_pixel(pixel_um)
-    return _score(files, _new_tables((out, tiles), overwrite), pictures, _refocuser(model, device), dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
+    known = _known_distances(defocus_um, step_um, files)
+    return _score(files, _new_tables((out, tiles), overwrite), pictures, _refocuser(model, device, blur_per_um), known, dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_score
-def _score(files, tables, pictures, refocuser, how):
+def _score(files, tables, pictures, refocuser, known, how):
     "Score, write tables and pictures, and say what came of it"
     from refocus_nbdev.scores import draw_scores
     scored,failed = of_each(lambda f: refocuser.score_file(f, **how), files, partial(_progress, what='scoring'))
@@ -520,6 +527,7 @@ def _score(files, tables, pictures, refocuser, how):
         both = _write_tables(tables, [t for _,t in scored])
         if pictures: draw_scores(pictures, *both)
         _tell_scores(both[0], tables)
+        if known: _tell_blur(both[0], known(both[0]), refocuser)
     if failed: _list_failed(failed)
     return int(bool(failed))
 
@@ -530,6 +538,31 @@ def _tell_scores(t, tables):
     doubtful = sum(bool(set(n.split('; '))-{'', UNSIZED}) for n in t.note[t.in_focus.notna()])
     if doubtful: print(f'doubtful: {doubtful} of {len(t)} planes; the column note says why')
     print(f'in focus: {(t.in_focus==True).sum()}; nothing to tell by: {t.in_focus.isna().sum()}; the tables are in {", ".join(map(str, tables))}')
+
+# %% ../nbs/15_cli.ipynb #_tell_blur
+def _known_distances(defocus_um, step_um, files):
+    "A function of the table of planes that gives their distances as far as they are known, None where nothing is said of them; raises `UsageError`"
+    if step_um is not None:
+        if defocus_um: raise UsageError('--defocus-um and --step-um say the same in two ways: give one of them')
+        if not step_um>0: raise UsageError(f'--step-um {step_um:g}: give a distance in um, above 0')
+        return partial(_in_stacks, step_um=step_um)
+    every,table = told_distances(defocus_um)
+    known = {str(f): d for f,d in distances_of(table, files).items()}
+    if (unsure := next((f for f,d in known.items() if d!=d), None)): raise UsageError(unsure_of(Path(unsure), defocus_um))
+    if table and not known: raise UsageError(f'{defocus_um}: names none of the images')
+    return (lambda t: t.file.map(lambda f: known.get(f, every))) if defocus_um else None
+
+def _in_stacks(t, step_um):
+    from refocus_nbdev.scores import stack_distances
+    if 'z' not in t: raise ValueError('--step-um is for stacks, and no file has an axis Z; --axes ZYX says so where they are wrong about their axes, and --defocus-um is for planes in files of their own')
+    true = stack_distances(t, step_um)
+    if true.isna().all(): raise ValueError('no stack shows where it is in focus, or has five planes in which something is to be seen: --step-um is for stacks from their focus to well beyond it')
+    return true
+
+def _tell_blur(t, true, refocuser):
+    "Say how much the microscope blurs, and how far distances were off"
+    b,off = refocuser.measured_blur(t.defocus_um, true),(t.defocus_um-true).abs()
+    print(f'this microscope blurs by {b.blur_per_um:.2g} um for each um out of focus ({b.least:.2g} to {b.most:.2g} by single planes, {b.planes:.0f} of them), and {refocuser.blur_per_um:.2g} was taken; with that, distances are off by {off.mean():.1f} um on the mean. For other images of this microscope: --blur-per-um {b.blur_per_um:.2g}, of score and of run')
 
 # %% ../nbs/15_cli.ipynb #trust
 @command

@@ -37,6 +37,7 @@ def provenance(self:Refocuser,
     if channels is not None: of += f'; only channel {", ".join(map(str, channels))}'
     if scale_from: of += f'; scale of the file with sha256 {scale_from.sha256[:16]}'
     if defocus_um is not None: of += f'; told {abs(defocus_um):g} um out of focus'
+    if self.own_blur is not None: of += f'; blur of {self.own_blur:g} um per um'
     return in_ascii(f'refocus_nbdev {__version__}; model {self.name}, sha256 {self.sha256[:16]}{of}; computed by a neural network: not a measurement')
 
 @patch

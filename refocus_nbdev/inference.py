@@ -64,19 +64,21 @@ class Refocuser:
         sha256='',             # Of its file, for provenance
         tile=TILE,             # Side of what is computed at once, at most, px
         batch=1,               # Tiles at a time
+        blur_per_um=None,      # By how many um the blur (its standard deviation) of your microscope widens with each um out of focus, as `measured_blur` finds; that of the microscope that the model was trained for if None
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.card,self.sha256,self.lock,self.tile,self.batch,self.remarks = card,sha256,threading.Lock(),tile,batch,[]
+        self.card,self.sha256,self.lock,self.tile,self.batch,self.own_blur,self.remarks = card,sha256,threading.Lock(),tile,batch,blur_per_um,[]
+        self._check_blur()
         if tile<TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
 
     @classmethod
     def load(cls,
         model='nuclei', # The name of a shipped model, or the path of a model file
         device='auto',  # See `best_device`
-        **kwargs        # `tile` and `batch`
+        **kwargs        # `tile`, `batch` and `blur_per_um`
     ):
-        "Read a model file; raises `ModelError`, and `ValueError` for tiles that are too small"
+        "Read a model file; raises `ModelError`, and `ValueError` for tiles that are too small and a blur that cannot be"
         path = model_path(model)
         return cls(*load_model(path), device, file_hash(path), **kwargs)
 
@@ -136,15 +138,32 @@ def _blur(self:Refocuser):
     blur = self.card.get('blur')
     return blur if isinstance(blur, dict) else {}
 
+# %% ../nbs/09_inference.ipynb #blur_per_um
 @patch(as_prop=True)
-def px_per_um(self:Refocuser):
-    "How much wider each um of defocus makes the blur, px, by the microscope that the model was trained for"
+def trained_px_per_um(self:Refocuser):
+    "How much wider each um of defocus made the blur in training, px"
     return self._blur.get('px_per_um', BBBC006_PX_PER_UM)
 
 @patch(as_prop=True)
+def px_per_um(self:Refocuser):
+    "How much wider each um of defocus makes the blur, px of the model"
+    return self.trained_px_per_um if self.own_blur is None else self.own_blur/self.card['pixel_um']
+
+@patch(as_prop=True)
+def blur_per_um(self:Refocuser):
+    "The same in um; None for a model that does not say how large its pixels are"
+    return self.card.get('pixel_um') and self.px_per_um*self.card['pixel_um']
+
+@patch(as_prop=True)
 def max_um(self:Refocuser):
-    "The farthest out of focus that the model saw anything in training, um; None for a model that does not say"
-    return self._blur.get('max_um')
+    "The farthest out of focus that the model saw anything in training, in um of this microscope; None for a model that does not say"
+    return self._blur.get('max_um') and self._blur['max_um']*self.trained_px_per_um/self.px_per_um
+
+@patch
+def _check_blur(self:Refocuser):
+    if self.own_blur is None: return
+    if not self.card.get('pixel_um'): raise ValueError(f'model {self.name} does not say how large its pixels are, so that a blur in um tells it nothing: leave it out')
+    if not 0.01<=self.own_blur<=5: raise ValueError(f'a blur that widens by {self.own_blur:g} um for each um out of focus: give 0.01 to 5; that of model {self.name} is {self.trained_px_per_um*self.card["pixel_um"]:.2g}')
 
 # %% ../nbs/09_inference.ipynb #Refocuser-width
 @patch
@@ -174,7 +193,7 @@ def blur_width(self:Refocuser,
 def distance_um(self:Refocuser,
     width, # How wide a blur is, px of the model; a number or an array
 ):         # um, 0 for what is in focus and passed on as it is
-    "How far out of focus what is blurred like this is, on either side, by the microscope that the model was trained for"
+    "How far out of focus what is blurred like this is, on either side, by a microscope that blurs by `blur_per_um`"
     return np.where(np.asarray(width)<=self.model.fade[0], 0, np.asarray(width)/self.px_per_um)[()]
 
 # %% ../nbs/09_inference.ipynb #keep_light
@@ -311,7 +330,7 @@ def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=Non
 @patch
 def refocus(self:Refocuser,
     x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition
-    defocus_um=None, # How far out of focus it is within a tenth, um, either side, of the microscope that the model was trained for; None leaves it to the model to find out, plane by plane
+    defocus_um=None, # How far out of focus it is within a tenth, um, either side, by a microscope that blurs by `blur_per_um`; None leaves it to the model to find out, plane by plane
     pixel_um=None,   # Size of its pixels; that of the model if None
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told, and for pixels over four times larger or smaller than the model's"
