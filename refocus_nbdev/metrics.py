@@ -15,6 +15,7 @@ from skimage.measure import label
 from skimage.metrics import structural_similarity
 from skimage.morphology import remove_small_objects
 from skimage.segmentation import expand_labels, watershed
+from .focus import has_structure
 
 # %% ../nbs/05_metrics.ipynb #signal_range
 def signal_range(
@@ -89,8 +90,8 @@ def find_nuclei(
 ) -> np.ndarray:  # (H,W) labels, 0 background
     "Label the nuclei of a fluorescence image: Otsu and local threshold, then a distance watershed"
     x = ndi.gaussian_filter(np.asarray(image, np.float64), diameter/20)
-    if np.ptp(x)==0: return np.zeros(x.shape, int)
-    local = threshold_local(x, 2*int(3*diameter)//2+1, method='gaussian')
+    if np.ptp(x)==0 or not has_structure(image, max(diameter/10, 1)): return np.zeros(x.shape, int)
+    local = threshold_local(x, 2*(int(3*diameter)//2)+1, method='gaussian')
     low = np.percentile(x, 5)
     mask = (x > low + (threshold_otsu(np.minimum(x, np.percentile(x, 99.5)))-low)*0.7) & (x > local)
     mask = ndi.binary_fill_holes(ndi.binary_opening(mask, iterations=2))

@@ -206,7 +206,7 @@ def draw_scores(
     "A map of each file in which there is something to see, and of the plate if there is one, as PNG"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    places = list(scored.columns[1:scored.columns.get_loc('focus_score')])
+    places = [c for c in ('series','channel','t','z') if c in scored]
     written = []
     def save(name, fig):
         name = next(n for n in chain([name], (f'{name}_{i}' for i in count(2))) if out/f'{n}.png' not in written)
@@ -219,6 +219,7 @@ def draw_scores(
 
 def _worst_map(file, worst, tiles):
     "The map of the plane of a file that is at a place"
+    worst = worst.dropna(axis=1)
     place = {k: v.iloc[0] for k,v in worst.items()}
     with open_image(file) as f:
         image = next(f.read(p) for p in f.planes if place==f.place(p))
