@@ -726,8 +726,8 @@ def _calibrate(cases, target, out, model, refocuser, how):
     return int(bool(failed))
 
 def _tell_intervals(own, name, out):
-    if own.factor==own.factor: print(f'half widths are {own.factor:.2f} times those of {name}')
-    if len(own.asked): print(f'each group asked by a factor that others set: {own.asked.within.mean():.1%} of pixels lie within, of groups {own.asked.groupby("group").within.mean().min():.0%} at least')
+    if own.wider==own.wider: print(f'half widths are {own.wider:.2f} times those of {name}, on the mean')
+    if len(own.asked): print(f'each group asked by what others promise: {own.asked.within.mean():.1%} of pixels lie within, of groups {own.asked.groupby("group").within.mean().min():.0%} at least')
     if own.groups<20: print(f'a promise from {own.groups} groups makes intervals wide: 20 or more are better')
     print(f'the model is {out}; use it with: refocus run INPUT --model {out} --uncertainty')
 

@@ -37,8 +37,8 @@ FEWEST = 9 # Groups, for a promise of 90 %
 class OwnIntervals:
     "A table, and how it came about"
     table: dict        # As for `half_at`
-    factor: float      # What the half widths of the table that was there were multiplied by; NaN where there was none
-    groups: int        # That set the factor
+    wider: float       # How many times as wide as by the table that was there, geometric mean over pixels; NaN where there was none
+    groups: int        # That made the promise
     asked: pd.DataFrame # As of `crosswise`; without rows where groups are too few
 
 def own_intervals(
@@ -53,10 +53,9 @@ def own_intervals(
     if fresh:
         first = errors.group.isin(groups[:len(groups)-max(FEWEST, len(groups)//2)])
         table,errors = fit_intervals(errors[first]),errors[~first]
-    half,n = half_widths(errors, table),errors.group.nunique()
-    factor = conformal_factor(errors, half)
-    asked = crosswise(errors, half, min(n, 10), seed) if n>FEWEST else errors[:0]
-    return OwnIntervals(dict(table, half=(factor*np.array(table['half'])).tolist()), np.nan if fresh else factor, n, asked)
+    own,n = promised(errors, table),errors.group.nunique()
+    wider = np.exp(np.log(half_widths(errors, own)/half_widths(errors, table)).mean())
+    return OwnIntervals(own, np.nan if fresh else wider, n, crosswise(errors, table, min(n, 10), seed) if n>FEWEST else errors[:0])
 
 # %% ../nbs/12d_own_intervals.ipynb #save_with
 def save_with(
