@@ -42,7 +42,7 @@ _LEVELS,_PEAKS = (0, 2, 4, 8, 12, 20, 28, 32),(250, 500, 1000, 2000)
 
 def interval_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
-    files,               # In-focus images, over 128 px a side
+    files,               # In-focus images, over 2*`MARGIN_PX` px a side
     groups,              # The group of each, as of `groups_of`
     levels=_LEVELS,      # Distances, um
     pixels=600,          # How many of each plane, at random
@@ -67,7 +67,7 @@ def fit_intervals(
     places=9,   # Along brightness
     enough=150, # Pixels at a place
 ) -> dict:      # As for `half_at`
-    "A table of half widths"
+    "A table of half widths; raises `ValueError` for too few pixels"
     at = [np.array(_WIDTHS, float), np.unique(np.quantile(errors.bright, np.linspace(0.02, 0.98, places)).round(5))]
     near = [np.rint(np.interp(errors[k], v, np.arange(len(v)))).astype(int) for k,v in zip(('width','bright'), at)]
     by = errors.error.groupby(near)

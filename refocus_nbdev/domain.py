@@ -79,7 +79,7 @@ def _sample(rows, most=250_000):
 
 @patch(as_prop=True)
 def farthest_um(self:Refocuser):
-    "From how far out of focus on nothing was tested; None for a model that does not say what it was trained for"
+    "The farthest distance that was tested, um; None for a model that does not say what it was trained for"
     return self.max_um and TESTED*self.max_um
 
 @patch

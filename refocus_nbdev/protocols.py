@@ -89,7 +89,8 @@ def run_protocol(
     out,         # The model file; only scored when it is there already
     recipe=None, # A `Recipe` in place of the protocol's own
     seed=42,     # Of the split and of training
-    valid_wells=(), test_wells=(), # Names of wells, in place of a fifth each, spread over the plate
+    valid_wells=(), # Names of wells to watch training by, in place of a fifth, spread over the plate
+    test_wells=(), # Names of wells to score on, in place of a fifth, spread over the plate
     rivals=RIVALS, # What it is compared with: name to function, see `score_pairs`
     **kwargs     # For `train`: weights, log, resume, ...
 ) -> pd.DataFrame: # As of `score_pairs`, test wells only
