@@ -135,7 +135,7 @@ def weigh(self:_Archive):
 
 @patch
 def open(self:_Archive, opener):
-    "Learn from the table of contents what files there are, and what to expect of them"
+    "Learn from the table of contents what files there are, and what to expect of them; raises `DownloadError` for an archive that is not one of the data set"
     try: self.opener,self.zip = opener,self.web._persist(self.url, opener)
     except DownloadError: raise
     except Exception as e: raise DownloadError(f'{self.url}: is no zip archive ({e}); check --url, and whether the network wants a login') from e
@@ -299,7 +299,9 @@ def lines(self:Download) -> list[str]:
     return files + [f'{len(files)} files, {_mb(sum(a.cost(names) for a,names in todo))} would be fetched into {self.dest}']
 
 @patch
-def summary(self:Download, seconds) -> str:
+def summary(self:Download,
+    seconds, # That `fetch` took
+) -> str:
     "What `fetch` has done"
     wanted = sum(len(self.choose(a)) for a in self.archives)
     out = Counter(v for a in self.archives for v in a.known.values() if isinstance(v, str))
@@ -359,7 +361,7 @@ def bbbc006(
     jobs=4,                    # Archives read at once
     web=None,                  # Asks the server; a new `Web` if None
 ) -> Download:
-    "Images of BBBC006 (U2OS nuclei and cytoskeleton; Ljosa et al. 2012, CC0), where `bbbc006_pairs` finds them"
+    "Images of BBBC006 (U2OS nuclei and cytoskeleton; Ljosa et al. 2012, CC0), where `bbbc006_pairs` finds them; raises `ValueError` for what BBBC006 does not have"
     dest,url,web,planes,wells = Path(dest), url.rstrip('/'), web or Web(), sorted(set(planes)), [w.strip().lower() for w in wells]
     _check(dest, url, fields, jobs, planes, channel, wells)
     def archive(name): return _Archive(f'{url}/{name}.zip', dest, partial(_in_plane, name), None, web)
@@ -414,7 +416,7 @@ def bbbc038(
     jobs=4,              # Archives read at once; there is one
     web=None,            # Asks the server; a new `Web` if None
 ) -> Download:
-    "The fluorescence images of BBBC038's stage1_train (Caicedo et al. 2019, CC0) as grey PNG"
+    "The fluorescence images of BBBC038's stage1_train (Caicedo et al. 2019, CC0) as grey PNG; raises `ValueError` for a number or an address that is none"
     _check(dest, url, fields, jobs)
     def make(name, data): return _grey_png(data[0]) if name.startswith('images') else _label_tiff(data)
     def choose(a):

@@ -110,7 +110,9 @@ class SimulatedPlane(NamedTuple):
         return _kernel(self.defocus_um, self.simulator, torch.Generator().manual_seed(self.seed), MARGIN_PX)[0,0].numpy()
 
     @property
-    def name(self): return f'{self.simulator.replace(" ", "-")}_{self.defocus_um:g}um_{self.peak:g}_{Path(self.file).stem}.tif'
+    def name(self):
+        "A file name that tells it from others"
+        return f'{self.simulator.replace(" ", "-")}_{self.defocus_um:g}um_{self.peak:g}_{Path(self.file).stem}.tif'
 
 def simulated_planes(
     files,                 # In-focus images, at least 2*`MARGIN_PX`+32 px a side

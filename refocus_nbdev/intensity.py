@@ -79,7 +79,7 @@ def of_planes(cls:Scale,
     planes,  # Tensors (H,W), counts, one after the other: an acquisition
     pixels,  # How many they have together
     low=1., high=99.8, # As for `of`
-    noise_floor=20.,
+    noise_floor=20., # As for `of`
 ):
     "The one scale of an acquisition, from every n-th pixel where there are over 4 million"
     step = 1+pixels//4_000_000

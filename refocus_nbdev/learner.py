@@ -111,7 +111,7 @@ def refocus_learner(
     loss_func=None, # From (prediction, target) to a number; `ScaledL1Loss` if None
     metrics=None,   # `refocus_metrics` if None
     cbs=None,       # More callbacks
-    **kwargs
+    **kwargs        # For fastai's `unet_learner`
 ) -> Learner:
     "A fastai `Learner` that refocuses"
     loss_func,metrics = loss_func or ScaledL1Loss(), ifnone(metrics, refocus_metrics())

@@ -208,7 +208,7 @@ def load(self:Checkpoint):
 
 @patch
 def restore(self:Checkpoint):
-    "Put weights, optimizer and averages back into the learner"
+    "Put weights, optimizer and averages back into the learner; raises `ModelError` for those of another network"
     try: self.model.load_state_dict(self.state['model'])
     except RuntimeError as e: raise ModelError(f'{self.path}: the checkpoint of another network; train without --resume') from e
     self.learn.create_opt()

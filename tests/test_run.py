@@ -334,7 +334,7 @@ def test_only_large_files_have_the_memory_to_themselves(folder, tmp_path, monkey
     from refocus_nbdev import batches
     small_zarr(folder/'a.zarr', np.zeros((40,40), np.uint16))
     shutil.copy(folder/'field0.tif', folder/'field2.tif')
-    monkeypatch.setattr(batches, 'LARGE', 1+(folder/'field0.tif').stat().st_size)
+    monkeypatch.setattr(batches, 'LARGE_BYTES', 1+(folder/'field0.tif').stat().st_size)
     tifffile.imwrite(folder/'large.tif', np.zeros((200,200), np.uint16))
     running,most = [],{}
     def run_job(job, *args, **kwargs):
