@@ -176,7 +176,7 @@ def _width(self:Refocuser, q, told=None):
 def _evidence(self:Refocuser, q):
     "What each tile of (H,W) in network units says of the width of its blur: (rows, columns, bins), on the CPU"
     model = self.model.estimator
-    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in spread(q.shape[0], model.tile))
+    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
     with torch.inference_mode(): return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
 
 @patch
@@ -235,7 +235,7 @@ def _network(self:Refocuser, q, told, folder=None, progress=None):
     "What the network makes of (H,W) in network units, what that is to be multiplied by, and the width it was guided by"
     while True:
         try:
-            canvas,before,after = Canvas(q.shape, folder),0.,0.
+            canvas,before,after = KeptRows(q.shape, folder),0.,0.
             width = self._width(q, told) if self.guided else None
             for a,y in self._parts(q, width):
                 canvas[a:a+len(y)] = y

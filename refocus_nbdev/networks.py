@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'WienerStack', 'fast_size', 'ConvBlock',
-           'FoldedUnet', 'spread', 'in_tiles', 'WidthEstimator', 'cut', 'WienerTaps', 'GuidedBlock', 'GuidedUnet',
+           'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'cut', 'WienerTaps', 'GuidedBlock', 'GuidedUnet',
            'fast_bf16', 'in_bf16', 'fastai_unet', 'build_network', 'ModelError', 'save_model', 'read_card',
            'load_model']
 
@@ -122,7 +122,7 @@ class FoldedUnet(nn.Module):
         return x + F.pixel_shuffle(self.head(y), self.fold).to(x)
 
 # %% ../nbs/06_networks.ipynb #tiles
-def spread(
+def tile_starts(
     n,       # Pixels
     side,    # Of the tiles, px
     most=20, # Tiles
@@ -136,7 +136,7 @@ def in_tiles(
     side:int, # Of the tiles, px
 ) -> Tensor:  # (B,n,C,h,w); h and w are `side`, or those of `x` where it is smaller
     "Tiles spread evenly over an image, at least one and at most 20 along each side; they overlap, or leave something out"
-    return torch.stack([x[..., i:i+side, j:j+side] for i in spread(x.shape[-2], side) for j in spread(x.shape[-1], side)], 1)
+    return torch.stack([x[..., i:i+side, j:j+side] for i in tile_starts(x.shape[-2], side) for j in tile_starts(x.shape[-1], side)], 1)
 
 # %% ../nbs/06_networks.ipynb #WidthEstimator
 class WidthEstimator(nn.Module):

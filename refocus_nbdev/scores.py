@@ -19,7 +19,7 @@ from .files import *
 from .focus import *
 from .images import *
 from .inference import own_prominence
-from .networks import spread
+from .networks import tile_starts
 from .pairs import named_wells
 from .rows import *
 
@@ -96,7 +96,7 @@ def _is_far(self:Refocuser, um, up):
 def _tiles_of(self:Refocuser, rows, q, evidence, zoom):
     "A row for each tile, in pixels of the image"
     side = self.model.estimator.tile
-    ys,xs = ([round(i/zoom) for i in spread(n, side)] for n in q.shape)
+    ys,xs = ([round(i/zoom) for i in tile_starts(n, side)] for n in q.shape)
     t = pd.DataFrame([dict(y=a, x=b, side=round(side/zoom)) for a in ys for b in xs]).join(self.beliefs(evidence.flatten(0, 1)))
     empty = [not has_structure(rows[r.y:r.y+r.side][:, r.x:r.x+r.side]) for r in t.itertuples()]
     t.loc[empty, ['focus_score','defocus_um','low_um','high_um']] = np.nan
