@@ -22,7 +22,7 @@ from .images import *
 from .inference import *
 from .kernels import bbbc006_kernels, blur_width
 from .metrics import *
-from .networks import ModelError, fast_bf16, load_model, save_model
+from .networks import ModelError, fast_bf16, read_model, write_model
 from .optics import *
 from .pairs import *
 
@@ -299,8 +299,8 @@ def record_on_card(
     **facts # What the card is to say, beside or in place of what it says
 ) -> Path:
     "Write onto a model's card"
-    model,card = load_model(path)
-    return save_model(to or path, model, {**card, **facts})
+    model,card = read_model(path)
+    return write_model(to or path, model, {**card, **facts})
 
 def record_scores(
     path,               # A model file; its card is replaced

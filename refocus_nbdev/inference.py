@@ -80,7 +80,7 @@ class Refocuser:
     ):
         "Read a model file; raises `ModelError`, and `ValueError` for tiles that are too small and a blur that cannot be"
         path = model_path(model)
-        return cls(*load_model(path), device, file_hash(path), **kwargs)
+        return cls(*read_model(path), device, file_hash(path), **kwargs)
 
     @property
     def name(self): return self.card.get('name', 'unnamed')

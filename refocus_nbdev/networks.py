@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'WienerStack', 'fast_size', 'ConvBlock',
            'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'cut', 'WienerTaps', 'GuidedBlock', 'GuidedUnet',
-           'fast_bf16', 'in_bf16', 'fastai_unet', 'build_network', 'ModelError', 'save_model', 'read_card',
-           'load_model']
+           'fast_bf16', 'in_bf16', 'fastai_unet', 'build_network', 'ModelError', 'write_model', 'read_card',
+           'read_model']
 
 # %% ../nbs/06_networks.ipynb #imports
 import json, os
@@ -359,10 +359,10 @@ def build_network(
 # %% ../nbs/06_networks.ipynb #ModelError
 class ModelError(ValueError): "A model file that cannot be used; the message says which, why, and what to do"
 
-# %% ../nbs/06_networks.ipynb #save_model
+# %% ../nbs/06_networks.ipynb #write_model
 _FORMAT = 'refocus_nbdev 1'
 
-def save_model(
+def write_model(
     path,            # Ends in .safetensors; the folder must exist
     model:nn.Module, # Its floating-point tensors are stored as float16
     card:dict,       # JSON: `network` and `args` rebuild the model; whatever else its users should know
@@ -385,7 +385,7 @@ def read_card(
     try: return json.loads(meta['card'])
     except (KeyError, ValueError) as e: raise ModelError(f'{path}: its card cannot be read ({e}); fetch it again') from e
 
-# %% ../nbs/06_networks.ipynb #load_model
+# %% ../nbs/06_networks.ipynb #read_model
 _NUMBERS = dict(scale={'low','high','noise_floor','offset','range'}, blur={'px_per_um','max_um'}) # What may be found in parts of a card that are computed with
 
 def _wrong_card(card):
@@ -405,8 +405,8 @@ def _oversized(card, nbytes):
     "Does a card ask for layers that cannot be in a file of so many bytes?"
     return any(abs(n)**2>nbytes for n in _numbers_in(list(card.get('args', {}).values())))
 
-# %% ../nbs/06_networks.ipynb #load_model-2
-def load_model(
+# %% ../nbs/06_networks.ipynb #read_model-2
+def read_model(
     path,         # A model file
     device='cpu', # Where the weights go
 ) -> tuple[nn.Module, dict]: # The network in evaluation mode, float32, and its card

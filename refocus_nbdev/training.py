@@ -303,7 +303,7 @@ def make_card(
 def _loss_of(learn, path):
     "The validation loss of a model file of the learner's network, on the learner's batches"
     trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    learn.model.load_state_dict(load_model(path)[0].state_dict())
+    learn.model.load_state_dict(read_model(path)[0].state_dict())
     with learn.no_bar(), learn.no_logging(): loss = learn.validate()[0]
     learn.model.load_state_dict(trained)
     return loss
@@ -321,7 +321,7 @@ def _is_better(learn, card, n, out, init):
 # %% ../nbs/08_training.ipynb #blend
 def _blend(model, path, share):
     "Move the weights of a network by `share` of the way to those of a model file"
-    known = load_model(path)[0].state_dict()
+    known = read_model(path)[0].state_dict()
     for k,v in model.state_dict().items():
         if v.is_floating_point(): v.lerp_(known[k].to(v), share)
 
@@ -330,7 +330,7 @@ def _begin(recipe, init):
     "The network to go on with, None for a new one, and the card of what it is so far"
     card = dict(network=recipe.network, args=recipe.args)
     if not init: return None,card
-    known,its_card = load_model(init)
+    known,its_card = read_model(init)
     if not recipe.borrow: return known,its_card
     if not hasattr(known, recipe.borrow): raise ModelError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
     model = build_network(recipe.network, **recipe.args)
@@ -382,7 +382,7 @@ def train(
         stages = [*card.get('stages', []), *map(asdict, recipe.stages[:n])]
         new = make_card(network, learn, files, files_sha256, stages, loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average,
                         scale=recipe.scale or dict(low=1., high=99.8, noise_floor=20.), init=init_sha256, **about)
-        if _is_better(learn, new, n, out, None if recipe.borrow else init): save_model(out, learn.model, new)
+        if _is_better(learn, new, n, out, None if recipe.borrow else init): write_model(out, learn.model, new)
     learn = fit_stages(recipe.stages, dls_of, lambda dls: _with_plain_rows(recipe_learner(recipe, dls, weights, model)), checkpoint, resume,
                        cbs=EpochLog(log) if log else [], average=recipe.average, plan=repr((replace(recipe, stages=()), files_sha256, init_sha256, about.get('held_out'))), done=write)
     checkpoint.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from conftest import contents
 from refocus_nbdev.batches import Job, run_job
 from refocus_nbdev.files import Refocuser
 from refocus_nbdev.images import read_image
-from refocus_nbdev.networks import GuidedUnet, ModelError, load_model, save_model
+from refocus_nbdev.networks import GuidedUnet, ModelError, read_model, write_model
 
 MORE = int(os.environ.get('REFOCUS_FUZZ', 1))
 KINDS = ['plain.tif', 'lzw.tif', 'tiles.tif', 'big.tif', 'imagej.tif', 'stack.tif', 'ome.ome.tif', 'pyramid.ome.tif', 'grey.png', 'grey16.png']
@@ -93,7 +93,7 @@ def test_damaged_images(small, valid, tmp_path, name):
 
 def test_damaged_models(tmp_path, small):
     rng,path = random.Random(0),tmp_path/'small.safetensors'
-    whole = save_model(path, small.model, dict(small.card, network='guided_unet', args=dict(widths=[4,4], blocks=[0,0], taps=[[1,2e-3]]), scale=dict(low=1, high=99.8))).read_bytes()
+    whole = write_model(path, small.model, dict(small.card, network='guided_unet', args=dict(widths=[4,4], blocks=[0,0], taps=[[1,2e-3]]), scale=dict(low=1, high=99.8))).read_bytes()
     x,became = np.random.default_rng(0).integers(90, 4000, (40,48)).astype(np.uint16),[]
     for i in range(600*MORE):
         path.write_bytes(mutated(whole, rng))

@@ -3,7 +3,7 @@ import numpy as np, pytest
 import refocus_nbdev.protocols as protocols
 from refocus_nbdev.evaluation import RIVALS
 from refocus_nbdev.intensity import MINMAX
-from refocus_nbdev.networks import ModelError, build_network, read_card, save_model
+from refocus_nbdev.networks import ModelError, build_network, read_card, write_model
 from refocus_nbdev.pairs import planes_in
 from refocus_nbdev.protocols import PROTOCOLS, run_protocol
 from refocus_nbdev.training import Recipe, Stage
@@ -37,7 +37,7 @@ def test_a_model_that_is_there_is_only_scored(scored, big_plate, tmp_path, monke
     def never(*args, **kwargs): raise AssertionError('trained again')
     monkeypatch.setattr(protocols, 'train_from_pairs', never)
     card = scored['P2'][1]
-    save_model(tmp_path/'P2.safetensors', build_network(card['network'], **card['args']), card)
+    write_model(tmp_path/'P2.safetensors', build_network(card['network'], **card['args']), card)
     assert set(run_protocol('P2', big_plate, tmp_path/'P2.safetensors', recipe=TINY).z)=={1,5,10,32}
     with pytest.raises(ModelError, match='otherwise'): run_protocol('P2', big_plate, tmp_path/'P2.safetensors')
     with pytest.raises(ModelError, match='files_sha256'): run_protocol('P2', big_plate, tmp_path/'P2.safetensors', recipe=TINY, test_wells=('a05',))
