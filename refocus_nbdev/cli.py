@@ -573,8 +573,10 @@ def trust(
     suspects:Path|None=None, # Table with a row for each suspect: its place, and what the image would have
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
     model:str='nuclei', # The model that finds out how far out of focus the images were: a name, or a model file
-    pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
+    device:str='auto', # cpu, cuda, mps or auto
+    pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong, and it was not given as they were refocused
     channel:str='', # Channels to check, by name or by number from 1; those that were refocused, as the results say, if empty
+    axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them, and none were given as they were refocused
     nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds the nuclei of the results: classical, stardist or cellpose, as for refocus evaluate
     overwrite:bool=False, # Replace tables of those names
@@ -588,10 +590,11 @@ def trust(
     found = partners(refocused, inputs)
     if dry_run: return print(*(f'{r}: {f or "no image of this name"}' for r,f in found.items()), sep='\n')
     _check_pixel(pixel_um)
+    _check_nucleus(nucleus_um)
     _load_segmenter(segmenter)
     tables = _new_tables((out, suspects), overwrite)
-    how = dict(channels=_names(channel) or None, pixel_um=pixel_um, nucleus_um=nucleus_um, segmenter=segmenter)
-    return _trust(found, tables, pictures, _refocuser(model, 'auto'), how)
+    how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, nucleus_um=nucleus_um, segmenter=segmenter)
+    return _trust(found, tables, pictures, _refocuser(model, device), how)
 
 # %% ../nbs/15_cli.ipynb #_trust
 def _new_tables(paths, overwrite):
@@ -629,7 +632,7 @@ def _tell_trust(t, files, paths):
     from refocus_nbdev.trust import SUSPECTS
     t = t.reindex(columns=['file','nuclei',*SUSPECTS,'left_over','note'])
     n = t[['nuclei',*SUSPECTS]].sum().astype(int)
-    print(f'{n.nuclei} nuclei judged in {files} files; suspects: ' + ', '.join(f'{n[k]} {k}' for k in SUSPECTS) + f'; left over: {t.left_over.median():.1f} times the noise, median; the tables are in {", ".join(map(str, paths))}')
+    print(f'{n.nuclei} nuclei judged in {files} files; suspects: ' + ', '.join(f'{n[k]} {k.replace("_", " ")}' for k in SUSPECTS) + f'; left over: {t.left_over.median():.1f} times the noise, median; the tables are in {", ".join(map(str, paths))}')
     unfit = t[t.note.fillna('')!='']
     if len(unfit): print(f'WARNING: do not believe what is said of the nuclei of {len(unfit)} of {len(t)} planes; the column note says why:', *(f'{g.file.iloc[0]}{f" and {len(g)-1} more" if len(g)>1 else ""}: {why}' for why,g in unfit.groupby('note', sort=False)), sep='\n  ')
     return len(unfit)
@@ -646,6 +649,8 @@ def evaluate(
     defocus_um:str='', # How far out of focus the inputs were, in um: one number, or a CSV file with the columns file and defocus_um; by the plane, of a plate in BBBC006 layout, if empty
     groups:str='', # CSV file with the columns file and group, for images that are no independent witnesses, such as all of one well or animal; by the wells in the names if empty, or each field for itself where names tell none
     channel:str='', # Channels to compare, by name or by number from 1; those that were refocused, as the results say, if empty
+    axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them, and none were given as they were refocused
+    pixel_um:float|None=None, # Size of their pixels in um, by which nuclei and classical methods go; as given when they were refocused, or else as the targets say, if not given
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
     nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds nuclei: classical (thresholds and a watershed), or stardist or cellpose where they are installed, with another model, or your own, after a colon, such as stardist:2D_paper_dsb2018
@@ -657,27 +662,33 @@ def evaluate(
     Example: refocus evaluate refocused plate --input plate --out report
     """
     from refocus_nbdev.comparisons import plan_comparisons, told_groups
-    if not nucleus_um>0: raise UsageError(f'--nucleus-um {nucleus_um:g}: give a diameter in um, above 0')
+    _check_pixel(pixel_um)
+    _check_nucleus(nucleus_um)
     cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups)
     if dry_run: print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in no_target), *(f'{t}: no prediction' for t in no_prediction), f'groups: {told_groups(cases)}', sep='\n')
-    else: return _evaluate(cases, out, overwrite, dict(channels=_names(channel) or None, nucleus_um=nucleus_um if nuclei else None, segmenter=segmenter), classical, dict(no_target=no_target, no_prediction=no_prediction))
+    else:
+        reading,how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um),dict(nucleus_um=nucleus_um if nuclei else None, segmenter=segmenter)
+        return _evaluate(cases, out, overwrite, how, dict(reading, classical=classical, no_target=no_target, no_prediction=no_prediction))
     return int(bool(no_prediction))
 
 # %% ../nbs/15_cli.ipynb #_evaluate
-def _evaluate(cases, out, overwrite, how, classical, unmatched):
+def _evaluate(cases, out, overwrite, how, more):
     "Compare, write the report, and say what came of it"
-    from refocus_nbdev.reports import REPORT, evaluate, hints, means_table, other_light, write_report
+    from refocus_nbdev.reports import REPORT, brief_table, evaluate, hints, other_light, write_report
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
     taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
     if taken and not (ours and overwrite): raise UsageError(f'{out}: holds a {"report" if ours else taken[0]+" that is of no report"}; choose another folder' + (', or use --overwrite' if ours else ''))
     if how['nucleus_um']: _load_segmenter(how['segmenter'])
-    e = evaluate(cases, partial(_progress, what='comparing'), classical=classical, **how, **unmatched)
+    e = evaluate(cases, partial(_progress, what='comparing'), **how, **more)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
-    if len(e.scores): print(means_table(e.means.assign(low=np.nan)).to_string(), *hints(e), *other_light(e), sep='\n')
+    if len(e.scores): print(brief_table(e.means).to_string(), *hints(e), *other_light(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
     print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)
+
+def _check_nucleus(nucleus_um):
+    if not nucleus_um>0: raise UsageError(f'--nucleus-um {nucleus_um:g}: give a diameter in um, above 0')
 
 def _load_segmenter(name):
     from refocus_nbdev.segmenters import segmenter_of
@@ -694,6 +705,7 @@ def calibrate(
     device:str='auto', # cpu, cuda, mps or auto
     groups:str='', # CSV file with the columns file and group, for images that are no independent witnesses, such as all of one well or animal; by the wells in the names if empty, or each field for itself where names tell none
     channel:str='', # Channels to use, by name or by number from 1; all if empty
+    axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them
     pixel_um:float|None=None, # Size of their pixels in um, where the files do not say it or are wrong
     dry_run:bool=False, # Only list what belongs together
 ):
@@ -706,7 +718,7 @@ def calibrate(
     _check_pixel(pixel_um)
     cases,without,_ = plan_comparisons(blurred, target, groups=groups)
     if dry_run: return print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in without), f'groups: {told_groups(cases)}', sep='\n')
-    return _calibrate(cases, target, out, model, _refocuser(model, device), dict(channels=_names(channel) or None, pixel_um=pixel_um))
+    return _calibrate(cases, target, out, model, _refocuser(model, device), dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_calibrate
 def _calibrate(cases, target, out, model, refocuser, how):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMPARED', 'F1S', 'CLASSICAL', 'READINGS', 'Comparison', 'plan_comparisons', 'partners', 'told_groups', 'planes_of',
-           'nucleus_px', 'planes_like', 'label_planes', 'shift_of', 'compare', 'levels', 'means_of', 'gains_of',
+           'planes_like', 'label_planes', 'shift_of', 'borders_of', 'compare', 'levels', 'means_of', 'gains_of',
            'nuclei_of']
 
 # %% ../nbs/12a_comparisons.ipynb #imports
@@ -24,7 +24,7 @@ from .metrics import *
 from .optics import BBBC006_PIXEL_UM
 from .pairs import *
 from .segmenters import *
-from .trust import NUCLEUS_UM
+from .trust import border_of
 
 # %% ../nbs/12a_comparisons.ipynb #Comparison
 @dataclass
@@ -39,11 +39,8 @@ class Comparison:
     grouped_by: str = 'given' # What the group is: well, field or given
     shifts: list = field(default_factory=list) # As of `shift_of`, of each plane, once it was compared
     parted: bool = False     # Were its labels one value, and parted where they do not touch?
-
-    def channels(self, given):
-        "Those that are given; or that were refocused, as the prediction says; None for all"
-        if given is not None: return given
-        with open_image(self.predicted) as f: return channels_in(f.software)
+    how: dict = field(default_factory=dict) # How its files are read, as of `as_refocused`, once it was compared; no pixel_um where nothing says it
+    borders: dict = field(default_factory=dict) # As of `borders_of`, of its first plane, once nuclei were compared
 
     def __str__(self): return str(self.predicted)
 
@@ -89,8 +86,10 @@ def plan_comparisons(
     "Find what belongs together; raises `UsageError` where nothing does"
     preds,targets,inputs,truths = (f and _Files(f, part) for f,part in ((predicted,''), (target,'target'), (input,''), (labels,'labels')))
     found = _pairs(preds, targets)
-    cases = [Comparison(p, t, _partner(inputs, preds.keys[p]), _partner(truths, _as_labels(targets.keys[t]))) for p,t in found.items() if t]
+    alone = len(preds.files)==len(targets.files)==1
+    cases = [Comparison(p, t, _partner(inputs, preds.keys[p], alone), _partner(truths, _as_labels(targets.keys[t]), alone)) for p,t in found.items() if t]
     if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused')
+    _check_used(cases, input=input, labels=labels)
     if groups: _note_groups(cases, groups)
     else: _find_groups(cases)
     _note_distances(cases, defocus_um)
@@ -105,7 +104,11 @@ def partners(
 
 def _pairs(a, b): return {f: b.files[0] if len(a.files)==len(b.files)==1 else b.of(a.keys[f]) for f in a.files}
 
-def _partner(files, keys): return files and (files.files[0] if len(files.files)==1 else files.of(keys))
+def _partner(files, keys, alone): return files and (files.files[0] if alone and len(files.files)==1 else files.of(keys))
+
+def _check_used(cases, **given):
+    for k,v in given.items():
+        if v and not any(getattr(c, k) for c in cases): raise UsageError(f'{v}: none of the images here belongs to one of the {len(cases)} that are compared; files that belong together need the same names')
 
 def _as_labels(keys): return [('field', (*k[1][:2], 0)) if k[0]=='field' else k for k in keys] # Their names have no channel
 
@@ -155,30 +158,25 @@ CLASSICAL = {'unsharp mask':unsharp_mask_nominal, 'Wiener':wiener_nominal, 'Rich
 def planes_of(
     path,          # An image
     channels=None, # Names, or numbers from 1; None for all. Of a file with one channel, that one
-) -> tuple[np.ndarray, float|None]: # (n,H,W), and the size of a pixel in um, if the file says it
+    axes=None,     # Letters for its axes, where it can have them
+    pixel_um=None, # Size of its pixels, where the file does not say it or is wrong
+) -> tuple[np.ndarray, float|None]: # (n,H,W), and the size of a pixel in um, where anything says it
     "The planes of some channels of a file; raises `ImageError` for those it does not have, for NaN, for planes of several sizes, and for half widths of intervals"
-    with open_image(path) as f:
+    with open_as(path, axes) as f:
         check_result(f)
         chosen = chosen_channels(f, channels if len(f.channels)>1 else None)
         planes = [check_finite(MicroscopeImage(f.read(p), source=path)).pixels for p in f.planes if p.channel in chosen]
         if len({p.shape for p in planes})>1: raise ImageError(f'{path}: its planes have several sizes; compare them one by one')
-        return np.stack(planes),f.pixel_um
-
-def nucleus_px(
-    nucleus_um, # Diameter of a typical nucleus
-    pixel_um,   # Size of a pixel; None for that of BBBC006
-) -> float:
-    "The diameter in pixels"
-    return nucleus_um/(pixel_um or BBBC006_PIXEL_UM)
+        return np.stack(planes),size_of(f, pixel_um)[0]
 
 def planes_like(
-    path,     # An image
-    channels, # As of `planes_of`
-    target,   # The image that it must fit
-    shape,    # (n,H,W), of the planes of the target
+    path,   # An image
+    target, # The image that it must fit
+    shape,  # (n,H,W), of the planes of the target
+    **how   # For `planes_of`
 ) -> np.ndarray: # (n,H,W)
     "The planes of a file that has as many, of the same size, as another; raises `ImageError` for one that has not"
-    planes = planes_of(path, channels)[0]
+    planes = planes_of(path, **how)[0]
     if planes.shape!=shape: raise ImageError(f'{path}: {_size(planes.shape)}, but the target {target} has {_size(shape)}; compare images of one size')
     return planes
 
@@ -194,13 +192,13 @@ def _parts(plane, path):
     return plane,False
 
 def label_planes(
-    path,     # A label image, or a mask
-    channels, # As of `planes_of`
-    target,   # The image that it must fit
-    shape,    # (n,H,W), of the planes of the target
+    path,   # A label image, or a mask
+    target, # The image that it must fit
+    shape,  # (n,H,W), of the planes of the target
+    **how   # For `planes_of`
 ) -> tuple[np.ndarray, bool]: # (n,H,W), and whether it was a mask with several nuclei
     "Numbers of nuclei, 0 for the background; raises `ImageError` for images that hold no labels"
-    planes = planes_like(path, channels, target, shape)
+    planes = planes_like(path, target, shape, **how)
     whole = planes.astype(np.int64)
     if (whole!=planes).any() or whole.min()<0: raise ImageError(f'{path}: is no label image, but holds fractions or negative numbers; give 0 for the background, and each nucleus a number of its own')
     parts,made = zip(*(_parts(p, path) for p in whole))
@@ -219,7 +217,26 @@ def shift_of(
     move = -phase_cross_correlation(*views, upsample_factor=10, normalization=None)[0]
     return move if np.hypot(*move)<1 else -np.nan_to_num(measure_shift(predicted, target, 4.)[:2])
 
+# %% ../nbs/12a_comparisons.ipynb #borders_of
+def borders_of(
+    found, # (H,W), labels
+    truth, # (H,W), labels that are taken as the truth
+) -> dict: # lost, invented: (2,n), y and x of the pixels of their borders
+    "The borders of the nuclei of the truth that nothing found touches, and of those found that touch none of them"
+    both = (found>0)&(truth>0)
+    alone = dict(lost=(truth, np.setdiff1d(truth, truth[both])), invented=(found, np.setdiff1d(found, found[both])))
+    return {k: np.array(np.nonzero(border_of(l, which[which>0])), np.int32) for k,(l,which) in alone.items()}
+
 # %% ../nbs/12a_comparisons.ipynb #_nuclei_scores
+def _read(c, how):
+    "Planes (n,H,W) of target, prediction, input and labels, None for those that are not given; and notes on the comparison"
+    target,um = planes_of(c.target, **how)
+    if min(target.shape[1:])<11: raise ImageError(f'{c.target}: {_size(target.shape)}; SSIM needs 11 x 11 at least')
+    predicted,input = (o and planes_like(o, c.target, target.shape, **how) for o in (c.predicted, c.input))
+    labels,c.parted = label_planes(c.labels, c.target, target.shape, **how) if c.labels else (None, False)
+    c.how,c.shifts = dict(how, pixel_um=um), [shift_of(p, t) for p,t in zip(predicted, target)]
+    return target,predicted,input,labels
+
 def _shown(c, predicted, input, um):
     "Name and image (H,W) of the prediction, and of what it is compared with"
     yield 'refocused', predicted
@@ -228,10 +245,10 @@ def _shown(c, predicted, input, um):
     if um is not None: yield from ((n, m(input, um)) for n,m in CLASSICAL.items())
 
 def _nuclei_scores(y, target, truth, find, diameter):
-    "How well nuclei are found, and a table of them"
+    "How well nuclei are found, a table of them, and what was found"
     found = find(y, diameter)
     f1 = {n: nuclei_f1(found, truth, iou) for n,iou in F1S.items()}
-    return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth, diameter/4)
+    return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth, diameter/4), found
 
 # %% ../nbs/12a_comparisons.ipynb #compare
 def compare(
@@ -240,25 +257,25 @@ def compare(
     nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus; None for images that do not show nuclei
     segmenter='classical', # What finds nuclei, as of `segmenter_of`
     classical=True,   # Compute the classical methods as well, where input and distance are known?
+    axes=None,        # Letters for the axes of the files, such as CYX; if None what they were said to be as they were refocused, or are
+    pixel_um=None,    # Size of the pixels; if None what it was said to be as they were refocused, or what the target says, or that of BBBC006
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane and method: file, plane, group, defocus_um, method, the scores of `COMPARED`, f1_50 to f1_90 and count_error; and a row for each nucleus, plane and method, as of `measure_nuclei`
-    "Score a prediction, beside its input and classical methods, and note `shifts` and `parted`; raises `ImageError` for images that do not fit"
-    channels = c.channels(channels)
-    target,pixel_um = planes_of(c.target, channels)
-    if min(target.shape[1:])<11: raise ImageError(f'{c.target}: {_size(target.shape)}; SSIM needs 11 x 11 at least')
-    predicted,input = (o and planes_like(o, channels, c.target, target.shape) for o in (c.predicted, c.input))
-    labels,c.parted = label_planes(c.labels, channels, c.target, target.shape) if c.labels else (None, False)
-    c.shifts = [shift_of(p, t) for p,t in zip(predicted, target)]
-    diameter,find = nucleus_um and nucleus_px(nucleus_um, pixel_um), segmenter_of(segmenter)
-    um = c.defocus_um*BBBC006_PIXEL_UM/(pixel_um or BBBC006_PIXEL_UM) if classical and c.defocus_um is not None else None
+    "Score a prediction, beside its input and classical methods, and note what else is to be known of it; raises `ImageError` for images that do not fit"
+    how = as_refocused(c.predicted, channels, axes, pixel_um)
+    target,predicted,input,labels = _read(c, how)
+    um = c.how['pixel_um'] or BBBC006_PIXEL_UM
+    diameter,find = nucleus_um and nucleus_px(nucleus_um, um), segmenter_of(segmenter)
+    told = c.defocus_um*BBBC006_PIXEL_UM/um if classical and c.defocus_um is not None else None
     rows,nuclei = [],[]
     for i,t in enumerate(target):
         about = dict(file=str(c.predicted), plane=i, group=c.group, defocus_um=c.defocus_um)
         truth = None if nucleus_um is None else find(t, diameter) if labels is None else labels[i]
-        images = {n: (y, {m: f(y, t) for m,f in COMPARED.items()}) for n,y in _shown(c, predicted[i], None if input is None else input[i], um)}
+        images = {n: (y, {m: f(y, t) for m,f in COMPARED.items()}) for n,y in _shown(c, predicted[i], None if input is None else input[i], told)}
         if truth is not None and labels is not None: images['in focus'] = t,{}
         for n,(y,scores) in images.items():
             if truth is not None:
-                more,each = _nuclei_scores(y, t, truth, find, diameter)
+                more,each,found = _nuclei_scores(y, t, truth, find, diameter)
+                if (i,n)==(0,'refocused'): c.borders = borders_of(found, truth)
                 scores.update(more)
                 nuclei.append(pd.DataFrame(each).assign(method=n, **about))
             rows.append(dict(about, method=n, **scores))

@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'DOUBTFUL', 'TAKEN', 'UNSIZED', 'HALF_WIDTHS', 'MicroscopeImage', 'PngReader', 'open_image',
            'read_image', 'chosen_channels', 'size_of', 'check_finite', 'to_dtype', 'copy_image', 'copy_name',
            'in_ascii', 'with_doubts', 'refuse', 'doubts_in', 'channels_in', 'check_result', 'write_image',
-           'image_files', 'ImageError']
+           'as_refocused', 'open_as', 'image_files', 'ImageError']
 
 # %% ../nbs/00d_images.ipynb #imports
 import glob, re, struct
@@ -256,7 +256,7 @@ def channels_in(
 ) -> list[str]|None: # Names or numbers; None for all
     "The channels of a result that were refocused, where it was told which"
     own = (software or '').split(OF_A_FILE)[0]
-    said = re.search(r'; only channel (.*?)(?=; scale of the file|; told |; computed by)', own)
+    said = re.search(r'; only channel (.*?)(?=; scale of the file|; told |; blur of |; computed by)', own)
     return said and said[1].encode('ascii', 'backslashreplace').decode('unicode_escape').split(', ')
 
 def check_result(
@@ -290,6 +290,31 @@ def write_image(
         if im.kind=='png': _save_png(tmp, im.pixels, {'Software':im.software or 'refocus_nbdev'})
         else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im))
     return Path(path)
+
+# %% ../nbs/00d_images.ipynb #as_refocused
+_GIVEN = re.compile(r'; input sha256 \w+(?:; pixels of (?P<pixel_um>\S+) um)?(?:; axes (?P<axes>\w+))?')
+
+def as_refocused(
+    path,          # A result, or any other image
+    channels=None, # What is known better, and goes before what the file says: names or numbers of the channels
+    axes=None,     # Letters for its axes
+    pixel_um=None, # Size of its pixels
+) -> dict: # channels, axes, pixel_um; None for what was not given
+    "How a result was made of its file, for others to read it likewise; raises `ImageError` for axes that do not fit"
+    with open_image(path, axes) as f: software = f.software
+    said = _GIVEN.search((software or '').split(OF_A_FILE)[0]) or {'axes':None, 'pixel_um':None}
+    um = pixel_um or said['pixel_um']
+    return dict(channels=channels_in(software) if channels is None else channels, axes=axes or said['axes'], pixel_um=um and float(um))
+
+def open_as(
+    path,      # A file, as of `open_image`
+    axes=None, # Letters for its axes
+): # As of `open_image`
+    "Open a file, with these axes where it can have them, or else with its own; raises `ImageError`"
+    try: return open_image(path, axes)
+    except ImageError:
+        if axes is None: raise
+        return open_image(path)
 
 # %% ../nbs/00d_images.ipynb #image_files
 def image_files(

@@ -21,12 +21,14 @@ def case_errors(
     c:Comparison,        # `predicted` is the image out of focus, as it was taken
     channels=None, # Names, or numbers from 1; None for all
     pixel_um=None, # Size of the pixels, um, where the file does not say it or is wrong
+    axes=None,     # Letters for the axes of the files, such as CYX, where they are wrong about them
     pixels=600,    # How many of each plane, at random
 ) -> pd.DataFrame: # A row for each pixel: file, group, defocus_um, and as of `plane_errors`
     "How wrong a model is on the planes of a file; raises `ImageError` for files that do not fit, and `ValueError` for pixels of a size that the model cannot take"
-    target,own_um = planes_of(c.target, channels)
-    blurred,rng = planes_like(c.predicted, channels, c.target, target.shape),np.random.default_rng(zlib.crc32(c.predicted.name.encode()))
-    zoom = refocuser.zoom(pixel_um or own_um)
+    how = as_refocused(c.predicted, channels, axes, pixel_um)
+    target,um = planes_of(c.target, **how)
+    blurred,rng = planes_like(c.predicted, c.target, target.shape, **how),np.random.default_rng(zlib.crc32(c.predicted.name.encode()))
+    zoom = refocuser.zoom(um)
     rows = [plane_errors(refocuser, x, t, rng, pixels, zoom) for x,t in zip(blurred, target)]
     return pd.concat(rows).assign(file=str(c.predicted), group=c.group, defocus_um=c.defocus_um)
 

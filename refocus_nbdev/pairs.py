@@ -225,6 +225,9 @@ def tile_groups(
     return connected_components(link, directed=False)[1]
 
 # %% ../nbs/02_pairs.ipynb #groups_of
+def _first_plane(path):
+    with open_image(path) as f: return f.read(f.planes[0])
+
 def groups_of(
     files, # Image files
 ) -> list[str]: # One name a file; files of one well, or tiles of one field, share it
@@ -233,7 +236,7 @@ def groups_of(
     wells = named_wells(files)
     if len({w for w in wells if w and w[0].isupper()})==1: wells = [None if w and w[0].isupper() else w for w in wells]
     unknown = [i for i,w in enumerate(wells) if w is None]
-    parts = dict(zip(unknown, tile_groups(read_image(files[i]).planes[0] for i in unknown).tolist()))
+    parts = dict(zip(unknown, tile_groups(_first_plane(files[i]) for i in unknown).tolist()))
     first = {part: files[i] for i,part in reversed(parts.items())}
     stems = Counter(f.stem for f in first.values())
     names = {part: f.stem if stems[f.stem]==1 else str(f) for part,f in first.items()}

@@ -123,8 +123,12 @@ def test_suspects_and_what_cannot_be_checked(in_process, own, blurred):
     t = pd.read_csv(own/'t.csv')
     assert 'times the noise, median' in said.text and 'a_refocused.tif: is its image as it was' in said.text and t.note.str.contains('not refocused').tolist()==[True, False]
     assert t.left_over[1] > 2*t.left_over[0] and len(list((own/'p').iterdir()))==len(t)==2
+    assert 'too_dark' in t and '0 too dark' in said.text
     before = contents(own)
     assert in_process('trust', own/'in', own/'out', '--out', own/'t.csv').code==2 and contents(own)==before
+    for um in ('0', '-3', 'nan'):
+        said = in_process('trust', own/'in', own/'out', '--nucleus-um', um, '--out', own/'u.csv')
+        assert said.code==2 and '--nucleus-um' in said.text and contents(own)==before
 
 def test_a_report_of_images_in_focus(in_process, tmp_path, sharp):
     tifffile.imwrite(tmp_path/'a.tif', sharp)
@@ -217,3 +221,71 @@ def test_channels_that_were_only_copied_are_not_judged(in_process, tmp_path, blu
     assert 'holds half widths' in in_process('trust', tmp_path/'plate', tmp_path/'out_uncertainty', '--out', tmp_path/'u.csv').text
     again = in_process('run', tmp_path/'plate', '--out', tmp_path/'out', '--channel', '1', '--defocus-um', '20', '--overwrite').text
     assert 'holds intervals of earlier results of 1 of these files' in again
+
+def test_what_was_given_to_run_need_not_be_given_again(in_process, tmp_path, blurred, sharp):
+    "Two channels that the file calls pages, the second only copied, and pixels of another size than the file says"
+    for folder,x in (('plate',blurred), ('sharp',sharp)):
+        (tmp_path/folder).mkdir()
+        tifffile.imwrite(tmp_path/folder/'s.tif', np.stack([x, x[::-1]]), photometric='minisblack', metadata=None, resolution=(1e4/3, 1e4/3), resolutionunit='CENTIMETER')
+    said = in_process('run', tmp_path/'plate', '--axes', 'CYX', '--channel', '1', '--pixel-um', '0.645', '--model', 'nuclei-fast', '--out', tmp_path/'out')
+    assert said.code==0, said.text
+    said = in_process('trust', tmp_path/'plate', tmp_path/'out', '--device', 'cpu', '--out', tmp_path/'t.csv')
+    t = pd.read_csv(tmp_path/'t.csv')
+    assert len(t)==1 and 'not refocused' not in said.text and t.nuclei[0]>1
+    said,sums = evaluated(in_process, tmp_path)
+    assert said.code==0 and sums['compared']==1 and len(pd.read_csv(tmp_path/'report'/'scores.csv'))==1 and not any('not known' in h for h in sums['hints'])
+    tifffile.imwrite(tmp_path/'sharp'/'s.tif', sharp)
+    assert evaluated(in_process, tmp_path, '--no-nuclei')[0].code==0, 'a target of the one channel'
+    assert 'axes XY do not fit' in evaluated(in_process, tmp_path, '--axes', 'XY')[0].text
+
+def test_axes_are_given_where_nothing_says_them(in_process, tmp_path, blurred, sharp):
+    for folder,x in (('in',blurred), ('out',(blurred+sharp)/2), ('sharp',sharp)):
+        (tmp_path/folder).mkdir()
+        tifffile.imwrite(tmp_path/folder/'s.tif', np.stack([x, x[::-1]]).astype(np.uint16), photometric='minisblack', metadata=None)
+    given = '--axes', 'CYX', '--channel', '1'
+    assert in_process('trust', tmp_path/'in', tmp_path/'out', *given, '--out', tmp_path/'t.csv').code in (0, 1) and len(pd.read_csv(tmp_path/'t.csv'))==1
+    assert evaluated(in_process, tmp_path, '--no-nuclei', *given)[0].code==0 and len(pd.read_csv(tmp_path/'report'/'scores.csv'))==1
+    said = in_process('calibrate', tmp_path/'in', tmp_path/'sharp', '--model', 'nuclei-fast', '--axes', 'TZYX', '--out', tmp_path/'m.safetensors').text
+    assert 'axes TZYX do not fit' in said
+    assert '1 groups' in in_process('calibrate', tmp_path/'in', tmp_path/'sharp', '--model', 'nuclei-fast', *given, '--out', tmp_path/'m.safetensors').text
+
+def test_sizes_of_pixels_are_given_where_files_are_wrong_or_silent(in_process, tmp_path, blurred, sharp):
+    "Pixels that are said to be no squares, and of no size at all; and a size at which the default nucleus takes an odd number of pixels"
+    for folder,x in (('out',blurred), ('sharp',sharp)):
+        (tmp_path/folder).mkdir()
+        tifffile.imwrite(tmp_path/folder/'a.tif', x, resolution=(1e4/0.5, 1e4/0.7), resolutionunit='CENTIMETER')
+    assert 'square' in evaluated(in_process, tmp_path)[0].text
+    assert 'square' in (calibrated := lambda *more: in_process('calibrate', tmp_path/'out', tmp_path/'sharp', '--model', 'nuclei-fast', '--out', tmp_path/'m.safetensors', *more).text)()
+    said,sums = evaluated(in_process, tmp_path, '--pixel-um', '0.65')
+    assert said.code==0 and not any('not known' in h for h in sums['hints']) and '1 groups' in calibrated('--pixel-um', '0.65')
+    for folder,x in (('out',blurred), ('sharp',sharp)): tifffile.imwrite(tmp_path/folder/'a.tif', x)
+    said,sums = evaluated(in_process, tmp_path)
+    assert said.text.count('taken to be 0.645 um')==1 and 'taken to be 0.645 um' in (tmp_path/'report'/'report.html').read_text()
+    assert evaluated(in_process, tmp_path, '--pixel-um', '2')[1]['means']!=sums['means'] and in_process('evaluate', tmp_path/'out', tmp_path/'sharp', '--pixel-um', '0').code==2
+
+def test_a_plate_that_is_labelled_in_part(in_process, wells):
+    "The label, and the input, of one field are not those of all"
+    for folder in ('labels','in'): (wells/folder).mkdir()
+    tifffile.imwrite(wells/'labels'/'A02_f1.tif', np.uint8(tifffile.imread(wells/'sharp'/'A02_f1.tif')>300))
+    tifffile.imwrite(wells/'in'/'A01_f2.tif', tifffile.imread(wells/'out'/'A01_f2.tif'))
+    said,sums = evaluated(in_process, wells, '--labels', wells/'labels', '--input', wells/'in')
+    t = pd.read_csv(wells/'report'/'scores.csv')
+    assert said.code==0 and 'Labels were given for 1 of 4' in said.text and 'Inputs were given for 1 of 4' in said.text
+    of = lambda method: [f.split('/')[-1] for f in t[t.method==method].file]
+    assert (of('in focus'), of('doing nothing'), len(of('refocused')))==(['A02_f1.tif'], ['A01_f2.tif'], 4) and t[t.method=='refocused'].f1_50.notna().all()
+    (wells/'labels'/'A02_f1.tif').rename(wells/'labels'/'other.tif')
+    said = in_process('evaluate', wells/'out', wells/'sharp', '--labels', wells/'labels', '--out', wells/'new')
+    assert said.code==2 and 'none of the images here belongs' in said.text and not (wells/'new').exists()
+
+def test_a_report_tells_makers_apart_and_not_files(in_process, wells):
+    made = 'refocus_nbdev 1; model nuclei, sha256 12; input sha256 {}; told {} um out of focus; computed by a neural network: not a measurement'
+    for i,f in enumerate(sorted((wells/'out').iterdir())): tifffile.imwrite(f, tifffile.imread(f), software=made.format(i, 5.5+i))
+    said,sums = evaluated(in_process, wells, '--no-nuclei')
+    assert sums['predictions_by']==['refocus_nbdev 1; model nuclei, sha256 12; computed by a neural network: not a measurement']
+
+def test_the_table_of_means_fits_a_terminal(in_process, wells):
+    one,target = (wells/folder/'A01_f1.tif' for folder in ('out','sharp'))
+    said = in_process('evaluate', one, target, '--input', one, '--defocus-um', '12', '--out', wells/'report').text.splitlines()
+    i = next(i for i,l in enumerate(said) if 'si-PSNR' in l)
+    assert [l.split()[0] for l in said[i+1:i+6]]==['refocused','doing','unsharp','Wiener','Richardson-Lucy'] and max(map(len, said[i:i+6]))<=100
+    assert 'scale-invariant PSNR' in (wells/'report'/'report.html').read_text()
