@@ -657,7 +657,7 @@ def evaluate(
     classical:bool=True, # Try unsharp mask, Wiener and Richardson-Lucy on the inputs as well?
     dry_run:bool=False, # Only list what belongs together
 ):
-    """Compare refocused images with images in focus, and write a report. Files that belong together have the same names, but for endings such as _refocused.
+    """Compare refocused images with images in focus, and write a report. Files that belong together have the same names, but for endings such as _refocused. Images are held in memory as a whole, about 14 GB for each 10,000 x 10,000 pixels: crop larger ones first, all to the same part.
 
     Example: refocus evaluate refocused plate --input plate --out report
     """
