@@ -128,7 +128,19 @@ def _find_groups(cases):
     "Group by wells where names tell them; a single well as well"
     targets = [c.target for c in cases]
     wells = named_wells(targets)
-    for c,w,g in zip(cases, wells, wells if len(set(wells))==1 and wells[0] else groups_of(targets)): c.group,c.grouped_by = g,'well' if g==w else 'field'
+    for c,w,g in zip(cases, wells, wells if len(set(wells))==1 and wells[0] else _groups_of(targets)): c.group,c.grouped_by = g,'well' if g==w else 'field'
+
+def _readable(path):
+    try:
+        with open_image(path) as f: return f.read(f.planes[0]) is not None
+    except ImageError: return False
+
+def _groups_of(files):
+    "As of `groups_of`; files that cannot be read, as comparing them will say, are groups of their own"
+    try: return groups_of(files)
+    except ImageError: good = list(filter(_readable, files))
+    of = dict(zip(good, groups_of(good) if good else []))
+    return [of.get(f, str(f)) for f in files]
 
 def _note_groups(cases, path):
     "Group as a table says"

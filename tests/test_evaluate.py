@@ -66,6 +66,11 @@ def test_what_cannot_be_compared_is_listed(in_process, own):
     for o in ('fits_not.tif: 1 planes of 128 x 80 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
     assert set(pd.read_csv(own/'r'/'scores.csv').file.map(lambda f: f.split('/')[-1]))=={'a_refocused.tif','b_refocused.tif'}
 
+def test_a_damaged_target_fails_alone(in_process, own):
+    (own/'sharp'/'a.tif').write_text('not an image')
+    said = in_process('evaluate', own/'out', own/'sharp', '--no-nuclei', '--out', own/'r')
+    assert said.code==1 and '1 compared, 4 failed' in said.text and 'sharp/a.tif: cannot be read' in said.text
+
 def test_dry_run_writes_nothing(in_process, own):
     before = contents(own)
     said = in_process('evaluate', own/'out', own/'sharp', '--dry-run', '--out', own/'r')
