@@ -159,7 +159,7 @@ def brief_table(
 ) -> pd.DataFrame:      # Text
     "The most telling means without intervals, in less than 100 characters"
     t = means_table(means[means.score.isin(BRIEF)], text=lambda r, digits: '' if pd.isna(r['mean']) else f'{r["mean"]:.{digits}f}')
-    return t.rename(columns={NAMES[s]: n for s,n in BRIEF.items()})
+    return t.rename(columns={_NAMES[s]: n for s,n in BRIEF.items()})
 
 # %% ../nbs/12b_reports.ipynb #report_page
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}
