@@ -16,7 +16,7 @@ from collections import Counter
 from json import dumps
 from functools import cache, partial
 from itertools import count
-from inspect import cleandoc
+from inspect import cleandoc, signature, Parameter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +39,7 @@ console = Console(highlight=False, force_jupyter=False)
 def command(f):
     "Make a function a `refocus` command, with its parameter comments as help"
     def annotated(d):
-        kind = typer.Argument if d.default.__class__ is type and d.default.__name__=='_empty' else typer.Option
+        kind = typer.Argument if d.default is Parameter.empty else typer.Option
         return Annotated[d.anno, kind(help=d.docment, show_default=bool(d.default) if kind is typer.Option else False)]
     types = {k: annotated(d) for k,d in docments(f, full=True, returns=False).items()}
     def run(**kwargs): raise typer.Exit(_guarded(f, kwargs))
@@ -50,13 +50,16 @@ def command(f):
 # %% ../nbs/15_cli.ipynb #_signature
 def _signature(f, types):
     "The signature of `f` with other types"
-    from inspect import signature
     sig = signature(f)
     return sig.replace(parameters=[p.replace(annotation=types[k]) for k,p in sig.parameters.items()])
 
 def _guarded(f, kwargs):
-    "Run a command; its exit code is 0 when all was done, 1 when something failed, 2 for wrong arguments"
-    try: return f(**kwargs) or 0
+    "Run a command; its exit code is 0 when all was done, 1 when something failed, 2 for wrong arguments, 130 when it was interrupted, 141 when nobody read on"
+    try:
+        code = f(**kwargs) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError: return _unread()
     except UsageError as e: code,error = 2,e
     except OSError as e: code,error = 1,f'{e.filename}: {e.strerror}' if e.filename else e
     except ValueError as e: code,error = 1,e
@@ -64,21 +67,43 @@ def _guarded(f, kwargs):
     print(f'refocus {f.__name__}: {error}', file=sys.stderr)
     return code
 
+def _unread():
+    "What reads the output, such as head, has seen enough: the rest goes nowhere, so that Python does not complain of it at the end"
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+
 # %% ../nbs/15_cli.ipynb #numbers
 def numbers(
     text:str, # Such as '1,5,10' or '0-33'
 ) -> list[int]:
     "The whole numbers in a list with ranges; raises `UsageError` for anything else"
-    try:
-        spans = [list(map(int, o.split('-'))) for o in text.split(',')]
-        return [n for s in spans for n in range(s[0], s[-1]+1)]
-    except ValueError: raise UsageError(f'{text!r} is no list of numbers: write 1,5,10 or 0-33') from None
+    try: spans = [list(map(int, o.split('-'))) for o in text.split(',')]
+    except ValueError: spans = [[]]
+    if not all(len(s)==1 or len(s)==2 and s[0]<=s[1] for s in spans): raise UsageError(f'{text!r} is no list of numbers: write 1,5,10 or 0-33')
+    return [n for s in spans for n in range(s[0], s[-1]+1)]
+
+# %% ../nbs/15_cli.ipynb #many
+def _many(n, what): return f'{n} {what}{"s"*(n!=1)}'
+
+def _share(n, total, what): return f'{n} of '*(total>1 or not n) + _many(total, what)
+
+def _some(n, total, what, one, several):
+    "How many of all do something: 1 file is, 1 of 5 files is, 3 of 5 files are"
+    return f'{_share(n, total, what)} {one if 1 in (n, total) else several}'
 
 # %% ../nbs/15_cli.ipynb #_warn_far
 def _warn_far(jobs, refocuser):
     most = refocuser.max_um or 100
     far = [j for j in jobs if j.status=='to do' and (j.defocus_um or 0)>most]
-    if far: print(f'WARNING: {len(far)} of the files are said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of them', file=sys.stderr)
+    if far: print(f'WARNING: {_some(len(far), len(jobs), "file", "is", "are")} said to be more than {most:g} um out of focus, farther than model {refocuser.name} was trained for: do not believe what it makes of that', file=sys.stderr)
+
+def _is_worse(card):
+    "Was a model, on what it was not trained on, no better than doing nothing?"
+    v = card.get('validation', {})
+    return v.get('psnr', 1)<=v.get('psnr_input', 0)
+
+def _warn_worse(refocuser):
+    if _is_worse(refocuser.card): print(f'WARNING: model {refocuser.name} was worse than doing nothing on what it was not trained on, as its card says: do not believe what it makes of your images', file=sys.stderr)
 
 def _check_pixel(pixel_um):
     if pixel_um is not None and not pixel_um>0: raise UsageError(f'--pixel-um {pixel_um:g}: give a size in um, above 0')
@@ -133,7 +158,7 @@ def run(
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
     _check_model(refocuser, defocus_um, pixel_um, uncertainty)
-    if any(j.status=='to do' for j in jobs): out.mkdir(parents=True, exist_ok=True)
+    _warn_worse(refocuser)
     _warn_far(jobs, refocuser)
     start = time.perf_counter()
     with _Progress('refocusing', len(jobs)) as bar: run_jobs(jobs, refocuser, overwrite, bar.advance, **how)
@@ -198,8 +223,8 @@ def _decision(j):
 def _decided(jobs, most=5):
     "Lines on what was decided, the most frequent first"
     alike = Counter(_decision(j) for j in jobs if j.status=='done')
-    for said,n in alike.most_common(most): yield f'{n} file{"s"*(n>1)}: {said}'
-    if len(alike)>most: yield f'and {len(alike)-most} other kinds of files; --json tells them all'
+    for said,n in alike.most_common(most): yield f'{_many(n, "file")}: {said}'
+    if len(alike)>most: yield f'and {_many(len(alike)-most, "other kind")} of files; --json tells them all'
 
 # %% ../nbs/15_cli.ipynb #_summary-2
 def _preview(jobs, load, overwrite, how, json):
@@ -214,12 +239,12 @@ def _remarks(jobs, refocuser):
     "What is to be said of all files together: pixels of no known size, and how far out of focus they were taken to be"
     done = [j for j in jobs if j.status=='done' and j.pixels]
     unsized,um = sum(not j.sized for j in done),[d for j in done for d in j.found_um if d is not None]
-    if unsized: yield f'{unsized} of {len(done)} files do not give the size of their pixels, which was taken to be {refocuser.card.get("pixel_um", 0):g} um, as the model was made for; --pixel-um says so if it is another'
+    if unsized: yield f'{_some(unsized, len(done), "file", "does not give the size of its pixels", "do not give the size of their pixels")}, which was taken to be {refocuser.card.get("pixel_um", 0):g} um, as the model was made for; --pixel-um says so if it is another'
     doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
-    if doubtful: yield f'WARNING: {doubtful} of {len(done)} results are doubtful, for the reasons above; --strict refuses such files'
+    if doubtful: yield f'WARNING: {_some(doubtful, len(done), "result", "is", "are")} doubtful, for the reasons above; --strict refuses such files'
     far = [d for d in um if d]
     if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if len(far)>1 else ' um out of focus')
-    if um and len(far)<len(um): yield f'{len(um)-len(far)} of {len(um)} planes were found to be in focus, and passed on as they are'
+    if um and len(far)<len(um): yield f'{_some(len(um)-len(far), len(um), "plane", "was found to be in focus, and passed on as it is", "were found to be in focus, and passed on as they are")}'
 
 def _stale(jobs, out):
     "Say so where intervals of earlier results lie beside new ones"
@@ -318,7 +343,7 @@ def demo_picture(
         for ax,(f,title) in zip(row, shown):
             ax.imshow(read_image(f).pixels, cmap='gray', vmin=100, vmax=np.percentile(target, 99.8))
             ax.set_title(title); ax.axis('off')
-    fig.savefig(Path(out)/'demo.png', dpi=100)
+    save_figure(fig, Path(out)/'demo.png')
     return Path(out)/'demo.png'
 
 # %% ../nbs/15_cli.ipynb #train
@@ -356,6 +381,7 @@ def train(
 
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
     """
+    if log: _check_replaced([log], [], True)
     recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
     about = dict(dry_run=dry_run, name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=_model(init), weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, seed=seed, **_held_out(valid_pct, valid_wells, test_wells, unseen_by))
     if sharp_only: _train_from_sharp(items, out, recipe, dict(pixel_um=pixel_um, na=na, index=index), about)
@@ -364,7 +390,7 @@ def train(
 # %% ../nbs/15_cli.ipynb #_images
 def _images(data):
     files = image_files(data)
-    if not files: raise ImageError(f'{", ".join(data)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF)')
+    if not files: raise ImageError(no_images(', '.join(data)))
     return files
 
 def _plate(data):
@@ -399,7 +425,7 @@ def _pairs(plate, planes, target, channel):
 def _registered(pairs):
     from refocus_nbdev.checks import registered, registration_report
     good = registered(pairs, registration_report(pairs, track=partial(_progress, what='measuring shifts', total=len(pairs))))
-    print(f'{len(pairs)-len(good)} of {len(pairs)} pairs are shifted, and left out')
+    print(f'{_some(len(pairs)-len(good), len(pairs), "pair", "is", "are")} shifted, and left out')
     return good
 
 def _keep(only_registered): return _registered if only_registered else list
@@ -453,7 +479,7 @@ def _report(out, dry_run):
     if dry_run: return print(f'would write {out}')
     v = read_card(out)['validation']
     print(f'validation: PSNR {v["psnr"]:.2f} dB (doing nothing {v["psnr_input"]:.2f}), SSIM {v["ssim"]:.3f} (doing nothing {v["ssim_input"]:.3f})')
-    if v['psnr'] <= v['psnr_input']: print('WARNING: on what it was not trained on, this model is worse than doing nothing; train longer, or on more images')
+    if _is_worse(read_card(out)): print('WARNING: on what it was not trained on, this model is worse than doing nothing; train longer, or on more images')
     print(f'the model is in {out}; use it with: refocus run INPUT --model {out}')
 
 # %% ../nbs/15_cli.ipynb #check
@@ -464,27 +490,67 @@ def check(
     target:str='16', # The plane in focus, or sharpest: of the planes 11 to 23, that of each field
     channel:str='w1', # w1 (Hoechst), w2 (phalloidin) or both
     out:Path|None=None, # Folder for focus.csv and registration.csv
+    overwrite:bool=False, # Replace reports that are there
 ):
     """Check a plate: is the plane in focus the sharpest one, and are pairs of planes registered?
 
     Example: refocus check data/sample --out report
     """
     from refocus_nbdev.checks import focus_report, registration_report
+    reports = _planned_reports(out, overwrite)
     pairs = _pairs(plate, planes, target, channel)
     focus = focus_report(plate, _channel(channel), 16 if target=='sharpest' else int(target), track=partial(_progress, what='measuring focus', total=len({p.field[:2] for p in pairs})))
     shifts = registration_report(pairs, track=partial(_progress, what='measuring shifts', total=len(pairs)))
     differ,off,flagged = focus[(focus.moved!=0).fillna(False)], focus[focus.off], shifts[shifts.flagged]
-    print(f'focus: in {len(differ)} of {len(focus)} fields another plane than the target is the sharpest, in {len(off)} by more than one plane')
+    print(f'focus: in {len(differ)} of {_many(len(focus), "field")} another plane than the target is the sharpest, in {len(off)} by more than one plane')
     if len(off): print(off.drop(columns='off').to_string(index=False))
-    print(f'registration: {len(flagged)} of {len(shifts)} pairs are shifted or do not show the same, {shifts["shift"].isna().sum()} show nothing to tell by')
+    print(f'registration: {_some(len(flagged), len(shifts), "pair", "is shifted or does not show the same", "are shifted or do not show the same")}; with nothing to tell by: {shifts["shift"].isna().sum()}')
     if len(flagged): print(flagged.drop(columns=['file','flagged']).round(2).to_string(index=False))
-    if out: _reports(out, focus=focus, registration=shifts)
+    if out: _reports(reports, (focus, shifts))
 
-def _reports(out, **tables):
-    out.mkdir(parents=True, exist_ok=True)
-    for name,t in tables.items():
-        with atomically(out/f'{name}.csv') as part: t.to_csv(part, index=False)
-    print(f'the whole reports are in {out}')
+def _planned_reports(out, overwrite):
+    if not out: return []
+    if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the reports')
+    return _check_replaced([out/'focus.csv', out/'registration.csv'], [], overwrite)
+
+def _reports(paths, tables):
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path,t in zip(paths, tables):
+        with atomically(path) as part: t.to_csv(part, index=False)
+    print(f'the whole reports are in {paths[0].parent}')
+
+# %% ../nbs/15_cli.ipynb #_new_tables
+def _new_tables(paths, read, overwrite):
+    "Those that are to be written; raises `UsageError` where they cannot be"
+    tables = [p for p in paths if p]
+    for t in tables:
+        if not t.resolve().parent.is_dir(): raise UsageError(f'{t.parent}: there is no such folder for the table')
+    return _check_replaced(tables, read, overwrite)
+
+def _place(path): return str(Path(path).resolve()).lower()
+
+def _check_replaced(tables, read, overwrite):
+    "`tables`; raises `UsageError` where one would replace something that is read, another of them, or what is there"
+    places,taken = [_place(t) for t in tables],{_place(f) for f in read if f}
+    for t,place in zip(tables, places):
+        if place in taken: raise UsageError(f'{t}: is one of the files that are read; choose another name for the table')
+        if places.count(place)>1: raise UsageError(f'{t}: cannot hold two tables; choose another name for one of them')
+        if t.exists() and not _ours(t): raise UsageError(f'{t}: exists, and is no table that refocus has written; choose another name')
+        if t.exists() and not overwrite: raise UsageError(f'{t}: exists already; choose another name, or use --overwrite')
+    return tables
+
+def _ours(path):
+    "Is a file a table of ours, or empty, but for the end of a line?"
+    from refocus_nbdev.columns import explained
+    try: return path.is_file() and (path.stat().st_size<3 or bool(explained(path)))
+    except UsageError: return False
+
+def _check_pictures(folder, read):
+    "Raises `UsageError` for a folder in which pictures may replace images"
+    if folder is None: return
+    if folder.exists() and not folder.is_dir(): raise UsageError(f'{folder} is a file; give a folder for the pictures')
+    places = {o for f in read for o in (f.resolve(), f.resolve().parent, f.parent.resolve())}
+    if folder.resolve() in places: raise UsageError(f'{folder} holds the images; choose another folder for the pictures')
 
 # %% ../nbs/15_cli.ipynb #score
 @command
@@ -502,7 +568,7 @@ def score(
     channel:str='', # Channels to score, by name or by number from 1; all if empty
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them
     recursive:bool=False, # Look into the folders of a folder as well
-    overwrite:bool=False, # Replace tables of those names
+    overwrite:bool=False, # Replace tables of those names that refocus has written
     dry_run:bool=False, # Only list what would be scored
 ):
     """Say how far out of focus images are, on either side: the side cannot be told from one plane. What is seen is how wide the blur is; what distance that is depends on the microscope. That an image shows another stain than the model knows is not noticed.
@@ -512,11 +578,13 @@ def score(
     Example: refocus score stack.ome.tif --step-um 2 --out stack.csv
     """
     files = given_files(inputs, recursive)
-    if not files: raise UsageError(f'{", ".join(inputs)}: no images here (TIFF, PNG, OME-Zarr, CZI, ND2 or LIF){"" if recursive else "; --recursive looks into folders of folders"}')
+    if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
     if dry_run: return print(*files, sep='\n')
     _check_pixel(pixel_um)
     known = _known_distances(defocus_um, step_um, files)
-    return _score(files, _new_tables((out, tiles), overwrite), pictures, _refocuser(model, device, blur_per_um), known, dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
+    tables = _new_tables((out, tiles), [*files, *inputs, defocus_um], overwrite)
+    _check_pictures(pictures, files)
+    return _score(files, tables, pictures, _refocuser(model, device, blur_per_um), known, dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_score
 def _score(files, tables, pictures, refocuser, known, how):
@@ -532,11 +600,12 @@ def _score(files, tables, pictures, refocuser, known, how):
     return int(bool(failed))
 
 def _tell_scores(t, tables):
+    from refocus_nbdev.files import RESCALED
     far = t[t.in_focus==False].defocus_um
     low,high,middle = (f'{v:.0f}' for v in (far.min(), far.max(), far.median()))
-    if len(far): print(f'out of focus: {len(far)} of {len(t)} planes, by ' + (f'{low} um' if low==high else f'{low} to {high} um, median {middle}'))
-    doubtful = sum(bool(set(n.split('; '))-{'', UNSIZED}) for n in t.note[t.in_focus.notna()])
-    if doubtful: print(f'doubtful: {doubtful} of {len(t)} planes; the column note says why')
+    if len(far): print(f'out of focus: {_share(len(far), len(t), "plane")}, by ' + (f'{low} um' if low==high else f'{low} to {high} um, median {middle}'))
+    doubtful = sum(any(o and o!=UNSIZED and not o.startswith(RESCALED) for o in n.split('; ')) for n in t.note[t.in_focus.notna()])
+    if doubtful: print(f'doubtful: {_share(doubtful, len(t), "plane")}; the column note says why')
     print(f'in focus: {(t.in_focus==True).sum()}; nothing to tell by: {t.in_focus.isna().sum()}; the tables are in {", ".join(map(str, tables))}')
 
 # %% ../nbs/15_cli.ipynb #_tell_blur
@@ -579,7 +648,7 @@ def trust(
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them, and none were given as they were refocused
     nucleus_um:float=12.9, # Diameter of a typical nucleus in um
     segmenter:str='classical', # What finds the nuclei of the results: classical, stardist or cellpose, as for refocus evaluate
-    overwrite:bool=False, # Replace tables of those names
+    overwrite:bool=False, # Replace tables of those names that refocus has written
     dry_run:bool=False, # Only list what belongs together
 ):
     """Blur refocused images again, and list the nuclei that their images contradict: invented, lost, moved. What is smaller than the blur cannot be seen this way. Results that do not fit their images at all, and images that were not refocused, are listed, and make it end with 1.
@@ -592,22 +661,17 @@ def trust(
     _check_pixel(pixel_um)
     _check_nucleus(nucleus_um)
     _load_segmenter(segmenter)
-    tables = _new_tables((out, suspects), overwrite)
+    read = [*found, *filter(None, found.values())]
+    tables = _new_tables((out, suspects), read, overwrite)
+    _check_pictures(pictures, read)
     how = dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, nucleus_um=nucleus_um, segmenter=segmenter)
     return _trust(found, tables, pictures, _refocuser(model, device), how)
 
 # %% ../nbs/15_cli.ipynb #_trust
-def _new_tables(paths, overwrite):
-    "Those that are to be written; raises `UsageError` where they cannot be, or would replace something"
-    for t in (tables := [p for p in paths if p]):
-        if not t.resolve().parent.is_dir(): raise UsageError(f'{t.parent}: there is no such folder for the table')
-        if t.exists() and not overwrite: raise UsageError(f'{t}: exists already; choose another name, or use --overwrite')
-    return tables
-
 def _write_tables(paths, tables):
     "The tables of all files, each as one; written as far as there are paths"
     import pandas as pd
-    whole = [pd.concat(t, ignore_index=True) for t in zip(*tables)]
+    whole = [pd.concat([o for o in t if len(o)] or t, ignore_index=True) for t in zip(*tables)]
     for path,t in zip(paths, whole):
         with atomically(path) as tmp: t.to_csv(tmp, index=False, float_format='%.5g')
     return whole
@@ -615,11 +679,9 @@ def _write_tables(paths, tables):
 def _trust(found, paths, pictures, refocuser, how):
     "Check, write tables and pictures, and say what came of it"
     from refocus_nbdev.trust import draw_check
-    if pictures: pictures.mkdir(parents=True, exist_ok=True)
     number = count(1)
     def check(r):
-        def draw(x, y, c):
-            with atomically(pictures/f'{next(number):04d}_{r.stem}.png') as tmp: draw_check(x, y, c).savefig(tmp, dpi=100, format='png')
+        def draw(x, y, c): save_figure(draw_check(x, y, c), pictures/f'{next(number):04d}_{r.stem}.png')
         if found[r] is None: raise ImageError(f'{r}: no image of this name to compare with')
         return refocuser.check_file(found[r], r, draw=pictures and draw, **how)
     checked,failed = of_each(check, list(found), partial(_progress, what='checking'))
@@ -632,9 +694,10 @@ def _tell_trust(t, files, paths):
     from refocus_nbdev.trust import SUSPECTS
     t = t.reindex(columns=['file','nuclei',*SUSPECTS,'left_over','note'])
     n = t[['nuclei',*SUSPECTS]].sum().astype(int)
-    print(f'{n.nuclei} nuclei judged in {files} files; suspects: ' + ', '.join(f'{n[k]} {k.replace("_", " ")}' for k in SUSPECTS) + f'; left over: {t.left_over.median():.1f} times the noise, median; the tables are in {", ".join(map(str, paths))}')
+    left = f'; left over: {t.left_over.median():.1f} times the noise, median' if t.left_over.notna().any() else ''
+    print(f'{"1 nucleus" if n.nuclei==1 else f"{n.nuclei} nuclei"} judged in {_many(files, "file")}; suspects: ' + ', '.join(f'{n[k]} {k.replace("_", " ")}' for k in SUSPECTS) + f'{left}; the tables are in {", ".join(map(str, paths))}')
     unfit = t[t.note.fillna('')!='']
-    if len(unfit): print(f'WARNING: do not believe what is said of the nuclei of {len(unfit)} of {len(t)} planes; the column note says why:', *(f'{g.file.iloc[0]}{f" and {len(g)-1} more" if len(g)>1 else ""}: {why}' for why,g in unfit.groupby('note', sort=False)), sep='\n  ')
+    if len(unfit): print(f'WARNING: do not believe what is said of the nuclei of {_share(len(unfit), len(t), "plane")}; the column note says why:', *(f'{g.file.iloc[0]}{f" and {len(g)-1} more" if len(g)>1 else ""}: {why}' for why,g in unfit.groupby('note', sort=False)), sep='\n  ')
     return len(unfit)
 
 # %% ../nbs/15_cli.ipynb #evaluate
@@ -764,7 +827,7 @@ def download(
     Example: refocus download bbbc038 --labels
     """
     from refocus_nbdev.download import plan_download
-    only006 = dict(planes=numbers(planes) if planes else None, channel=channel or None, wells=wells.split(',') if wells else None)
+    only006 = dict(planes=numbers(planes) if planes else None, channel=channel or None, wells=_names(wells) or None)
     try: d = plan_download(dataset, **only006, dest=dest, fields=fields, labels=labels, url=url or None, jobs=jobs)
     except ValueError as e: raise UsageError(e) from e
     if dry_run: return print(*d.look().lines(), sep='\n')
@@ -826,7 +889,7 @@ def info(
     Example: refocus info scores.csv
     """
     failed = 0
-    for path in image_files(inputs):
+    for path in _images(inputs):
         try:
             facts = _table_facts(path) if path.suffix.lower()=='.csv' else _image_facts(path, axes)
             wide = max(len(k) for k,_ in facts)

@@ -16,6 +16,7 @@ _FOCUS = dict(focus_score='chance that it is within 2 um of focus, 0 to 1; empty
               low_um='lower end of its interval, um', high_um='upper end of its interval, um')
 _COMPARED = dict(file='the prediction', plane='its plane among those compared, from 0', group='well, connected field, or as --groups gives it: images of one are no independent witnesses', defocus_um='how far out of focus the input was, as told or by its folder, um', method='what is compared with the image in focus: refocused, doing nothing (the input), a classical method, or in focus')
 _FIELD = dict(well='well', site='site in the well', channel='1 Hoechst, 2 phalloidin')
+_LOSSES = dict(pixel='pixel loss', **{f'{k}_{i}':f'{what} loss of layer {i} of VGG' for i in range(3) for k,what in (('feat','feature'), ('gram','Gram matrix'))})
 
 COLUMNS = {
     'planes, of refocus score': {**_PLACE, **_FOCUS, 'in_focus':'within 2 um? (focus_score above 0.5); empty where nothing is to be seen', 'laplacian_variance':'variance of the Laplacian, counts squared', 'power_slope':'slope of the logarithm of power on that of frequency', 'note':'what is to be said about it, and why not to believe it'},
@@ -27,7 +28,10 @@ COLUMNS = {
                                     **{f'f1_{n}':f'F1 of nuclei whose outlines overlap by more than 0.{n//10} (intersection over union)' for n in (50,60,70,80,90)}, 'count_error':'difference in the number of nuclei, as a share of the true one'},
     'nuclei, of refocus evaluate': {**_COMPARED, 'label':'number of the true nucleus in its image', 'area':'its area, px', 'light':'its light in the image in focus, sum of counts above the background', 'light_inside':'light of the compared image within the true outline', 'grown_light_in_focus':'light in focus within the true outline grown by a quarter of a diameter on each side', 'grown_light':'the same of the compared image', 'found_area':'area of the nucleus found there, px; empty where none overlaps by more than half', 'found_light':'light of the compared image within the outline found'},
     'focus, of refocus check': {**_FIELD, 'z':'the sharpest plane', 'moved':'by how many planes it lies from the target', 'gain':'how many times as sharp as the target it is', 'planes':'planes measured', 'off':'is it more than one plane from the target?'},
-    'registration, of refocus check': {**_FIELD, 'file':'the blurred image', 'z':'its plane', 'defocus_um':'its nominal distance from focus, um, with its sign', 'dy':'how much lower than the sharp image it lies, px', 'dx':'how much farther right, px', 'shift':'length of both, px', 'error':'standard error of the shift, px', 'unlike':'share of its variance, noise apart, that the sharp image does not explain', 'flagged':'shifted, or not of the same field?'}}
+    'registration, of refocus check': {**_FIELD, 'file':'the blurred image', 'z':'its plane', 'defocus_um':'its nominal distance from focus, um, with its sign', 'dy':'how much lower than the sharp image it lies, px', 'dx':'how much farther right, px', 'shift':'length of both, px', 'error':'standard error of the shift, px', 'unlike':'share of its variance, noise apart, that the sharp image does not explain', 'flagged':'shifted, or not of the same field?'},
+    'epochs, of refocus train --log': {'size':'side of the crops, px', 'epoch':'epoch of its stage, from 0', 'train_loss':'loss on what is trained on', 'valid_loss':'loss on what is held out', **_LOSSES, 'psnr':'PSNR of the refocused images held out, dB', 'psnr_input':'the same of what they were made from', 'ssim':'SSIM of the refocused images held out', 'ssim_input':'the same of what they were made from', 'seconds':'what the epoch took, s'}}
+
+_MAYBE = {'t', 'z', *_LOSSES, *(f'f1_{n}' for n in (50,60,70,80,90)), 'count_error'} # Columns that not every table of their kind has
 
 # %% ../nbs/12c_columns.ipynb #explained
 def explained(
@@ -37,6 +41,6 @@ def explained(
     try:
         with open(path, newline='', encoding='utf-8-sig') as f: names = next(csv.reader(f), [])
     except (OSError, UnicodeDecodeError, csv.Error) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
-    kind = max(COLUMNS, key=lambda k: (set(names)<=COLUMNS[k].keys(), -len(COLUMNS[k])))
-    if len(names)<5 or not set(names)<=COLUMNS[kind].keys(): raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
+    kind = next((k for k,known in COLUMNS.items() if known.keys()-_MAYBE <= set(names) <= known.keys()), None)
+    if kind is None: raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
     return kind, {n: COLUMNS[kind][n] for n in names}

@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from skimage.filters import laplace
-from .disk import atomically
+from .disk import save_figure
 from .domain import *
 from .files import *
 from .focus import *
@@ -73,7 +73,7 @@ def score_plane(self:Refocuser,
     rows = held(as_rows(rows))
     classical = {f.__name__: f(middle_of(rows)) for f in (laplacian_variance, power_slope)}
     nothing = dict(focus_score=np.nan, defocus_um=np.nan, low_um=np.nan, high_um=np.nan, in_focus=None)
-    if scale is None: return dict(nothing, **classical, note=_NOTHING), pd.DataFrame()
+    if scale is None: return dict(nothing, **classical, note=_NOTHING), _no_tiles()
     _,q = self._in_network_units(rows, scale, zoom)
     evidence,up = self._evidence(q),own_prominence(q)
     tiles = self._tiles_of(rows, q, evidence, zoom)
@@ -84,6 +84,8 @@ def score_plane(self:Refocuser,
     return dict(whole, **classical, note='; '.join(said)), tiles
 
 _NOTHING = 'nothing to tell by'
+
+def _no_tiles(): return pd.DataFrame(columns=['y','x','side'], dtype=int).join(pd.DataFrame(columns=['focus_score','defocus_um','low_um','high_um'], dtype=float))
 
 @patch
 def _is_far(self:Refocuser, um, up):
@@ -122,7 +124,7 @@ def score_file(self:Refocuser,
             whole,parts = self.score_plane(f.rows(p), scale, zoom)
             rows.append(dict(about, **whole | dict(note='; '.join(filter(None, [*notes, *of_saturation(saturated), whole['note']])))))
             tiles.append(parts.assign(**about))
-    return pd.DataFrame(rows),pd.concat(tiles)
+    return pd.DataFrame(rows),pd.concat([t for t in tiles if len(t)] or tiles)
 
 # %% ../nbs/11b_scores.ipynb #measured_blur
 @patch
@@ -199,18 +201,17 @@ def wells_of(
 
 # %% ../nbs/11b_scores.ipynb #draw_scores
 def draw_scores(
-    out,                 # A folder; made if missing
+    out,                 # A folder; made if missing, and there is something to draw
     scored:pd.DataFrame, # Of `score_file`, of many files
     tiles:pd.DataFrame,  # The same
 ) -> list[Path]:
     "A map of each file in which there is something to see, and of the plate if there is one, as PNG"
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     places = [c for c in ('series','channel','t','z') if c in scored]
     written = []
     def save(name, fig):
         name = next(n for n in chain([name], (f'{name}_{i}' for i in count(2))) if out/f'{n}.png' not in written)
-        with atomically(out/f'{name}.png', ImageError) as tmp: fig.savefig(tmp, dpi=100, format='png')
+        save_figure(fig, out/f'{name}.png', ImageError)
         written.append(out/f'{name}.png')
     if wells := wells_of(scored): save('plate_map', draw_plate(wells))
     for file,planes in scored.dropna(subset='defocus_um').groupby('file', sort=False):

@@ -256,4 +256,6 @@ def check_file(self:Refocuser,
             rows.append(dict(about, width=c.width, left_over=c.score, unexplained=c.unexplained, nuclei=len(c.nuclei.dropna()), **number, note=self._as_it_was(x, y, q, width, c.noise) or doubt_of(c)))
             found.append(all_of.assign(**about))
             if draw: draw(x, y, c)
-    return pd.DataFrame(rows),pd.concat(found) if found else pd.DataFrame()
+        place = ['file', *f.place(f.planes[0])]
+    none = pd.DataFrame(columns=['y','x','change','shift','suspect','light', *place])
+    return pd.DataFrame(rows, columns=[*place, 'width','left_over','unexplained','nuclei', *SUSPECTS, 'note']),pd.concat(found) if found else none

@@ -177,7 +177,7 @@ def test_a_name_that_is_no_well():
 def test_the_command_reports_both(refocus, big_plate, tmp_path):
     said = refocus('check', big_plate, '--planes', '5,10', '--out', tmp_path/'report')
     focus,shifts = (pd.read_csv(tmp_path/'report'/f'{n}.csv') for n in ('focus','registration'))
-    assert said.code==0 and 'in 1 by more than one plane' in said.text and '1 of 12 pairs are shifted' in said.text
+    assert said.code==0 and 'in 1 by more than one plane' in said.text and '1 of 12 pairs is shifted' in said.text
     assert focus[focus.off].well.tolist()==[LATE_WELL] and shifts[shifts.flagged].z.tolist()==[MOVED[2]]
 
 @pytest.mark.parametrize('args,code', [(['--planes','x'], 2), (['--channel','w3'], 2), (['--target','best'], 2), (['--planes','7'], 1)])

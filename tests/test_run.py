@@ -1,13 +1,13 @@
 import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
-from conftest import ENV, command, contents
-from refocus_nbdev.cli import UsageError, plan_run
+from conftest import ENV, SAMPLE, command, contents
+from refocus_nbdev.cli import UsageError, app, plan_run
 from refocus_nbdev.images import read_image
 from refocus_nbdev.inference import model_path, shipped_models
 from refocus_nbdev.networks import read_card
 
-ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no images in this folder'}
+ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no images here'}
 
 @pytest.fixture(scope='module')
 def refocus(in_process):
@@ -239,6 +239,7 @@ def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
         said = refocus('run', stacks/'in'/'ome.tif', '--channel', given, '--out', tmp_path/given)
         b = read_image(tmp_path/given/'ome.tif').pixels
         assert said.code==0 and (a[:,0]==b[:,0]).all() and (a[:,1]!=b[:,1]).any()
+    for alike in ('ACTIN', '2', 'actin'): assert '1 skipped' in refocus('run', stacks/'in'/'ome.tif', '--channel', alike, '--out', tmp_path/'2').text
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'DNA', '--out', tmp_path/'2')
     assert said.code==1 and 'other arguments' in said.text
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'GFP', '--out', tmp_path/'none')
@@ -439,7 +440,7 @@ def test_farther_than_trained_for(refocus, folder, tmp_path):
 def test_results_cannot_go_into_a_file(refocus, folder, tmp_path):
     (tmp_path/'out').write_text('')
     said = refocus('run', folder, '--out', tmp_path/'out')
-    assert said.code in (1,2) and 'out' in said.text
+    assert said.code==2 and 'out is a file' in said.text and (tmp_path/'out').read_text()==''
 
 def test_a_model_that_is_none(refocus, folder, tmp_path):
     whole = model_path('nuclei').read_bytes()
@@ -448,14 +449,17 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
         (tmp_path/f'{name}.safetensors').write_bytes(content)
         said = refocus('run', folder, '--model', tmp_path/f'{name}.safetensors', '--out', tmp_path/'out')
         assert said.code==2 and f'{name}.safetensors' in said.text
-    assert refocus('run', folder, '--model', 'unicorns', '--out', tmp_path/'out').code in (1,2)
+    said = refocus('run', folder, '--model', 'unicorns', '--out', tmp_path/'out')
+    assert said.code==2 and 'unicorns' in said.text and 'nuclei' in said.text
     assert not (tmp_path/'out').exists()
 
 @pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('run','x','--defocus-um','far'), ('run','x','--defocus-um','none.csv'), ('fly',)], ids=' '.join)
 def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
 
 def test_help_has_an_example(refocus):
-    for verb in ('run', 'demo', 'train', 'models', 'info'):
+    verbs = [c.name for c in app.registered_commands]
+    assert len(verbs)==11
+    for verb in verbs:
         said = refocus(verb, '--help')
         assert said.code==0 and f'refocus {verb}' in said.text.split('Example')[1]
 
@@ -485,3 +489,97 @@ def test_what_is_said_of_many_files_is_said_once(refocus, tmp_path):
     for i in range(7): tifffile.imwrite(tmp_path/'in'/f'{i}.tif', np.full((8,8), i, np.uint16))
     said = refocus('run', tmp_path/'in', '--out', tmp_path/'out').text
     assert said.count('constant image')==1 and '0.tif and 6 more: constant image, passed through' in said
+
+@pytest.fixture
+def pngs(tmp_path, blurred):
+    "Two images as PNG"
+    (tmp_path/'png').mkdir()
+    for name in 'ab': Image.fromarray(blurred).save(tmp_path/'png'/f'{name}.png')
+    return tmp_path/'png'
+
+@pytest.mark.parametrize('args,said', [
+    ('score png --pictures png', 'png holds the images'), ('score png/a.png --pictures png/../png', 'holds the images'),
+    ('score png --pictures png/a.png', 'is a file'), ('trust png png --pictures png', 'holds the images'),
+    ('score png --out png/a.png --overwrite', 'is one of the files that are read'), ('score list.csv --out list.csv --overwrite', 'list.csv: is one of the files that are read'),
+    ('score png --defocus-um um.csv --out um.csv --overwrite', 'um.csv: is one of the files that are read'), ('score png --tiles png/b.png --overwrite', 'png/b.png: is one of'),
+    ('score png/a.png --out png/b.png --overwrite', 'no table that refocus has written'), ('score png --out um.csv --overwrite', 'no table that refocus has written'),
+    ('score png --out both.csv --tiles both.csv', 'both.csv: cannot hold two tables'), ('trust png png --out same.csv --suspects same.csv', 'cannot hold two tables'),
+    ('score png --out known.csv', 'use --overwrite'), ('check plate --out reports', 'focus.csv: exists, and is no table'), ('check plate --out reports --overwrite', 'focus.csv: exists, and is no table'),
+    ('check plate --out um.csv', 'um.csv is a file'), ('train --sharp-only png --log png/a.png', 'a.png: exists, and is no table')])
+def test_nothing_of_the_users_is_replaced(refocus, pngs, tmp_path, monkeypatch, args, said):
+    (tmp_path/'reports').mkdir()
+    for name,text in (('list.csv', 'file\npng/a.png\n'), ('um.csv', 'file,defocus_um\na.png,5\nb.png,5\n'), ('known.csv', ''), ('reports/focus.csv', 'mine')): (tmp_path/name).write_text(text)
+    before = contents(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    got = refocus(*args.split())
+    assert (got.code, contents(tmp_path))==(2, before) and said in got.text.replace(os.sep, '/'), got.text
+
+def test_tables_of_ours_and_empty_ones_are_replaced_where_that_is_asked_for(refocus, pngs, tmp_path):
+    table,tiles = tmp_path/'scores.csv', tmp_path/'tiles.csv'
+    args = 'score', pngs/'a.png', '--out', table, '--tiles', tiles, '--pictures', tmp_path/'maps', '--overwrite'
+    tiles.write_text('')
+    for _ in range(2): assert refocus(*args).code==0
+    assert refocus('info', table, tiles).code==0 and contents(tmp_path/'maps').keys()=={'a.png'}
+
+def test_reports_of_a_check_are_replaced_where_that_is_asked_for(refocus, tmp_path):
+    args = 'check', SAMPLE, '--planes', 10, '--out', tmp_path
+    assert [refocus(*o).code for o in (args, args, (*args, '--overwrite'))]==[0,2,0]
+
+def test_nothing_to_say_anything_of(refocus, tmp_path):
+    (tmp_path/'none').mkdir()
+    for verb,code in (('info', 1), ('score', 2), ('run', 1)):
+        said = refocus(verb, tmp_path/'none', *['--out', tmp_path/'out']*(verb!='info'))
+        assert said.code==code and 'none: no images here (TIFF' in said.text
+    assert not (tmp_path/'out').exists()
+
+def test_a_fault_of_the_program_does_not_end_a_run_of_many(refocus, folder, tmp_path, monkeypatch):
+    from refocus_nbdev import scores
+    whole = scores.Refocuser.score_file
+    def failing(self, f, **kwargs): return whole(self, f, **kwargs) if f.name!='field0.tif' else 1/0
+    monkeypatch.setattr(scores.Refocuser, 'score_file', failing)
+    said = refocus('score', folder, '--out', tmp_path/'scores.csv')
+    assert said.code==1 and 'field0.tif: ZeroDivisionError' in said.text and 'field1.tif' in (tmp_path/'scores.csv').read_text()
+
+def test_what_reads_the_output_may_stop(folder, tmp_path):
+    line = ' '.join(map(str, command('run', folder, '--out', 'out')))+' | head -1'
+    said = subprocess.run(line, shell=True, capture_output=True, text=True, env=ENV|{'PYTHONUNBUFFERED':'1'}, cwd=tmp_path)
+    assert len(said.stdout.splitlines())==1 and not said.stderr and len(contents(tmp_path/'out'))==2
+
+@pytest.mark.parametrize('args', [('score','IN','--dry-run'), ('info','IN')], ids=' '.join)
+def test_nobody_reads_the_output(folder, tmp_path, args):
+    r,w = os.pipe()
+    os.close(r)
+    done = subprocess.run(command(*(folder if a=='IN' else a for a in args)), stdout=w, stderr=subprocess.PIPE, text=True, env=ENV, cwd=tmp_path)
+    os.close(w)
+    assert (done.returncode, done.stderr)==(141, '')
+
+def test_a_run_that_makes_nothing_leaves_nothing(refocus, tmp_path):
+    (tmp_path/'text.tif').write_text('not an image')
+    said = refocus('run', tmp_path/'text.tif', '--out', tmp_path/'new'/'out', '--uncertainty')
+    assert said.code==1 and contents(tmp_path).keys()=={'text.tif'} and not (tmp_path/'new').exists()
+    (tmp_path/'out').mkdir()
+    assert refocus('run', tmp_path/'text.tif', '--out', tmp_path/'out').code==1 and (tmp_path/'out').is_dir()
+
+def test_rescaled_is_no_doubt_when_scoring(refocus, folder, tmp_path):
+    said = refocus('score', folder, '--pixel-um', 0.43, '--out', tmp_path/'scores.csv')
+    note = (tmp_path/'scores.csv').read_text()
+    assert said.code==0 and 'rescaled from 0.43 to 0.645 um a pixel' in note and 'and back' not in note and 'doubtful' not in said.text
+
+def test_a_model_that_is_worse_than_nothing_is_warned_of(refocus, folder, tmp_path):
+    from refocus_nbdev.networks import load_model, save_model
+    model,card = load_model(model_path('nuclei-fast'))
+    save_model(tmp_path/'worse.safetensors', model, card | dict(validation=dict(psnr=20., psnr_input=21.)))
+    said = refocus('run', folder/'field0.tif', '--model', tmp_path/'worse.safetensors', '--out', tmp_path/'out')
+    assert said.code==0 and 'was worse than doing nothing' in said.text
+    assert 'than doing nothing' not in refocus('run', folder/'field1.tif', '--model', 'nuclei-fast', '--out', tmp_path/'out').text
+
+def test_tables_of_constant_images_are_known(refocus, tmp_path):
+    for d in ('in','out'):
+        (tmp_path/d).mkdir()
+        tifffile.imwrite(tmp_path/d/'flat.tif', np.full((3,64,64), 7, np.uint16), photometric='minisblack', metadata={'axes':'ZYX'})
+    named = {n: tmp_path/f'{n}.csv' for n in ('scores','tiles','trust','suspects')}
+    assert refocus('score', tmp_path/'in', '--out', named['scores'], '--tiles', named['tiles']).code==0
+    said = refocus('trust', tmp_path/'in', tmp_path/'out', '--out', named['trust'], '--suspects', named['suspects'])
+    assert said.code==0 and 'nan' not in said.text and '0 nuclei judged in 1 file;' in said.text
+    said = refocus('info', *named.values())
+    assert said.code==0 and all(f'{kind}, of refocus' in said.text for kind in ('planes','tiles','suspects')), said.text

@@ -62,6 +62,8 @@ def test_killed_and_resumed(refocus, start, plate, tmp_path):
     after = epochs(log)[len(before):]
     assert after==list(range(after[0], 4)) and 0 < after[0] <= len(before)
     assert out.exists() and not list(tmp_path.glob('*.checkpoint'))
+    said = refocus('info', log)
+    assert said.code==0 and 'epochs, of refocus train --log' in said.text
 
 def test_start_from_a_model(in_process, trained, plate, tmp_path):
     said = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0], '--resume')
@@ -160,7 +162,7 @@ def test_pairs_are_the_registered_ones_with_the_sharpest_target(trained_with_opt
     good = [p for p in pairs if (p.field.well, p.field.site, p.field.z)!=MOVED]
     late = plane_files(big_plate, 19)[LATE_WELL,1]
     assert len(pairs)==len(good)+1 and late in {p.sharp for p in good}
-    assert '1 of 8 pairs are shifted' in said.text
+    assert '1 of 8 pairs is shifted' in said.text
     assert read_card(out)['files_sha256']==hash_files({f for p in good for f in p[:2]})
 
 def test_the_blogs_steps_from_random_weights(in_process, tmp_path):
