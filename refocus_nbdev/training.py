@@ -455,6 +455,20 @@ def dls_split_as(
     groups = groups_of(files)
     return sharp_dls(files, groups, unseen_groups(files, groups, card), size, bs, **kwargs)
 
+# %% ../nbs/08_training.ipynb #sizes
+def _shortest(file):
+    with open_image(file) as f: return min(n for p in f.planes for n in p.shape)
+
+def _check_sizes(files, groups, valid, size, margin):
+    "Says which images are too small for crops of `size`; raises `ImageError` where none is left to train on, or to validate on"
+    short = {f for f in files if _shortest(f)<size+2*margin}
+    if not short: return
+    names = ', '.join(map(str, sorted(short)[:5])) + (f' and {len(short)-5} more' if len(short)>5 else '')
+    why = f'{names}: less than {size+2*margin} pixels a side, which crops of {size} with a margin of {margin} for the blur need'
+    left = {g in valid for f,g in zip(files, groups) if f not in short}
+    if len(left)<2: raise ImageError(f'{why}; without {"it" if len(short)==1 else "these"} nothing is left to {"train" if False not in left else "validate"} on: give larger ones, uncropped')
+    print(f'{why}: left out')
+
 # %% ../nbs/08_training.ipynb #train_from_sharp
 def _name_of(kernels): return getattr(getattr(kernels, 'func', kernels), '__name__', 'kernels without a name')
 
@@ -479,6 +493,7 @@ def train_from_sharp(
     split = split_wells(groups, valid_wells=named or held_out([g for g in groups if g not in test_wells], valid_pct, seed), test_wells=test_wells)
     unseen = sorted(Path(f).name for f,g in zip(files, groups) if g in split.valid | split.test)
     files,groups = map(list, zip(*((f,g) for f,g in zip(files, groups) if g not in split.test)))
+    _check_sizes(files, groups, split.valid, max(s.size for s in recipe.stages), simulate.radius)
     set_seed(seed)
     _tell_plan(recipe, files, set(groups), split.valid)
     if dry_run: return

@@ -1,5 +1,5 @@
 import csv, shutil, time
-import pytest
+import pytest, tifffile
 from conftest import LATE_WELL, MOVED, SAMPLE, contents
 from refocus_nbdev.inference import Refocuser
 from refocus_nbdev.disk import file_hash
@@ -68,6 +68,16 @@ def test_killed_and_resumed(refocus, start, plate, tmp_path):
 def test_start_from_a_model(in_process, trained, plate, tmp_path):
     said = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--init', trained[0], '--resume')
     assert said.code==0 and 'there is no checkpoint' in said.text and read_card(tmp_path/'m.safetensors')['init']==file_hash(trained[0])
+
+def test_images_too_small_to_train_on_are_noticed_before(in_process, tmp_path):
+    (tmp_path/'in').mkdir()
+    for i,f in enumerate(sorted((SAMPLE/'BBBC006_v1_images_z_16').glob('*_s1_*'))[:3]): tifffile.imwrite(tmp_path/'in'/f.name, tifffile.imread(f)[:None if i else 100])
+    args = 'train', '--sharp-only', tmp_path/'in', '--out', tmp_path/'m.safetensors', '--dry-run', '--valid-wells'
+    names = sorted(f.name for f in (tmp_path/'in').iterdir())
+    wells = [n.split('_')[1] for n in names]
+    for held_out,code,what in ((wells[0], 1, 'nothing is left to validate on'), (','.join(wells[1:]), 1, 'nothing is left to train on'), (wells[1], 0, 'left out')):
+        said = in_process(*args, held_out)
+        assert said.code==code and f'{names[0]}: less than' in said.text and what in said.text, said.text
 
 def test_sharp_images_alone_are_enough(in_process, tmp_path):
     out = tmp_path/'m.safetensors'
