@@ -142,7 +142,7 @@ def run(
     axes:str='', # Letters for the axes, such as CYX, where the files are wrong about them: T, C, Z, and Y and X last
     recursive:bool=False, # Look into the folders of a folder as well, and keep them in the results
     overwrite:bool=False, # Replace files in the output folder that were made by something else
-    strict:bool=False, # Refuse what is doubtful: another stain, pixels of another or unknown size, saturation, nothing to see, too far out of focus. Without it, warn
+    strict:bool=False, # Refuse what is doubtful: another stain, pixels of another or unknown size, saturation, before or by refocusing, nothing to see, too far out of focus. Without it, warn
     uncertainty:bool=False, # Write, into a folder beside that of the results (refocused_uncertainty), images of the same names whose pixels are half of the interval that holds nine of ten pixels, in counts
     json:bool=False, # Say what was done in JSON, for programs
     dry_run:bool=False, # Only say what would become of each file, with its size

@@ -157,7 +157,11 @@ def taken(self:_Work):
 def reasons(self:_Work):
     "What is doubtful about the planes so far, and of how many"
     found = Counter(r for _,said in sorted(self.doubts.items()) for r in said)
-    return [r if len(self.todo)==1 else f'{r} ({k} of {len(self.todo)} planes)' for r,k in found.items()]
+    return [r if len(self.todo)==1 else f'{r} ({k} of {len(self.todo)} planes)' for r,k in found.items()] + _clipping(self.image.dtype, np.mean(self.clipped or [0]))
+
+def _clipping(dtype, share):
+    if share<=1e-4: return []
+    return [f'{share:.2%} of the pixels would be brighter than {dtype} can hold, and were clipped: {"convert to 16 bits first" if dtype==np.uint8 else "halve the counts first, or convert to float32"}']
 
 # %% ../nbs/09c_files.ipynb #_Work-copy_to
 @patch
@@ -175,6 +179,7 @@ def copy_to(self:_Work, path, said):
     with atomically(path, ImageError) as tmp:
         early = said()
         self.image.copy(tmp, self.change, early)
+        if self.strict: refuse(self.image.path, self.reasons())
         if said()==early: return
         with atomically(tmp) as again, open_image(tmp) as done:
             new = self._planes_of(done)
@@ -237,7 +242,7 @@ def refocus_file(self:Refocuser,
         if half_to:
             with open_image(target) as done: copy_image(f, half_to, work.half_widths(done), HALF_WIDTHS+said())
         if len(f.channels)>1 and channels is None: remarks.append(f'all channels ({", ".join(f.channels)}) were refocused by one model, {self.name}')
-        remarks += _overruled(f, pixel_um) + work.reasons() + _remarks(f, scales, np.mean(work.clipped or [0]))
+        remarks += _overruled(f, pixel_um) + work.reasons() + _remarks(f, scales)
         return Refocused(work.pixels, remarks, work.found_um(), known+work.reasons(), f.axes, [f.channels[c] for c,s in scales.items() if s], *self._size_of(f, pixel_um))
 
 # %% ../nbs/09c_files.ipynb #remarks
@@ -272,12 +277,10 @@ def _overruled(image, pixel_um):
     return [f'its pixels are {" and ".join(f"{o:.4g}" for o in said)} um by its metadata, and were taken to be {pixel_um:g}'] if said else []
 
 # %% ../nbs/09c_files.ipynb #_remarks
-def _remarks(image, scales, clipped):
+def _remarks(image, scales):
     flat = [image.channels[c] for c,s in scales.items() if s is None]
     which = f' (channel {", ".join(flat)})' if len(image.channels)>1 else ''
-    said = [f'constant image{which}, passed through'] if flat else []
-    if clipped>1e-4: said.append(f'{clipped:.1%} of the pixels would be brighter than {image.dtype} can hold, and were clipped: {"convert to 16 bits first" if image.dtype==np.uint8 else "halve the counts first, or convert to float32"}')
-    return said
+    return [f'constant image{which}, passed through'] if flat else []
 
 def _counted(rows, new, clipped):
     "`new`, while the share of pixels that newly reach the end of an integer type is noted in `clipped`"

@@ -2,7 +2,7 @@
 import struct
 import numpy as np, pytest, tifffile
 from refocus_nbdev.batches import Job, run_job
-from refocus_nbdev.images import ImageError, chosen_channels, copy_image, open_image, read_image
+from refocus_nbdev.images import ImageError, channels_in, chosen_channels, copy_image, open_image, read_image
 from test_fuzz import small
 
 rng = np.random.default_rng(0)
@@ -62,6 +62,14 @@ def test_names_that_are_known_are_kept(tmp_path):
     path = ome(tmp_path/'a.ome.tif', named('','actin'))
     with open_image(path) as f: assert (f.channels, chosen_channels(f, ['actin'])) == (['1','actin'], {1})
     assert read_image(path).metadata=={'Channel':{'Name':['','actin']}}
+
+@pytest.mark.parametrize('names,given,said', [(('DNA','actin'), ['2','dna'], ['DNA','actin']), (('DNA','dna'), ['2'], ['2']), (('a, b','c;d'), [1,'c;d'], ['1','2']), (('µ-DNA','x'), ['µ-dna'], ['µ-DNA'])])
+def test_a_result_names_its_channels_as_its_file_does(small, tmp_path, monkeypatch, names, given, said):
+    monkeypatch.setattr(small, 'own_blur', 0.27)
+    path = ome(tmp_path/'a.ome.tif', named(*names))
+    words = small.provenance(path, channels=given)
+    assert channels_in(words)==said
+    with open_image(path) as f: assert chosen_channels(f, said)==chosen_channels(f, given)
 
 def plain(**kwargs): return lambda p: tifffile.imwrite(p, X[0], **GREY, **kwargs)
 def sized(**m): return lambda p: tifffile.imwrite(p, X[0], **GREY, ome=True, metadata=dict(m, axes='YX'))

@@ -583,3 +583,12 @@ def test_tables_of_constant_images_are_known(refocus, tmp_path):
     assert said.code==0 and 'nan' not in said.text and '0 nuclei judged in 1 file;' in said.text
     said = refocus('info', *named.values())
     assert said.code==0 and all(f'{kind}, of refocus' in said.text for kind in ('planes','tiles','suspects')), said.text
+
+def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
+    wide = ((blurred-blurred.min())*(250/np.ptp(blurred))).astype(np.uint8)
+    tifffile.imwrite(tmp_path/'a.tif', wide, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
+    said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'out', '--json')
+    doubts = json.loads(said.text)['files'][0]['doubts']
+    assert said.code==0 and len(doubts)==1 and 'brighter than uint8 can hold, and were clipped' in doubts[0] and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
+    said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
+    assert said.code==1 and 'were clipped' in said.text and not (tmp_path/'strict').exists()
