@@ -315,15 +315,7 @@ def preview_job(
         _decided(job, how)
     return job
 
-# %% ../nbs/12_batches.ipynb #run_jobs
-LARGE_BYTES = 64e6 # Bytes of a file, or Zarr, from which on it has the memory to itself
-
-def _large(job):
-    "Does a file, or Zarr, want the memory to itself?"
-    files = job.source.rglob('*') if job.source.is_dir() else [job.source]
-    try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
-    except OSError: return False
-
+# %% ../nbs/12_batches.ipynb #_folders_made
 @contextmanager
 def _folders_made(jobs):
     "Removes folders for results that were not there before, and are empty afterwards"
@@ -333,6 +325,15 @@ def _folders_made(jobs):
     finally:
         for d in sorted(made, key=lambda d: -len(d.parts)):
             with suppress(OSError): d.rmdir()
+
+# %% ../nbs/12_batches.ipynb #run_jobs
+LARGE_BYTES = 64e6 # Bytes of a file, or Zarr, from which on it has the memory to itself
+
+def _large(job):
+    "Does a file, or Zarr, want the memory to itself?"
+    files = job.source.rglob('*') if job.source.is_dir() else [job.source]
+    try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
+    except OSError: return False
 
 def run_jobs(
     jobs,          # Of `plan_run`
