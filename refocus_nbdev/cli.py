@@ -535,7 +535,7 @@ def _check_replaced(tables, read, overwrite):
     for t,place in zip(tables, places):
         if place in taken: raise UsageError(f'{t}: is one of the files that are read; choose another name for the table')
         if places.count(place)>1: raise UsageError(f'{t}: cannot hold two tables; choose another name for one of them')
-        if t.exists() and not _ours(t): raise UsageError(f'{t}: exists, and is no table that refocus has written; choose another name')
+        if t.exists() and not _ours(t): raise UsageError(f'{t}: exists, and is no table that refocus has written; choose another name, or remove it')
         if t.exists() and not overwrite: raise UsageError(f'{t}: exists already; choose another name, or use --overwrite')
     return tables
 

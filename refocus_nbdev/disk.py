@@ -84,12 +84,16 @@ def _left(entry):
 def save_figure(
     fig,  # Of matplotlib
     path, # A PNG; the folder around it is made if missing
-    error=None, # As of `atomically`
+    error=ValueError, # Kind of error to raise, with a sentence that names `path`, for whatever fails, and where something else than a figure is in its place
 ):
     "Write a picture, whole or not at all"
     path = Path(path)
+    if path.exists() and not _is_figure(path): raise error(f'{path}: exists, and is no figure; choose another folder for the pictures, or remove it')
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomically(path, error) as tmp: fig.savefig(tmp, dpi=100, format='png')
+
+def _is_figure(path):
+    with open(path, 'rb') as f: return b'Matplotlib' in f.read(300)
 
 # %% ../nbs/00_disk.ipynb #file_hash
 def file_hash(

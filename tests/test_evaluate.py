@@ -98,6 +98,8 @@ def test_scores_of_good_and_odd_files(in_process, own, blurred, sharp, tmp_path)
 def test_a_table_of_scores_is_not_replaced(in_process, folder, tmp_path):
     (tmp_path/'s.csv').write_text('mine')
     assert in_process('score', folder, '--out', tmp_path/'s.csv').code==2 and (tmp_path/'s.csv').read_text()=='mine'
+    assert in_process('score', folder, '--out', tmp_path/'s.csv', '--overwrite').code==2 and (tmp_path/'s.csv').read_text()=='mine'
+    (tmp_path/'s.csv').write_text('')
     assert in_process('score', folder, '--out', tmp_path/'s.csv', '--overwrite').code==0 and len(pd.read_csv(tmp_path/'s.csv'))==2
 
 def test_distances_that_are_not_used(in_process, folder, tmp_path):

@@ -520,6 +520,9 @@ def test_tables_of_ours_and_empty_ones_are_replaced_where_that_is_asked_for(refo
     tiles.write_text('')
     for _ in range(2): assert refocus(*args).code==0
     assert refocus('info', table, tiles).code==0 and contents(tmp_path/'maps').keys()=={'a.png'}
+    shutil.copy(pngs/'a.png', tmp_path/'maps')
+    said = refocus(*args)
+    assert said.code==1 and 'a.png: exists, and is no figure' in said.text and (tmp_path/'maps'/'a.png').read_bytes()==(pngs/'a.png').read_bytes()
 
 def test_reports_of_a_check_are_replaced_where_that_is_asked_for(refocus, tmp_path):
     args = 'check', SAMPLE, '--planes', 10, '--out', tmp_path
