@@ -863,7 +863,7 @@ def _facts(image):
     "Some lines on an open image"
     series = 1+max(p.series for p in image.planes)
     yield 'kind', f'{_KINDS[image.kind]}, {image.compression or "not compressed"}'
-    yield 'axes', f'{image.axes}, {" x ".join(map(str, image.shape))}; {len(image.planes)} planes' + (f' in {series} series' if series>1 else '')
+    yield 'axes', f'{image.axes}, {" x ".join(map(str, image.shape))}; {_many(len(image.planes), "plane")}' + (f' in {series} series' if series>1 else '')
     yield 'pixels', f'{image.dtype}, {_size_said(image)}'
     yield 'channels', ', '.join(image.channels)
     yield 'made by', image.software or 'not said'

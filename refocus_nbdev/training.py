@@ -354,7 +354,8 @@ def _perceptual(loss):
 
 def _tell_plan(recipe, files, groups, valid):
     names = ', '.join(sorted(valid)[:8]) + (' ...' if len(valid)>8 else '')
-    print(f'{sum(s.epochs for s in recipe.stages)} epochs in {len(recipe.stages)} stages, on {len(files)} files of {len(groups)} groups (wells, or connected fields); held out to validate on: {len(valid)} ({names})')
+    epochs,stages = sum(s.epochs for s in recipe.stages),len(recipe.stages)
+    print(f'{epochs} epoch{"s"*(epochs>1)} in {stages} stage{"s"*(stages>1)}, on {len(files)} files of {len(groups)} groups (wells, or connected fields); held out to validate on: {len(valid)} ({names})')
     print('of each epoch: the losses; psnr and ssim of the refocused images held out, psnr_input and ssim_input of what they were made from; minutes and seconds', flush=True)
 
 # %% ../nbs/08_training.ipynb #train
