@@ -549,8 +549,8 @@ def _check_pictures(folder, read):
     "Raises `UsageError` for a folder in which pictures may replace images"
     if folder is None: return
     if folder.exists() and not folder.is_dir(): raise UsageError(f'{folder} is a file; give a folder for the pictures')
-    places = {o for f in read for o in (f.resolve(), f.resolve().parent, f.parent.resolve())}
-    if folder.resolve() in places: raise UsageError(f'{folder} holds the images; choose another folder for the pictures')
+    at = folder.resolve()
+    if any(at in (f.resolve().parent, f.parent.resolve()) or f.resolve() in (at, *at.parents) for f in read): raise UsageError(f'{folder} holds the images; choose another folder for the pictures')
 
 # %% ../nbs/15_cli.ipynb #score
 @command
