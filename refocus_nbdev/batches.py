@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE_BYTES', 'UsageError', 'read_table', 'unused_distances', 'no_images', 'Job', 'fixed_part',
-           'half_folder', 'given_files', 'plan_run', 'told_distances', 'distances_of', 'unsure_of', 'tell_distances',
-           'failure_of', 'of_each', 'run_job', 'preview_job', 'run_jobs']
+           'is_of_labels', 'labels_among', 'half_folder', 'given_files', 'plan_run', 'told_distances', 'distances_of',
+           'unsure_of', 'tell_distances', 'failure_of', 'of_each', 'run_job', 'preview_job', 'run_jobs']
 
 # %% ../nbs/12_batches.ipynb #imports
 import csv, glob, itertools, os, re, threading
@@ -82,15 +82,41 @@ def fixed_part(
     "The folders before the first wildcard"
     return Path(*itertools.takewhile(lambda p: not glob.has_magic(p), Path(path).parts))
 
-def _found(o, recursive):
+# %% ../nbs/12_batches.ipynb #is_of_labels
+_OF_LABELS = re.compile(r'(^|[ _.-])(labels?|masks?)$', re.I)
+
+def is_of_labels(
+    place, # Of a file, in the folder that is searched
+) -> bool:
+    "Does its name, or that of a folder that it lies in, end with labels or masks?"
+    place = Path(place)
+    return any(_OF_LABELS.search(n) for n in (place.stem, *place.parent.parts))
+
+def _searched_root(o):
+    "The folder that an input asks to search, None where it names files"
+    if '**' in o.parts and not o.exists(): return fixed_part(o)
+    return o if o.is_dir() and not is_zarr(o) else None
+
+def _all_found(o, recursive):
     "Of one input, the files and the place of each result"
     o = Path(o)
     if o.suffix.lower()=='.csv': return [(f, Path(f.name)) for f in (o.parent/r['file'] for r in read_table(o, ['file']))]
-    files = image_files([o], recursive)
-    if '**' in o.parts and not o.exists(): root = fixed_part(o)
-    elif o.is_dir() and not is_zarr(o): root = o
-    else: return [(f, Path(f.name)) for f in files]
+    files,root = image_files([o], recursive),_searched_root(o)
+    if root is None: return [(f, Path(f.name)) for f in files]
     return [(f, f.relative_to(root)) for f in files if f.is_relative_to(root)] or [(o, Path(o.name))]
+
+def _found(o, recursive):
+    "The same, without images of labels where a folder is searched"
+    found = _all_found(o, recursive)
+    if _searched_root(Path(o)) is None: return found
+    return [(f, place) for f,place in found if not is_of_labels(place)] or [(Path(o), Path(Path(o).name))]
+
+def labels_among(
+    inputs,          # As of `plan_run`
+    recursive=False, # Look into folders of folders?
+) -> list[Path]:
+    "Images of labels in the folders that are searched, which are left out"
+    return [f for o in inputs if _searched_root(Path(o)) is not None for f,place in _all_found(o, recursive) if is_of_labels(place)]
 
 # %% ../nbs/12_batches.ipynb #half_folder
 def half_folder(

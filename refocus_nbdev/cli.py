@@ -113,6 +113,10 @@ def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
     try: _ = refocuser.zoom(pixel_um),uncertainty and refocuser.intervals
     except ValueError as e: raise UsageError(e) from e
 
+def _warn_labels(inputs, recursive):
+    n = len(labels_among(inputs, recursive))
+    if n: print(f'{_many(n, "file")} named as labels or masks {"is" if n==1 else "are"} left out: name such files themselves to have them', file=sys.stderr)
+
 def _warn_unused(inputs):
     for o in unused_distances(inputs):
         print(f'{o}: its column defocus_um is not used; to tell the model these distances, add --defocus-um {o}', file=sys.stderr)
@@ -120,6 +124,7 @@ def _warn_unused(inputs):
 def _jobs(inputs, out, recursive, defocus_um, uncertainty):
     "The jobs of a run, with what each is told, and where its intervals go"
     jobs = plan_run(inputs, out, recursive)
+    _warn_labels(inputs, recursive)
     tell_distances(jobs, defocus_um)
     if not defocus_um: _warn_unused(inputs)
     if uncertainty:
@@ -389,7 +394,8 @@ def train(
 
 # %% ../nbs/15_cli.ipynb #_images
 def _images(data):
-    files = image_files(data)
+    files = given_files(data)
+    _warn_labels(data, False)
     if not files: raise ImageError(no_images(', '.join(data)))
     return files
 
@@ -578,6 +584,7 @@ def score(
     Example: refocus score stack.ome.tif --step-um 2 --out stack.csv
     """
     files = given_files(inputs, recursive)
+    _warn_labels(inputs, recursive)
     if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
     if dry_run: return print(*files, sep='\n')
     _check_pixel(pixel_um)
