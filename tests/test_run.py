@@ -299,16 +299,19 @@ import refocus_nbdev.files
 from refocus_nbdev.cli import run
 src,out,whole = map(Path, sys.argv[1:])
 rng,kept = random.Random(0),set()
+def results(): return {p.relative_to(out) for p in out.rglob('*') if p.is_file() and not any(n.startswith('.') for n in p.relative_to(out).parts[:1])}
 for i in range(20):
     child = os.fork()
     if not child:
         sys.stdout = open(os.devnull, "w")
         run([str(src)], out)
         os._exit(0)
-    time.sleep(rng.uniform(0.3, 1.2))
+    more,start = rng.randint(0, 2),time.monotonic()
+    while len(results())<len(kept)+more and time.monotonic()-start<10: time.sleep(0.01)
+    time.sleep(rng.uniform(0.1, 0.4))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    done = {p.relative_to(out) for p in out.rglob('*') if p.is_file() and not any(n.startswith('.') for n in p.relative_to(out).parts[:1])}
+    done = results()
     assert kept <= done and all((out/p).read_bytes()==(whole/p).read_bytes() for p in done)
     kept = done
     print(len({p.parts[0] for p in kept}))
