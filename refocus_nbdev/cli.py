@@ -387,15 +387,15 @@ def train(
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
     """
     if log: _check_replaced([log], [], True)
-    recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data) if sharp_only else _pairs(_plate(data), planes, target, channel)
+    if sharp_only: _warn_labels(data, False)
+    recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data, given_files) if sharp_only else _pairs(_plate(data), planes, target, channel)
     about = dict(dry_run=dry_run, name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=_model(init), weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, seed=seed, **_held_out(valid_pct, valid_wells, test_wells, unseen_by))
     if sharp_only: _train_from_sharp(items, out, recipe, dict(pixel_um=pixel_um, na=na, index=index), about)
     else: _train_from_pairs(data[0], out, recipe, dict(planes=sorted({p.field.z for p in items}), target=_target(target), channel=_channel(channel), keep=_keep(registered)), about)
 
 # %% ../nbs/15_cli.ipynb #_images
-def _images(data):
-    files = given_files(data)
-    _warn_labels(data, False)
+def _images(data, find=image_files):
+    files = find(data)
     if not files: raise ImageError(no_images(', '.join(data)))
     return files
 
