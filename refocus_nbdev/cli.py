@@ -562,7 +562,7 @@ def _check_pictures(folder, read):
 @command
 def score(
     inputs:list[str], # Files, folders or globs; or a CSV file with a column file
-    out:Path=Path('scores.csv'), # Table with a row for each plane: file, focus_score (0 to 1, the chance that it is within 2 um), defocus_um and an interval, in_focus, and what speaks against it
+    out:Path=Path('scores.csv'), # Table with a row for each plane: file, focus_score (0 to 1), defocus_um and an interval, in_focus, and what speaks against it
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate, if the names of the files tell wells, such as A01
     model:str='nuclei', # The model that looks at them: a name, or a model file

@@ -12,14 +12,14 @@ from .batches import UsageError
 
 # %% ../nbs/12c_columns.ipynb #COLUMNS
 _PLACE = dict(file='the image', series='its series in the file, from 0', channel='the channel, as the file names it', t='time point, from 0', z='plane, from 0; of a plate in BBBC006 layout, the number of its folder')
-_FOCUS = dict(focus_score='chance that it is within 2 um of focus, 0 to 1; empty where nothing is to be seen', defocus_um='estimated distance from focus on either side, um at which BBBC006\'s microscope, or that of the model, blurs as much',
+_FOCUS = dict(focus_score='how much of what the model believes is in focus (within 2 um, as BBBC006\'s microscope blurs), 0 to 1: a score, no probability; empty where nothing is to be seen', defocus_um='estimated distance from focus on either side, um at which BBBC006\'s microscope, or that of the model, blurs as much',
               low_um='lower end of its interval, um', high_um='upper end of its interval, um')
 _COMPARED = dict(file='the prediction', plane='its plane among those compared, from 0', group='well, connected field, or as --groups gives it: images of one are no independent witnesses', defocus_um='how far out of focus the input was, as told or by its folder, um', method='what is compared with the image in focus: refocused, doing nothing (the input), a classical method, or in focus')
 _FIELD = dict(well='well', site='site in the well', channel='1 Hoechst, 2 phalloidin')
 _LOSSES = dict(pixel='pixel loss', **{f'{k}_{i}':f'{what} loss of layer {i} of VGG' for i in range(3) for k,what in (('feat','feature'), ('gram','Gram matrix'))})
 
 COLUMNS = {
-    'planes, of refocus score': {**_PLACE, **_FOCUS, 'in_focus':'within 2 um? (focus_score above 0.5); empty where nothing is to be seen', 'laplacian_variance':'variance of the Laplacian, counts squared', 'power_slope':'slope of the logarithm of power on that of frequency', 'note':'what is to be said about it, and why not to believe it'},
+    'planes, of refocus score': {**_PLACE, **_FOCUS, 'in_focus':'is focus_score above 0.5? empty where nothing is to be seen', 'laplacian_variance':'variance of the Laplacian, counts squared', 'power_slope':'slope of the logarithm of power on that of frequency', 'note':'what is to be said about it, and why not to believe it'},
     'tiles, of refocus score --tiles': {**_PLACE, 'y':'upper border, px', 'x':'left border, px', 'side':'height and width, px', **_FOCUS},
     'planes, of refocus trust': {**_PLACE, 'file':'what was made of the image', 'width':'width (sigma) of the Gaussian that blurs it back best, px', 'left_over':'what is left over then, root mean square in units of the noise: about 1 where nothing but noise is', 'unexplained':'what is left over beside noise, as a share of the standard deviation of the image', 'nuclei':'nuclei judged; those within a blur\'s width of the border are not',
                                  'invented':'number of nuclei that the image would rather not have', 'moved':'number that it would have elsewhere', 'too_dark':'number that it would have brighter', 'lost':'number of places where it would have one more', 'note':'why not to believe any of that'},
