@@ -19,6 +19,7 @@ from skimage.registration import phase_cross_correlation
 from .batches import UsageError, distances_of, fixed_part, given_files, read_table, told_distances, unsure_of
 from .checks import measure_shift
 from .evaluation import *
+from .focus import has_structure
 from .images import *
 from .metrics import *
 from .optics import BBBC006_PIXEL_UM
@@ -44,15 +45,26 @@ class Comparison:
 
     def __str__(self): return str(self.predicted)
 
-_ENDINGS = re.compile(r'(\.ome|[_-](refocused|predicted|prediction|target|masks?|labels?))+$', re.I)
 
-def _keys(path, root):
-    "What may tie a file to another one, the surest first"
-    name,field = _ENDINGS.sub('', path.stem),parse_name(path)
-    yield 'place', path.parent.relative_to(root), name
-    yield 'name', name
+# %% ../nbs/12a_comparisons.ipynb #_keys
+_ENDINGS = re.compile(r'(\.ome|[_-](refocused|predicted|prediction|target))+$', re.I)
+_LABELS = re.compile(r'[_-]((cp_)?masks?|labels?)(\.ome)?$', re.I)
+
+def _bare(path, labels=True): return _ENDINGS.sub('', _LABELS.sub('', path.stem) if labels else path.stem)
+
+def _keys(path, root, labels, sought=False):
+    "What may tie a file to another one, the surest first; whole names, and those without endings, are kept apart"
+    bare,field = _bare(path, labels),parse_name(path)
+    names = [('whole',path.stem), *([('whole',bare)] if sought else []), ('bare',bare)]
+    for place in (path.parent.relative_to(root), ''): yield from ((place, *n) for n in names)
     if field and field.z is not None: yield 'plane', field
     if field: yield 'field', field[:3]
+
+def _of_kind(files, labels):
+    "Less the label images that stand beside their images, or, where labels are meant, less those images"
+    is_label = lambda f: bool(_LABELS.search(f.stem))
+    both = set.intersection(*({(f.parent, _bare(f)) for f in files if is_label(f)==k} for k in (True,False)))
+    return [f for f in files if (f.parent, _bare(f)) not in both or is_label(f)==labels]
 
 # %% ../nbs/12a_comparisons.ipynb #_Files
 _PARTS = dict(target='BBBC006_v1_images_z_16', labels='BBBC006_v1_labels')
@@ -62,17 +74,20 @@ class _Files:
     def __init__(self, given, part=''):
         given = Path(given)
         if part in _PARTS and (given/_PARTS[part]).is_dir(): given = given/_PARTS[part]
-        self.files = given_files([given], recursive=True)
+        labels = part=='labels'
+        self.files = _of_kind(given_files([given], recursive=True), labels)
         if not self.files or not self.files[0].exists(): raise UsageError(f'{given}: no images here; give a file, a folder or a glob')
         self.root = given if given.is_dir() else fixed_part(given.parent)
-        self.keys = {f: list(_keys(f, self.root)) for f in self.files}
+        self.keys = {f: list(_keys(f, self.root, labels, True)) for f in self.files}
         self.index = {}
-        for f,keys in self.keys.items():
-            for k in keys: self.index.setdefault(k, []).append(f)
+        for f in self.files:
+            for k in _keys(f, self.root, labels): self.index.setdefault(k, []).append(f)
 
-    def of(self, keys):
-        "The file that belongs to one with these keys; None where none does, or none surely"
-        return next((found[0] for k in keys if len(found := self.index.get(k, []))==1), None)
+    def of(self, path, keys):
+        "The file that belongs to one with these keys; None where none does; raises `UsageError` where it may be one or another"
+        found = [self.index[k] for k in keys if k in self.index]
+        if found and min(map(len, found))>1: raise UsageError(f'{path}: {"two" if len(found[0])==2 else len(found[0])} files could be it: {found[0][0]}, {found[0][1]}; give a glob or a folder with one of them')
+        return next((f[0] for f in found if len(f)==1), None)
 
 # %% ../nbs/12a_comparisons.ipynb #plan_comparisons
 def plan_comparisons(
@@ -83,11 +98,11 @@ def plan_comparisons(
     defocus_um='', # How far out of focus they were, um: a number, or a CSV file with the columns `file` and `defocus_um`; by the number of the plane if empty
     groups='', # What is no independent witness of what: a CSV file with the columns `file` and `group`; by names and borders if empty
 ) -> tuple[list[Comparison], list[Path], list[Path]]: # The comparisons; predictions without a target; targets without a prediction
-    "Find what belongs together; raises `UsageError` where nothing does"
+    "Find what belongs together; raises `UsageError` where nothing does, or where two could"
     preds,targets,inputs,truths = (f and _Files(f, part) for f,part in ((predicted,''), (target,'target'), (input,''), (labels,'labels')))
     found = _pairs(preds, targets)
     alone = len(preds.files)==len(targets.files)==1
-    cases = [Comparison(p, t, _partner(inputs, preds.keys[p], alone), _partner(truths, _as_labels(targets.keys[t]), alone)) for p,t in found.items() if t]
+    cases = [Comparison(p, t, _partner(inputs, p, preds.keys[p], alone), _partner(truths, t, _as_labels(targets.keys[t]), alone)) for p,t in found.items() if t]
     if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused')
     _check_used(cases, input=input, labels=labels)
     if groups: _note_groups(cases, groups)
@@ -99,12 +114,12 @@ def partners(
     files,  # A file, folder or glob
     others, # The same
 ) -> dict:  # File to the one of `others` that belongs to it; None where none does
-    "Which files belong together; raises `UsageError` where there are none"
+    "Which files belong together; raises `UsageError` where there are none, or where two could be meant"
     return _pairs(_Files(files), _Files(others))
 
-def _pairs(a, b): return {f: b.files[0] if len(a.files)==len(b.files)==1 else b.of(a.keys[f]) for f in a.files}
+def _pairs(a, b): return {f: b.files[0] if len(a.files)==len(b.files)==1 else b.of(f, a.keys[f]) for f in a.files}
 
-def _partner(files, keys, alone): return files and (files.files[0] if alone and len(files.files)==1 else files.of(keys))
+def _partner(files, path, keys, alone): return files and (files.files[0] if alone and len(files.files)==1 else files.of(path, keys))
 
 def _check_used(cases, **given):
     for k,v in given.items():
@@ -257,10 +272,19 @@ def _shown(c, predicted, input, um):
     if um is not None: yield from ((n, m(input, um)) for n,m in CLASSICAL.items())
 
 def _nuclei_scores(y, target, truth, find, diameter):
-    "How well nuclei are found, a table of them, and what was found"
+    "How well nuclei are found, NaN where there are none, a table of them, and what was found"
     found = find(y, diameter)
-    f1 = {n: nuclei_f1(found, truth, iou) for n,iou in F1S.items()}
-    return dict(f1, count_error=count_error(found, truth)), measure_nuclei(y, target, found, truth, diameter/4), found
+    n,m = (len(np.unique(a[a>0])) for a in (found, truth))
+    f1 = {k: nuclei_f1(found, truth, iou) if m else np.nan for k,iou in F1S.items()}
+    return dict(f1, count_error=count_error(found, truth), true_nuclei=m, found_nuclei=n), measure_nuclei(y, target, found, truth, diameter/4), found
+
+def _truth(t, labels, find, diameter):
+    "Labels that are taken as the truth, and whether the target shows anything: what shows nothing has no nuclei"
+    seen = has_structure(t, max(diameter/10, 1) if diameter else 2.)
+    if diameter is None: return None,seen
+    return (np.zeros(t.shape, int) if not seen else find(t, diameter) if labels is None else labels),seen
+
+def _scored(y, t, seen): return {n: f(y, t) if seen else np.nan for n,f in COMPARED.items()}
 
 # %% ../nbs/12a_comparisons.ipynb #compare
 def compare(
@@ -271,7 +295,7 @@ def compare(
     classical=True,   # Compute the classical methods as well, where input and distance are known?
     axes=None,        # Letters for the axes of the files, such as CYX; if None what they were said to be as they were refocused, or are
     pixel_um=None,    # Size of the pixels; if None what it was said to be as they were refocused, or what the target says, or that of BBBC006
-) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane and method: file, plane, group, defocus_um, method, the scores of `COMPARED`, f1_50 to f1_90 and count_error; and a row for each nucleus, plane and method, as of `measure_nuclei`
+) -> tuple[pd.DataFrame, pd.DataFrame]: # A row for each plane and method: file, plane, group, defocus_um, method, the scores of `COMPARED`, NaN where the target shows nothing; f1_50 to f1_90 and count_error, NaN where there are no nuclei; true_nuclei and found_nuclei, their numbers; and a row for each nucleus, plane and method, as of `measure_nuclei`
     "Score a prediction, beside its input and classical methods, and note what else is to be known of it; raises `ImageError` for images that do not fit"
     how = as_refocused(c.predicted, channels, axes, pixel_um)
     target,predicted,input,labels = _read(c, how)
@@ -281,9 +305,9 @@ def compare(
     rows,nuclei = [],[]
     for i,t in enumerate(target):
         about = dict(file=str(c.predicted), plane=i, group=c.group, defocus_um=c.defocus_um)
-        truth = None if nucleus_um is None else find(t, diameter) if labels is None else labels[i]
-        images = {n: (y, {m: f(y, t) for m,f in COMPARED.items()}) for n,y in _shown(c, predicted[i], None if input is None else input[i], told)}
-        if truth is not None and labels is not None: images['in focus'] = t,{}
+        truth,seen = _truth(t, None if labels is None else labels[i], find, diameter)
+        images = {n: (y, _scored(y, t, seen)) for n,y in _shown(c, predicted[i], None if input is None else input[i], told if seen else None)}
+        if seen and truth is not None and labels is not None: images['in focus'] = t,{}
         for n,(y,scores) in images.items():
             if truth is not None:
                 more,each,found = _nuclei_scores(y, t, truth, find, diameter)
@@ -295,6 +319,7 @@ def compare(
 
 # %% ../nbs/12a_comparisons.ipynb #means_of
 _SCORES = [*COMPARED, *F1S, 'count_error']
+_POOLED = dict(count_error='true_nuclei') # Weighed by the nuclei that it is a share of
 
 def levels(
     um:pd.Series, # Distances, um; NaN where they are not known
@@ -312,7 +337,7 @@ def means_of(
     def of(m):
         rows = scores.dropna(subset=[m])
         n = rows.groupby(list(by), sort=False).group.agg(images='size', groups='nunique')
-        t = bootstrap(rows, m, by, 'group').join(n)
+        t = bootstrap(rows, m, by, 'group', weight=_POOLED.get(m)).join(n)
         t.loc[t.groups<3, ['low','high']] = np.nan
         return t.reset_index().assign(score=m)
     found = [of(m) for m in _SCORES if m in scores and scores[m].notna().any()]
@@ -334,14 +359,34 @@ def gains_of(
 # %% ../nbs/12a_comparisons.ipynb #nuclei_of
 READINGS = {'area':('found_area','area'), 'light':('found_light','light'), 'light in true outline':('light_inside','light'), 'light in grown outline':('grown_light','grown_light_in_focus')} # Grown by a quarter of a diameter
 
+def _line(sums):
+    "Share found, and slope and r2 of v on t, from sums (...,7) of 1, and, of those that have v, of 1, t, v, tt, tv and vv"
+    every,n,t,v,tt,tv,vv = np.moveaxis(np.asarray(sums, float), -1, 0)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        ct,cv,c = tt-t*t/n, vv-v*v/n, tv-t*v/n
+        return n/every, np.where(ct>1e-9*tt, c/ct, np.nan), np.where((ct>1e-9*tt)&(cv>0), c*c/(ct*cv), np.nan)
+
+def _reading(rows, value, true, draws=2000):
+    "Share found, slope and r2, each with low and high: 95 % of draws of groups lie between, NaN for fewer than 3"
+    v,t = (rows[k].to_numpy(float) for k in (value, true))
+    has = np.isfinite(v)
+    if has.any(): v,t = v-v[has].mean(),t-t[has].mean() # Sums of squares of large numbers would lose digits
+    terms = np.stack([np.ones_like(v), *np.where(has, [np.ones_like(v), t, v, t*t, t*v, v*v], 0)], -1)
+    sums = pd.DataFrame(terms).groupby(rows.group.to_numpy()).sum().to_numpy()
+    whole = [float(o) for o in _line(sums.sum(0))]
+    if len(sums)<3: return [(o, np.nan, np.nan) for o in whole]
+    drawn = np.random.default_rng(0).multinomial(len(sums), np.full(len(sums), 1/len(sums)), draws)
+    return [(o, *np.nanpercentile(d, [2.5, 97.5])) if np.isfinite(d).any() else (o, np.nan, np.nan) for o,d in zip(whole, _line(drawn@sums))]
+
 def nuclei_of(
     nuclei:pd.DataFrame, # Of `compare`, of all images
     by=('method',),      # Also ('defocus_um','method')
-) -> pd.DataFrame:       # A row for each method: nuclei, found (a share), and slope and r2 of each of `READINGS` on the truth
-    "How what is read off nuclei follows the truth"
+) -> pd.DataFrame:       # A row for each method: nuclei, found (a share), and slope and r2 of each of `READINGS` on the truth; and low and high of each (95 %; NaN for fewer than 3 groups)
+    "How what is read off nuclei follows the truth, by bootstrap over groups"
     if not len(nuclei): return pd.DataFrame()
     nuclei = nuclei.assign(defocus_um=levels(nuclei.defocus_um))
     def of(rows):
-        fits = {f'{n} {k}': v for n,(a,b) in READINGS.items() for k,v in trend(rows[a], rows[b]).items() if k!='n'}
-        return pd.Series(dict(nuclei=len(rows), found=rows.found_area.notna().mean(), **fits))
-    return nuclei.groupby(list(by), sort=False)[[*dict.fromkeys(sum(READINGS.values(), ()))]].apply(of).reset_index()
+        lines = {n: _reading(rows, *of) for n,of in READINGS.items()}
+        named = {'found':lines['area'][0], **{f'{n} {k}': o for n,l in lines.items() for k,o in zip(('slope','r2'), l[1:])}}
+        return pd.Series(dict(nuclei=len(rows), **{f'{n}{end}': o for n,found in named.items() for end,o in zip(('',' low',' high'), found)}))
+    return nuclei.groupby(list(by), sort=False)[['group', *dict.fromkeys(sum(READINGS.values(), ()))]].apply(of).reset_index()

@@ -282,15 +282,18 @@ def bootstrap(
     by=('defocus_um','method'), # Columns; one interval for each of their combinations
     group='well',        # The column that names the groups that are drawn
     n=2000,              # Draws
-    seed=0,              # Of the draws
+    seed=0,              # Of the draws, the same for each combination
+    weight=None,         # A column that says how much each row counts; all alike if None
 ) -> pd.DataFrame:       # mean, low and high: 95 % of the draws lie between
     "Means of a column and their intervals, by bootstrap over groups"
-    rng = np.random.default_rng(seed)
+    w = scores[weight] if weight else 1
+    parts = scores[[*by, group]].assign(sum=scores[metric]*w, count=scores[metric].notna()*w)
     def interval(rows):
-        sums = rows.groupby(group)[metric].agg(['sum','count']).to_numpy()
-        drawn = sums[rng.integers(len(sums), size=(n, len(sums)))].sum(1)
-        return pd.Series([rows[metric].mean(), *np.percentile(drawn[:,0]/drawn[:,1], [2.5, 97.5])], ['mean','low','high'])
-    return scores.groupby(list(by), sort=False)[[group, metric]].apply(interval)
+        sums = rows.groupby(group)[['sum','count']].sum().to_numpy()
+        drawn = np.random.default_rng(seed).integers(len(sums), size=(n, len(sums)))
+        of = lambda s: s[...,0]/s[...,1]
+        return pd.Series([of(sums.sum(0)), *np.percentile(of(sums[drawn].sum(1)), [2.5, 97.5])], ['mean','low','high'])
+    return parts.groupby(list(by), sort=False)[[group, 'sum', 'count']].apply(interval)
 
 # %% ../nbs/11_evaluation.ipynb #record_scores
 def record_on_card(

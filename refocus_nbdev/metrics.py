@@ -140,10 +140,10 @@ def _consecutive(a):
 def count_error(
     found,  # (H,W) labels
     labels, # (H,W) labels that are taken as the truth
-) -> float: # 0 where the numbers agree; a share of the true number, which counts as 1 where there are none
+) -> float: # 0 where the numbers agree; a share of the true number, NaN where there are none
     "By how much the number of nuclei found is off, either way"
     n,m = (_consecutive(a)[1] for a in (found, labels))
-    return abs(n-m)/max(m, 1)
+    return abs(n-m)/m if m else float('nan')
 
 # %% ../nbs/05_metrics.ipynb #measure_nuclei
 def _light(image, labels, background, n):
