@@ -747,12 +747,13 @@ def _evaluate(cases, out, overwrite, how, more):
     from refocus_nbdev.reports import REPORT, brief_table, evaluate, hints, other_light, write_report
     read = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     if out.resolve() in read: raise UsageError(f'{out} holds the images; choose another folder for the report')
+    if any(p.exists() and not p.is_dir() for p in (out, *out.parents)): raise UsageError(f'{out}: is a file, or lies in one; give a folder for the report')
     taken,ours = [n for n in REPORT if (out/n).exists()],(out/REPORT[0]).exists()
     if taken and not (ours and overwrite): raise UsageError(f'{out}: holds a {"report" if ours else taken[0]+" that is of no report"}; choose another folder' + (', or use --overwrite' if ours else ''))
     if how['nucleus_um']: _load_segmenter(how['segmenter'])
     e = evaluate(cases, partial(_progress, what='comparing'), **how, **more)
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
-    if len(e.scores): print(brief_table(e.means).to_string(), *hints(e), *other_light(e), sep='\n')
+    if len(e.scores): print(*([brief_table(e.means).to_string()] if len(e.means) else []), *hints(e), *other_light(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
     print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
     return int(not e.ok)

@@ -364,7 +364,8 @@ def _line(sums):
     every,n,t,v,tt,tv,vv = np.moveaxis(np.asarray(sums, float), -1, 0)
     with np.errstate(divide='ignore', invalid='ignore'):
         ct,cv,c = tt-t*t/n, vv-v*v/n, tv-t*v/n
-        return n/every, np.where(ct>1e-9*tt, c/ct, np.nan), np.where((ct>1e-9*tt)&(cv>0), c*c/(ct*cv), np.nan)
+        apart = (n>2)&(ct>1e-9*tt)
+        return n/every, np.where(apart, c/ct, np.nan), np.where(apart&(cv>0), c*c/(ct*cv), np.nan)
 
 def _reading(rows, value, true, draws=2000):
     "Share found, slope and r2, each with low and high: 95 % of draws of groups lie between, NaN for fewer than 3"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BRIEF', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field', 'means_table', 'brief_table',
-           'in_short', 'other_light', 'hints', 'makers', 'report_page', 'write_report']
+           'nuclei_table', 'each_image', 'in_short', 'other_light', 'hints', 'makers', 'report_page', 'write_report']
 
 # %% ../nbs/12b_reports.ipynb #imports
-import base64, io, json, re
+import base64, io, json, os, re
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -48,7 +48,15 @@ class Evaluation:
     @cached_property
     def gains_by_distance(self): return gains_of(self.scores, ('defocus_um','method'))
     @cached_property
+    def nuclei_means(self): return nuclei_of(_far(self.nuclei))
+    @cached_property
     def makers(self): return makers(self.cases)
+
+    @cached_property
+    def seen(self):
+        "The comparisons that have scores: something is to be seen in their targets"
+        files = set(self.scores.dropna(subset=['psnr']).file) if len(self.scores) else ()
+        return [c for c in self.cases if str(c.predicted) in files]
 
     @property
     def ok(self): return bool(len(self.scores)) and not (self.failed or self.no_prediction)
@@ -95,12 +103,17 @@ def draw_nuclei(
     rows = nuclei[nuclei.method=='refocused'] if len(nuclei) else nuclei
     if not len(rows): return None
     fig = Figure(figsize=(3.4*len(READINGS), 3.2), layout='constrained', dpi=70)
-    for ax,(name,(found,true)) in zip(fig.subplots(1, len(READINGS)), READINGS.items()):
-        ax.scatter(rows[true], rows[found], s=6, alpha=0.4, lw=0)
-        top = np.nanpercentile(rows[true], 99.5)*1.1
-        ax.plot([0,top], [0,top], c='grey', lw=0.8)
-        ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=(0,top), ylim=(0,top))
+    for ax,(name,(found,true)) in zip(fig.subplots(1, len(READINGS)), READINGS.items()): _readings(ax, rows[[true, found]].dropna().to_numpy(float), name)
     return fig
+
+def _readings(ax, points, name):
+    "A point (n,2) for each nucleus, true and read"
+    low,high = np.percentile(points, [0.5, 99.5]) if len(points) else (0, 1)
+    low,high = min(1.1*low, 0),1.1*high
+    beyond = ((points<low)|(points>high)).any(1).sum()
+    ax.scatter(*points.T, s=6, alpha=0.4, lw=0)
+    ax.plot([low,high], [low,high], c='grey', lw=0.8)
+    ax.set(title=name+(f' ({beyond} beyond)' if beyond else ''), xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
 
 # %% ../nbs/12b_reports.ipynb #draw_field
 def draw_field(
@@ -147,7 +160,7 @@ def means_table(
     t = cells.pivot(index=index, columns=columns, values='text').fillna('')
     return t.loc[list(dict.fromkeys(cells[index])), list(dict.fromkeys(cells[columns]))].rename_axis(None, axis=1).rename_axis(None)
 
-def _html(t): return t.to_html(escape=False, border=0, na_rep='', float_format=lambda v: f'{v:.3g}')
+def _html(t, **how): return t.to_html(escape=False, border=0, na_rep='', float_format=lambda v: f'{v:.3g}', **how)
 
 def _list(title, items): return f'<h2>{title}</h2><ul>{"".join(f"<li>{escape(str(i))}</li>" for i in items)}</ul>' if items else ''
 
@@ -161,12 +174,41 @@ def brief_table(
     t = means_table(means[means.score.isin(BRIEF)], text=lambda r, digits: '' if pd.isna(r['mean']) else f'{r["mean"]:.{digits}f}')
     return t.rename(columns={_NAMES[s]: n for s,n in BRIEF.items()})
 
+# %% ../nbs/12b_reports.ipynb #nuclei_table
+def nuclei_table(
+    t:pd.DataFrame, # Of `nuclei_of`, a row for each method
+) -> pd.DataFrame:  # Text: readings and their intervals
+    "What is read off nuclei, to be read"
+    def of(r): return {'nuclei':f'{r.nuclei:.0f}', **{n: _with_interval(pd.Series(dict(mean=r[n], low=r[n+' low'], high=r[n+' high'])), 2) for n in t if n+' low' in t}}
+    return pd.DataFrame({r.method: of(r) for _,r in t.iterrows()})
+
+# %% ../nbs/12b_reports.ipynb #each_image
+_EACH = ('psnr','ssim','f1_50','count_error')
+
+def each_image(
+    scores:pd.DataFrame, # Of `compare`, of all images
+    most=200,            # So many rows at most
+) -> pd.DataFrame:       # A row for each plane: file, plane (where there are several), group, um, and scores of the prediction and, as `input`, of the input
+    "The scores of each image, the worst PSNR first"
+    shown,keys = [m for m in _EACH if m in scores],['file','plane']
+    of = {m: scores[scores.method==m] for m in ('refocused','doing nothing')}
+    t = of['refocused'].merge(of['doing nothing'][[*keys, *shown]], on=keys, how='left', suffixes=('', ' of input'))
+    t = t.sort_values('psnr', kind='stable').head(most)[[*keys, 'group', 'defocus_um', *(f'{m}{o}' for m in shown for o in ('',' of input'))]].dropna(axis=1, how='all')
+    root = os.path.commonpath([Path(f).parent for f in t.file])
+    names = {'defocus_um':'um', **{f'{m}{o}': _NAMES[m].removesuffix(', dB')+o for m in shown for o in ('',' of input')}}
+    return t.assign(file=[os.path.relpath(f, root) for f in t.file]).drop(columns=[] if (t.plane>0).any() else 'plane').rename(columns=names)
+
+def _each(scores):
+    n = (scores.method=='refocused').sum()
+    t = each_image(scores).map(lambda v: escape(v) if isinstance(v, str) else v)
+    return f'<details><summary>Scores of each image, the worst first{"" if len(t)==n else f": {len(t)} of {n}, all of which are in scores.csv"}</summary>{_html(t, index=False)}</details>'
+
 # %% ../nbs/12b_reports.ipynb #report_page
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1150px;margin:2em auto;padding:0 1em;color:#222}h1{font-size:1.6em}h2{font-size:1.2em;margin-top:2em}
 table{border-collapse:collapse;margin:.7em 0;font-variant-numeric:tabular-nums;display:block;overflow-x:auto}th,td{padding:.25em .7em;text-align:left;border-bottom:1px solid #ddd}small{color:#777}img{max-width:100%}code{background:#f3f3f3;padding:.1em .3em;word-break:break-all}"""
 
 _ABOUT = {'all': 'PSNR and SSIM are relative to the span from the 1st to the 99.9th percentile of the target; the scale-invariant PSNR is taken after the gain and offset that suit the image best. The intensity slope is that of the line of the image on the target, background left out: 1 keeps brightness, less flattens it.',
-         'nuclei': 'F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one.',
+         'nuclei': 'F1 counts a nucleus as found if the outlines overlap by so much (intersection over union); the count error is the difference of the numbers as a share of the true one, in means that of all images together.',
          'groups': 'In brackets: 95 % intervals from drawing groups (wells, or connected fields) again and again, for a gain from the differences, plane by plane.',
          'classical': "Unsharp mask, Wiener and Richardson-Lucy are told the distance, and use a Gaussian as wide as it makes the blur on BBBC006's microscope."}
 
@@ -177,17 +219,18 @@ def _about(e):
 
 def _tables(e):
     "Means, by method and by distance, and nuclei"
+    if not len(e.means): return
     yield '<h2>Means over all images out of focus</h2>'+_html(means_table(e.means))
     by_level = e.means_by_distance
     for m in _SHOWN if len(by_level) else ():
         rows = by_level[by_level.score==m]
         if len(rows): yield f'<h2>{_SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method'))
-    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline, and in that grown by a quarter of a diameter on each side, over which what is left of a blur spills.</p>'+_html(nuclei_of(_far(e.nuclei)).astype({'nuclei':int}).set_index('method').rename_axis(None))
+    if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline, and in that grown by a quarter of a diameter on each side, over which what is left of a blur spills.</p>'+_html(nuclei_table(e.nuclei_means))
 
 def _chosen(e):
     "The worst, a middling and the best comparison by PSNR, of those out of focus"
-    order = _far(e.scores)[lambda t: t.method=='refocused'].groupby('file', sort=False).psnr.mean().sort_values()
-    picked = dict.fromkeys(order.index[[0, len(order)//2, -1]])
+    order = _far(e.scores.dropna(subset=['psnr']))[lambda t: t.method=='refocused'].groupby('file', sort=False).psnr.mean().sort_values()
+    picked = dict.fromkeys(order.index[[0, len(order)//2, -1]]) if len(order) else ()
     of = {str(c.predicted): c for c in e.cases}
     return [(of[f], order[f]) for f in picked]
 
@@ -196,9 +239,9 @@ def in_short(
     e:Evaluation, # With scores
 ):                # Yields sentences
     "What an evaluation comes to, in words"
-    n = nuclei_of(_far(e.nuclei)).set_index('method') if len(e.nuclei) else pd.DataFrame()
+    n = e.nuclei_means.set_index('method') if len(e.nuclei) else pd.DataFrame()
     gains = {r.score: r for r in e.gains.itertuples()}
-    yield _gain(gains.get('psnr'))
+    if len(e.means): yield _gain(gains.get('psnr'))
     yield from _by_distance(e.gains_by_distance, 'psnr')
     yield from other_light(e)
     if len(n): yield from _of_nuclei(n)
@@ -223,6 +266,7 @@ def other_light(
     e:Evaluation, # With scores
 ):                # Yields sentences
     "What to go by where brightness alone may have decided, if it may"
+    if not len(e.means): return
     gains = {r.score: r for r in e.gains.itertuples()}
     if 2/3<(slope := e.means.set_index(['method','score'])['mean'].get(('refocused','slope'), 1.))<3/2: return
     yield _other_light(gains.get('si_psnr'), slope)
@@ -238,24 +282,43 @@ def _by_distance(gains, score):
     t = gains[gains.score==score].sort_values('defocus_um') if len(gains) else gains
     if len(t)>1: yield f'Gain in {_NAMES[score].removesuffix(", dB")} by distance: ' + ', '.join(f'{r.defocus_um:g} um {r.mean:+.1f} dB' + ('' if pd.isna(r.low) else f' ({r.low:+.1f} to {r.high:+.1f})') for r in t.itertuples()) + '.'
 
+def _percent(r, name):
+    "A share or slope in hundredths, and its interval"
+    v,low,high = (100*r.get(name+end, np.nan) for end in ('',' low',' high'))
+    return f'{v:.0f}' + ('' if pd.isna(low) else f' ({low:.0f} to {high:.0f})')
+
 def _of_nuclei(n):
     "How many are found, and how their light follows the true one"
-    found = [f'{100*n.found[k]:.0f} of 100 in {t}' for k,t in {'refocused':'refocused images', 'doing nothing':'images as they came in', 'in focus':'images in focus'}.items() if k in n.index]
+    found = [f'{_percent(n.loc[k], "found")} of 100 in {t}' for k,t in {'refocused':'refocused images', 'doing nothing':'images as they came in', 'in focus':'images in focus'}.items() if k in n.index]
     yield f'Nuclei found with about the right outline: {", ".join(found)}.'
-    slope,grown,r2 = n.loc['refocused', [f'light in {o}' for o in ('true outline slope', 'grown outline slope', 'grown outline r2')]]
-    if pd.notna(slope): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {100*slope:.0f} in refocused images within the true outlines, and by {100*grown:.0f} within outlines grown by a quarter of a diameter (R2 {r2:.2f})' + (': measure it in the latter.' if abs(grown-1)<abs(slope-1) else '.')
+    if 'refocused' not in n.index: return
+    r,(true,grown) = n.loc['refocused'],(f'light in {o} outline slope' for o in ('true','grown'))
+    if pd.notna(r[true]): yield f'Where the light of two nuclei differs by 100 counts in focus, it differs by {_percent(r, true)} in refocused images within the true outlines, and by {_percent(r, grown)} within outlines grown by a quarter of a diameter (R2 {r["light in grown outline r2"]:.2f})' + (': measure it in the latter.' if abs(r[grown]-1)<abs(r[true]-1) else '.')
 
 # %% ../nbs/12b_reports.ipynb #hints
 def hints(
     e:Evaluation, # With scores
 ):                # Yields sentences
     "What to heed before the numbers are believed"
-    n,parted = e.scores.group.nunique(),sum(c.parted for c in e.cases)
+    n,parted = len({c.group for c in e.seen}),sum(c.parted for c in e.cases)
+    yield from _blank(e.scores[e.scores.method=='refocused'])
     if parted: yield f'Label images that are masks, with one value for all nuclei: {parted}. They were parted where nuclei do not touch; those that do count as one.'
     yield from _incomplete(e)
-    yield from _off([s for c in e.cases for s in c.shifts])
+    yield from _off([s for c in e.seen for s in c.shifts])
     few = '' if n>=10 else ' That is few: others may come out otherwise' + (', by more than the intervals say.' if n>2 else ', and there are no intervals.')
-    if few or any(c.grouped_by=='field' for c in e.cases): yield f'Groups that are taken for independent: {told_groups(e.cases)}.{few}'
+    if n and (few or any(c.grouped_by=='field' for c in e.seen)): yield f'Groups that are taken for independent: {told_groups(e.seen)}.{few}'
+
+def _blank(t):
+    "Say which have no scores, and what the predictions show there"
+    blank = t.psnr.isna()
+    yield from _left_out(t, blank, ('shows nothing in focus and is','show nothing in focus and are'), 'left out')
+    if 'true_nuclei' in t: yield from _left_out(t, ~blank&(t.true_nuclei==0), ('has no nuclei and is','have no nuclei and are'), 'left out of the scores of nuclei')
+
+def _left_out(t, which, does, of):
+    if not which.any(): return
+    found = t.found_nuclei[which] if 'found_nuclei' in t else pd.Series(dtype=float)
+    shown = f'; of those, in {(found>0).sum()} the prediction shows {found.sum():.0f} nuclei' if (found>0).any() else '; the prediction shows no nuclei there' if len(found) else ''
+    yield f'{which.sum()} of {len(t)} {"planes" if (t.plane>0).any() else "fields"} {does[which.sum()>1]} {of}{shown}.'
 
 def _incomplete(e):
     "Say so where inputs or labels were given for some only, and where the size of pixels would be needed and nothing says it"
@@ -291,11 +354,11 @@ def report_page(
     truth = ', or, where there are none, with '.join(['given labels']*any(c.labels for c in e.cases)+['what it finds in the targets']*(not all(c.labels for c in e.cases)))
     found = 'not looked for' if nucleus_um is None else f'found by the segmenter {escape(segmenter)}, and compared with {truth}'
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
-             f' Groups that are taken for independent: {told_groups(e.cases)}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
+             f' Groups that are taken for independent: {told_groups(e.seen)}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
         figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
-        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), _about(e), *map(_png, figures), '<h2>The worst, a middling and the best by PSNR</h2><p>Error: red where the result is too bright, blue where too dark, to half of the range.'+' Magenta: nuclei that nothing found touches. Cyan: found where there is none.'*bool(len(e.nuclei))+'</p>']
-        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c)) for c,p in _chosen(e)]
+        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), _about(e), *map(_png, figures), *['<h2>The worst, a middling and the best by PSNR</h2><p>Error: red where the result is too bright, blue where too dark, to half of the range.'+' Magenta: nuclei that nothing found touches. Cyan: found where there is none.'*bool(len(e.nuclei))+'</p>']*bool(e.seen)]
+        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c)) for c,p in _chosen(e)] + [_each(e.scores)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Refocused images beside their targets</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
@@ -322,7 +385,7 @@ def _rows(t): return json.loads(t.to_json(orient='records', double_precision=6))
 def _sums(e, command, segmenter):
     "All sums, for programs"
     by = ('defocus_um','method')
-    return dict(version=__version__, command=command, compared=len(e.cases), groups=int(e.scores.group.nunique()) if len(e.scores) else 0, failed=e.failed,
+    return dict(version=__version__, command=command, compared=len(e.cases), groups=len({c.group for c in e.seen}), left_out=len(e.cases)-len(e.seen), failed=e.failed,
                 no_target=list(map(str, e.no_target)), no_prediction=list(map(str, e.no_prediction)), predictions_by=e.makers, segmenter=segmenter,
                 grouped_by=sorted({c.grouped_by for c in e.cases}), hints=list(hints(e)) if len(e.scores) else [], gains=_rows(e.gains), gains_by_distance=_rows(e.gains_by_distance),
-                means=_rows(e.means), means_by_distance=_rows(e.means_by_distance), nuclei=_rows(nuclei_of(_far(e.nuclei))), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))
+                means=_rows(e.means), means_by_distance=_rows(e.means_by_distance), nuclei=_rows(e.nuclei_means), nuclei_by_distance=_rows(nuclei_of(e.nuclei, by)))
