@@ -713,7 +713,7 @@ def evaluate(
     predicted:str, # The refocused images: a file, folder (with its folders) or glob
     target:str, # The same fields in focus; or a plate in BBBC006 layout, whose plane 16 is taken
     input:str='', # The same fields as they were before, for comparison
-    labels:str='', # Label images of their nuclei (0 background, 1, 2, ...), or masks, parted where nuclei do not touch; what a segmenter finds in the targets where there are none
+    labels:str='', # Label images of their nuclei (0 background, 1, 2, ...), of the same names or with _labels or _masks at their end, or masks, parted where nuclei do not touch; what a segmenter finds in the targets where there are none
     out:Path=Path('report'), # Folder for report.html, report.json, scores.csv and nuclei.csv
     overwrite:bool=False, # Replace a report that is there
     defocus_um:str='', # How far out of focus the inputs were, in um: one number, or a CSV file with the columns file and defocus_um; by the plane, of a plate in BBBC006 layout, if empty

@@ -315,10 +315,11 @@ def _blank(t):
     if 'true_nuclei' in t: yield from _left_out(t, ~blank&(t.true_nuclei==0), ('has no nuclei and is','have no nuclei and are'), 'left out of the scores of nuclei')
 
 def _left_out(t, which, does, of):
-    if not which.any(): return
+    n = int(which.sum())
+    if not n: return
     found = t.found_nuclei[which] if 'found_nuclei' in t else pd.Series(dtype=float)
     shown = f'; of those, in {(found>0).sum()} the prediction shows {found.sum():.0f} nuclei' if (found>0).any() else '; the prediction shows no nuclei there' if len(found) else ''
-    yield f'{which.sum()} of {len(t)} {"planes" if (t.plane>0).any() else "fields"} {does[which.sum()>1]} {of}{shown}.'
+    yield f'{n} of {len(t)} {"planes" if (t.plane>0).any() else "fields"} {does[n>1]} {of}{shown}.'
 
 def _incomplete(e):
     "Say so where inputs or labels were given for some only, and where the size of pixels would be needed and nothing says it"

@@ -35,7 +35,12 @@ def test_a_report_of_the_sample_plate(in_process, refocused, tmp_path):
     for p in page.pictures: assert Image.open(io.BytesIO(base64.b64decode(p.split(',')[1]))).size[0]>300
     sums,rows = json.loads((tmp_path/'report'/'report.json').read_text()),pd.read_csv(tmp_path/'report'/'scores.csv')
     assert sums['predictions_by'][0].startswith('refocus_nbdev')
-    for m in sums['means']: assert rows[rows.method==m['method']][m['score']].mean()==pytest.approx(m['mean'], abs=1e-4) and m['low']<m['mean']<m['high']
+    for m in sums['means']:
+        t = rows[rows.method==m['method']]
+        assert np.average(t[m['score']], weights=t.true_nuclei if m['score']=='count_error' else None)==pytest.approx(m['mean'], abs=1e-4) and m['low']<m['mean']<m['high']
+    n = next(n for n in sums['nuclei'] if n['method']=='refocused')
+    for k in ('found','light slope','light in grown outline r2'): assert n[f'{k} low']<=n[k]<=n[f'{k} high']
+    assert page.tags.count('details')==1 and page.tags.count('tr')>16
     mean = {m['method']:m['mean'] for m in sums['means'] if m['score']=='psnr'}
     assert mean['refocused'] > mean['doing nothing']+4
     gain = next(g for g in sums['gains'] if g['score']=='psnr')
@@ -296,3 +301,76 @@ def test_the_table_of_means_fits_a_terminal(in_process, wells):
     i = next(i for i,l in enumerate(said) if 'si-PSNR' in l)
     assert [l.split()[0] for l in said[i+1:i+6]]==['refocused','doing','unsharp','Wiener','Richardson-Lucy'] and max(map(len, said[i:i+6]))<=100
     assert 'scale-invariant PSNR' in (wells/'report'/'report.html').read_text()
+
+@pytest.fixture
+def blank(wells):
+    "Two of four fields are blank wells, and the prediction of one of them shows nuclei"
+    rng = np.random.default_rng(0)
+    for f in ('A01_f2','A02_f1'):
+        for folder in ('sharp','out'):
+            if (f,folder)!=('A02_f1','out'): tifffile.imwrite(wells/folder/f'{f}.tif', rng.poisson(100, (128,160)).astype(np.uint16))
+    return wells
+
+def test_blank_wells_are_left_out_and_said(in_process, blank):
+    said,sums = evaluated(in_process, blank, '--input', blank/'out')
+    t = pd.read_csv(blank/'report'/'scores.csv').set_index('method').loc['refocused']
+    assert said.code==0 and t.psnr.isna().tolist()==t.f1_50.isna().tolist()==[False, True, True, False]
+    invented = t.found_nuclei.iloc[2]
+    hint = f'2 of 4 fields show nothing in focus and are left out; of those, in 1 the prediction shows {invented} nuclei.'
+    assert invented>3 and hint in said.text and sums['hints'][0]==hint and hint in (blank/'report'/'report.html').read_text()
+    mean = {m['score']:m for m in sums['means'] if m['method']=='refocused'}
+    assert mean['psnr']['images']==2 and mean['psnr']['mean']==pytest.approx(t.psnr.mean(), abs=1e-4) and sums['groups']==2 and sums['left_out']==2
+    for f in blank.glob('*/*.tif'):
+        if f.stem!='A01_f2': f.unlink()
+    said,sums = evaluated(in_process, blank)
+    assert said.code==0 and '1 of 1 fields shows nothing in focus and is left out; the prediction shows no nuclei there.' in said.text and sums['means']==[] and sums['groups']==0
+
+def test_labels_without_nuclei_have_no_scores_of_nuclei(in_process, wells):
+    (wells/'labels').mkdir()
+    for i,f in enumerate(sorted((wells/'sharp').iterdir())): tifffile.imwrite(wells/'labels'/f'{f.stem}_labels.tif', np.uint8((i>0)*(tifffile.imread(f)>300)))
+    said,sums = evaluated(in_process, wells, '--labels', wells/'labels')
+    t = pd.read_csv(wells/'report'/'scores.csv').set_index('method').loc['refocused']
+    assert t.psnr.notna().all() and t.f1_50.isna().tolist()==t.count_error.isna().tolist()==[True, False, False, False]
+    assert '1 of 4 fields has no nuclei and is left out of the scores of nuclei; of those, in 1 the prediction shows' in said.text
+    pooled = (t.found_nuclei-t.true_nuclei).abs()[t.true_nuclei>0].sum()/t.true_nuclei.sum()
+    assert next(m['mean'] for m in sums['means'] if (m['method'],m['score'])==('refocused','count_error'))==pytest.approx(pooled, abs=1e-4)
+
+def test_labels_beside_targets_are_labels_only(in_process, wells):
+    "As programs for segmentation write them, and with an image that may be one or another"
+    for f in sorted((wells/'sharp').iterdir()): Image.fromarray(np.uint8(tifffile.imread(f)>300)).save(f.with_name(f.stem+'_cp_masks.png'))
+    said = in_process('evaluate', wells/'out', wells/'sharp', '--labels', wells/'sharp', '--dry-run')
+    assert said.code==0 and said.text.count(' with ')==4 and 'no prediction' not in said.text
+    said,sums = evaluated(in_process, wells, '--labels', wells/'sharp')
+    assert said.code==0 and 'masks, with one value for all nuclei' in said.text and 'Labels were given' not in said.text
+    for n in ('A01_f1_target','A01_f1_refocused'): tifffile.imwrite(wells/'sharp'/f'{n}.tif', np.zeros((128,160), np.uint8))
+    said = in_process('evaluate', wells/'out', wells/'sharp', '--dry-run').text
+    assert f'{wells/"out"/"A01_f1.tif"} with {wells/"sharp"/"A01_f1.tif"}' in said
+    (wells/'sharp'/'A01_f1.tif').unlink()
+    said = in_process('evaluate', wells/'out', wells/'sharp', '--out', wells/'new')
+    assert said.code==2 and 'A01_f1.tif: two files could be it: ' in said.text and not (wells/'new').exists()
+
+@pytest.mark.parametrize('out', ['a_file','a_file/report'])
+def test_a_report_is_no_file(in_process, wells, out):
+    (wells/'a_file').write_text('mine')
+    said = in_process('evaluate', wells/'out', wells/'sharp', '--out', wells/out)
+    assert said.code==2 and 'is a file' in said.text and 'comparing' not in said.text and (wells/'a_file').read_text()=='mine'
+
+def test_nuclei_beyond_the_axes_are_counted():
+    from refocus_nbdev.comparisons import READINGS
+    from refocus_nbdev.reports import draw_nuclei
+    t = pd.DataFrame({c: np.arange(1., 1001) for c in dict.fromkeys(sum(READINGS.values(), ()))}).assign(method='refocused')
+    ax = draw_nuclei(t.assign(light_inside=3*t.light)).axes[2]
+    assert ax.get_ylim()[1]>2900 and ax.get_title()=='light in true outline'
+    t.loc[999, 'light_inside'] = 1e6
+    assert draw_nuclei(t).axes[2].get_title()=='light in true outline (1 beyond)'
+
+def test_intervals_of_nuclei_are_quick_and_hold_the_line():
+    from time import process_time
+    from refocus_nbdev.comparisons import READINGS, nuclei_of
+    rng = np.random.default_rng(0)
+    t = pd.DataFrame({c: rng.normal(1e5, 1e4, 30000) for c in dict.fromkeys(sum(READINGS.values(), ()))}).assign(method='refocused', defocus_um=12., group=np.repeat(np.arange(100), 300).astype(str))
+    for value,true in READINGS.values(): t[value] = 0.9*t[true]+rng.normal(0, 1e3, 30000)
+    before = process_time()
+    r = nuclei_of(t).iloc[0]
+    assert process_time()-before<2
+    for n in READINGS: assert 0.89<r[f'{n} slope low']<r[f'{n} slope']<r[f'{n} slope high']<0.91 and r[f'{n} r2 low']<r[f'{n} r2']<r[f'{n} r2 high']
