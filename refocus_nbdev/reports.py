@@ -108,12 +108,13 @@ def draw_nuclei(
 
 def _readings(ax, points, name):
     "A point (n,2) for each nucleus, true and read"
-    low,high = np.percentile(points, [0.5, 99.5]) if len(points) else (0, 1)
-    low,high = min(1.1*low, 0),1.1*high
+    (low,near,far,high) = np.percentile(points, [0, 0.5, 99.5, 100]) if len(points) else (0, 0, 1, 1)
+    low,high = min(1.1*(low if low>2*near else near), 0),1.1*(high if high<2*far else far)
     beyond = ((points<low)|(points>high)).any(1).sum()
     ax.scatter(*points.T, s=6, alpha=0.4, lw=0)
     ax.plot([low,high], [low,high], c='grey', lw=0.8)
-    ax.set(title=name+(f' ({beyond} beyond)' if beyond else ''), xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
+    if beyond: ax.text(0.03, 0.93, f'{beyond} beyond the axes', transform=ax.transAxes, fontsize=9)
+    ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
 
 # %% ../nbs/12b_reports.ipynb #draw_field
 def draw_field(
@@ -179,7 +180,7 @@ def nuclei_table(
     t:pd.DataFrame, # Of `nuclei_of`, a row for each method
 ) -> pd.DataFrame:  # Text: readings and their intervals
     "What is read off nuclei, to be read"
-    def of(r): return {'nuclei':f'{r.nuclei:.0f}', **{n: _with_interval(pd.Series(dict(mean=r[n], low=r[n+' low'], high=r[n+' high'])), 2) for n in t if n+' low' in t}}
+    def of(r): return {'nuclei':f'{r.nuclei:.0f}', **{n.replace('r2', 'R2'): _with_interval(pd.Series(dict(mean=r[n], low=r[n+' low'], high=r[n+' high'])), 2) for n in t if n+' low' in t}}
     return pd.DataFrame({r.method: of(r) for _,r in t.iterrows()})
 
 # %% ../nbs/12b_reports.ipynb #each_image
@@ -188,7 +189,7 @@ _EACH = ('psnr','ssim','f1_50','count_error')
 def each_image(
     scores:pd.DataFrame, # Of `compare`, of all images
     most=200,            # So many rows at most
-) -> pd.DataFrame:       # A row for each plane: file, plane (where there are several), group, um, and scores of the prediction and, as `input`, of the input
+) -> pd.DataFrame:       # A row for each plane: file, plane (where there are several), group, um, and scores, also of the input where there is one
     "The scores of each image, the worst PSNR first"
     shown,keys = [m for m in _EACH if m in scores],['file','plane']
     of = {m: scores[scores.method==m] for m in ('refocused','doing nothing')}
@@ -224,7 +225,7 @@ def _tables(e):
     by_level = e.means_by_distance
     for m in _SHOWN if len(by_level) else ():
         rows = by_level[by_level.score==m]
-        if len(rows): yield f'<h2>{_SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable'), 'defocus_um', 'method'))
+        if len(rows): yield f'<h2>{_SHOWN[m]}, by distance (um)</h2>'+_html(means_table(rows.sort_values('defocus_um', kind='stable').assign(defocus_um=lambda t: t.defocus_um.map('{:g}'.format)), 'defocus_um', 'method'))
     if len(e.nuclei): yield '<h2>Nuclei</h2><p>How many were found (IoU above 0.5), and the line of their readings on the true ones: of area and light in the outline found, and of light in the true outline, and in that grown by a quarter of a diameter on each side, over which what is left of a blur spills.</p>'+_html(nuclei_table(e.nuclei_means))
 
 def _chosen(e):
@@ -323,11 +324,11 @@ def _left_out(t, which, does, of):
 
 def _incomplete(e):
     "Say so where inputs or labels were given for some only, and where the size of pixels would be needed and nothing says it"
-    n,nuclei = len(e.cases),len(e.nuclei)>0
-    k,m = (sum(bool(getattr(c, of)) for c in e.cases) for of in ('input','labels'))
+    n,nuclei = len(e.seen),len(e.nuclei)>0
+    k,m = (sum(bool(getattr(c, of)) for c in e.seen) for of in ('input','labels'))
     if 0<k<n: yield f'Inputs were given for {k} of {n} predictions: only of these are there means of doing nothing, and a gain.'
     if 0<m<n and nuclei: yield f'Labels were given for {m} of {n} predictions: in the others, nuclei are compared with what is found in their targets.'
-    unsized = sum(c.how.get('pixel_um') is None for c in e.cases)
+    unsized = sum(c.how.get('pixel_um') is None for c in e.seen)
     if unsized and (nuclei or e.scores.method.isin(CLASSICAL).any()): yield f'Sizes of pixels that are not known: {unsized} of {n}. They were taken to be {BBBC006_PIXEL_UM} um, which nuclei and classical methods go by; --pixel-um gives another.'
 
 def _off(shifts):
