@@ -61,6 +61,7 @@ class Evaluation:
     @property
     def ok(self): return bool(len(self.scores)) and not (self.failed or self.no_prediction)
 
+# %% ../nbs/12b_reports.ipynb #evaluate
 def evaluate(
     cases,                     # `Comparison`s, of `plan_comparisons`
     track=iter,                # What they pass through as they are compared, such as a progress bar
@@ -114,6 +115,7 @@ def _readings(ax, points, name):
     ax.scatter(*points.T, s=6, alpha=0.4, lw=0)
     ax.plot([low,high], [low,high], c='grey', lw=0.8)
     if beyond: ax.text(0.03, 0.93, f'{beyond} beyond the axes', transform=ax.transAxes, fontsize=9)
+    ax.ticklabel_format(scilimits=(-3,4))
     ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
 
 # %% ../nbs/12b_reports.ipynb #draw_field
@@ -283,6 +285,7 @@ def _by_distance(gains, score):
     t = gains[gains.score==score].sort_values('defocus_um') if len(gains) else gains
     if len(t)>1: yield f'Gain in {_NAMES[score].removesuffix(", dB")} by distance: ' + ', '.join(f'{r.defocus_um:g} um {r.mean:+.1f} dB' + ('' if pd.isna(r.low) else f' ({r.low:+.1f} to {r.high:+.1f})') for r in t.itertuples()) + '.'
 
+# %% ../nbs/12b_reports.ipynb #_of_nuclei
 def _percent(r, name):
     "A share or slope in hundredths, and its interval"
     v,low,high = (100*r.get(name+end, np.nan) for end in ('',' low',' high'))
