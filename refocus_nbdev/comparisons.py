@@ -79,15 +79,17 @@ class _Files:
         if not self.files or not self.files[0].exists(): raise UsageError(f'{given}: no images here; give a file, a folder or a glob')
         self.root = given if given.is_dir() else fixed_part(given.parent)
         self.keys = {f: list(_keys(f, self.root, labels, True)) for f in self.files}
-        self.index = {}
+        self.index,self.unsure = {},[] # Files by their keys; sentences
         for f in self.files:
             for k in _keys(f, self.root, labels): self.index.setdefault(k, []).append(f)
 
     def of(self, path, keys):
-        "The file that belongs to one with these keys; None where none does; raises `UsageError` where it may be one or another"
+        "The file that belongs to one with these keys; None where none does, or none surely; raises `UsageError` where two in one folder may"
         found = [self.index[k] for k in keys if k in self.index]
-        if found and min(map(len, found))>1: raise UsageError(f'{path}: {"two" if len(found[0])==2 else len(found[0])} files could be it: {found[0][0]}, {found[0][1]}; give a glob or a folder with one of them')
-        return next((f[0] for f in found if len(f)==1), None)
+        one = next((f[0] for f in found if len(f)==1), None)
+        if not found or one: return one
+        self.unsure.append(f'{path}: {"two" if len(found[0])==2 else len(found[0])} files could be it: {found[0][0]}, {found[0][1]}')
+        if len({f.parent for f in found[0]})==1: raise UsageError(f'{self.unsure[-1]}; give a glob or a folder with one of them')
 
 # %% ../nbs/12a_comparisons.ipynb #plan_comparisons
 def plan_comparisons(
@@ -103,7 +105,7 @@ def plan_comparisons(
     found = _pairs(preds, targets)
     alone = len(preds.files)==len(targets.files)==1
     cases = [Comparison(p, t, _partner(inputs, p, preds.keys[p], alone), _partner(truths, t, _as_labels(targets.keys[t]), alone)) for p,t in found.items() if t]
-    if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused')
+    if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused{", and where several are called alike, the same folders. "+targets.unsure[0] if targets.unsure else ""}')
     _check_used(cases, input=input, labels=labels)
     if groups: _note_groups(cases, groups)
     else: _find_groups(cases)
