@@ -132,9 +132,11 @@ def _within(path, folder): return Path(folder).resolve() in Path(path).resolve()
 def given_files(
     inputs,          # As of `plan_run`
     recursive=False, # Look into folders of folders?
+    labels=False,    # With those that are named as labels, where a folder is searched?
 ) -> list[Path]:     # Each once
     "The files that are meant; raises `UsageError` for a list that cannot be read"
-    return list(dict.fromkeys(f for o in inputs for f,_ in _found(o, recursive) if is_zarr(f) or not f.is_dir()))
+    find = _all_found if labels else _found
+    return list(dict.fromkeys(f for o in inputs for f,_ in find(o, recursive) if is_zarr(f) or not f.is_dir()))
 
 def plan_run(
     inputs,          # Files, folders, globs, or CSV files with a column `file`, whose paths count from where the CSV file is

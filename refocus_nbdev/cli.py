@@ -387,7 +387,6 @@ def train(
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
     """
     if log: _check_replaced([log], [], True)
-    if sharp_only: _warn_labels(data, False)
     recipe,items = _recipe(stages, epochs, out, valid_pct, init), _images(data, given_files) if sharp_only else _pairs(_plate(data), planes, target, channel)
     about = dict(dry_run=dry_run, name=out.stem, modality=modality, source=source, pixel_um=pixel_um, init=_model(init), weights=weights, resume=resume, checkpoint=_checkpoint(checkpoint, out, resume), log=log, seed=seed, **_held_out(valid_pct, valid_wells, test_wells, unseen_by))
     if sharp_only: _train_from_sharp(items, out, recipe, dict(pixel_um=pixel_um, na=na, index=index), about)
@@ -395,6 +394,7 @@ def train(
 
 # %% ../nbs/15_cli.ipynb #_images
 def _images(data, find=image_files):
+    if find is given_files: _warn_labels(data, False)
     files = find(data)
     if not files: raise ImageError(no_images(', '.join(data)))
     return files

@@ -75,7 +75,7 @@ class _Files:
         given = Path(given)
         if part in _PARTS and (given/_PARTS[part]).is_dir(): given = given/_PARTS[part]
         labels = part=='labels'
-        self.files = _of_kind(given_files([given], recursive=True), labels)
+        self.files = _of_kind(given_files([given], recursive=True, labels=True), labels)
         if not self.files or not self.files[0].exists(): raise UsageError(f'{given}: no images here; give a file, a folder or a glob')
         self.root = given if given.is_dir() else fixed_part(given.parent)
         self.keys = {f: list(_keys(f, self.root, labels, True)) for f in self.files}
