@@ -111,9 +111,9 @@ def half_widths(
     return errors.groupby('width').bright.transform(lambda b: half_at(table, b.name, b)).to_numpy()
 
 def _parted(table):
-    "A table with two columns more, just below `NUCLEUS` and there"
+    "A table with columns at `NUCLEUS` and a tenth below, and none between"
     bright,log = np.array(table['bright']),np.log(table['half'])
-    at = np.sort(np.append(bright[bright!=NUCLEUS], [NUCLEUS-1e-4, NUCLEUS]))
+    at = np.unique(np.append(bright[(bright<0.9*NUCLEUS)|(bright>NUCLEUS)], [0.9*NUCLEUS, NUCLEUS]))
     return dict(table, bright=at.tolist(), half=np.exp([np.interp(at, bright, row) for row in log]).tolist())
 
 def _factors(errors, half, share):

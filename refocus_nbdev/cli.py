@@ -248,7 +248,7 @@ def _remarks(jobs, refocuser):
     doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
     if doubtful: yield f'WARNING: {_some(doubtful, len(done), "result", "is", "are")} doubtful, for the reasons above; --strict refuses such files'
     far = [d for d in um if d]
-    if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if len(far)>1 else ' um out of focus')
+    if far: yield f'taken to be {min(far):.0f}' + (f' to {max(far):.0f} um out of focus, median {np.median(far):.0f}' if f'{min(far):.0f}'!=f'{max(far):.0f}' else ' um out of focus')
     if um and len(far)<len(um): yield f'{_some(len(um)-len(far), len(um), "plane", "was found to be in focus, and passed on as it is", "were found to be in focus, and passed on as they are")}'
 
 def _stale(jobs, out):
@@ -588,7 +588,7 @@ def score(
     if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
     if dry_run: return print(*files, sep='\n')
     _check_pixel(pixel_um)
-    known = _known_distances(defocus_um, step_um, files)
+    known = _known_distances(defocus_um, step_um, files, axes)
     tables = _new_tables((out, tiles), [*files, *inputs, defocus_um], overwrite)
     _check_pictures(pictures, files)
     return _score(files, tables, pictures, _refocuser(model, device, blur_per_um), known, dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
@@ -613,14 +613,16 @@ def _tell_scores(t, tables):
     if len(far): print(f'out of focus: {_share(len(far), len(t), "plane")}, by ' + (f'{low} um' if low==high else f'{low} to {high} um, median {middle}'))
     doubtful = sum(any(o and o!=UNSIZED and not o.startswith(RESCALED) for o in n.split('; ')) for n in t.note[t.in_focus.notna()])
     if doubtful: print(f'doubtful: {_share(doubtful, len(t), "plane")}; the column note says why')
+    if t.note.str.contains(UNSIZED).any(): print('files that do not give the size of their pixels were taken to have those of the model; --pixel-um says so if they are of another')
     print(f'in focus: {(t.in_focus==True).sum()}; nothing to tell by: {t.in_focus.isna().sum()}; the tables are in {", ".join(map(str, tables))}')
 
 # %% ../nbs/15_cli.ipynb #_tell_blur
-def _known_distances(defocus_um, step_um, files):
+def _known_distances(defocus_um, step_um, files, axes):
     "A function of the table of planes that gives their distances as far as they are known, None where nothing is said of them; raises `UsageError`"
     if step_um is not None:
         if defocus_um: raise UsageError('--defocus-um and --step-um say the same in two ways: give one of them')
         if not step_um>0: raise UsageError(f'--step-um {step_um:g}: give a distance in um, above 0')
+        _check_stacks(files, axes)
         return partial(_in_stacks, step_um=step_um)
     every,table = told_distances(defocus_um)
     known = {str(f): d for f,d in distances_of(table, files).items()}
@@ -628,9 +630,15 @@ def _known_distances(defocus_um, step_um, files):
     if table and not known: raise UsageError(f'{defocus_um}: names none of the images')
     return (lambda t: t.file.map(lambda f: known.get(f, every))) if defocus_um else None
 
+def _check_stacks(files, axes):
+    def is_stack(f):
+        try:
+            with open_image(f, axes or None) as image: return 'Z' in image.axes
+        except ImageError: return False
+    if not any(map(is_stack, files)): raise UsageError('--step-um is for stacks, and no file has an axis Z; --axes ZYX says so where they are wrong about their axes, and --defocus-um is for planes in files of their own')
+
 def _in_stacks(t, step_um):
     from refocus_nbdev.scores import stack_distances
-    if 'z' not in t: raise ValueError('--step-um is for stacks, and no file has an axis Z; --axes ZYX says so where they are wrong about their axes, and --defocus-um is for planes in files of their own')
     true = stack_distances(t, step_um)
     if true.isna().all(): raise ValueError('no stack shows where it is in focus, or has five planes in which something is to be seen: --step-um is for stacks from their focus to well beyond it')
     return true
@@ -680,7 +688,7 @@ def _write_tables(paths, tables):
     import pandas as pd
     whole = [pd.concat([o for o in t if len(o)] or t, ignore_index=True) for t in zip(*tables)]
     for path,t in zip(paths, whole):
-        with atomically(path) as tmp: t.to_csv(tmp, index=False, float_format='%.5g')
+        with atomically(path, ImageError) as tmp: t.to_csv(tmp, index=False, float_format='%.5g')
     return whole
 
 def _trust(found, paths, pictures, refocuser, how):
@@ -755,7 +763,7 @@ def _evaluate(cases, out, overwrite, how, more):
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
     if len(e.scores): print(*([brief_table(e.means).to_string()] if len(e.means) else []), *hints(e), *other_light(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
-    print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {len(e.no_target)} predictions without a target left out; the report is {page}')
+    print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {_many(len(e.no_target), "prediction")} without a target left out; the report is {page}')
     return int(not e.ok)
 
 def _check_nucleus(nucleus_um):

@@ -41,6 +41,7 @@ def explained(
     try:
         with open(path, newline='', encoding='utf-8-sig') as f: names = next(csv.reader(f), [])
     except (OSError, UnicodeDecodeError, csv.Error) as e: raise UsageError(f'{path}: cannot be read ({e})') from e
-    kind = next((k for k,known in COLUMNS.items() if known.keys()-_MAYBE <= set(names) <= known.keys()), None)
+    axes = {n: f'number on the axis that the file calls {n.upper()}, from 0' for n in names if len(n)==1 and n not in 'yxzt'}
+    kind = next((k for k,known in COLUMNS.items() if known.keys()-_MAYBE <= set(names)-axes.keys() <= known.keys()), None)
     if kind is None: raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
-    return kind, {n: COLUMNS[kind][n] for n in names}
+    return kind, {n: (COLUMNS[kind]|axes)[n] for n in names}

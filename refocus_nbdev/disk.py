@@ -51,7 +51,8 @@ def _remove(path):
 # %% ../nbs/00_disk.ipynb #sweep
 def _why(path, error):
     full = isinstance(error, OSError) and path.parent.is_dir() and shutil.disk_usage(path.parent).free<1e5
-    return f'{type(error).__name__}: {error}' + '; the disk is full'*full
+    what = isinstance(error, OSError) and error.strerror or error
+    return f'{type(error).__name__}: {what}' + '; the disk is full'*full
 
 def _to_disk(path):
     "Wait until a file, or those of a folder, are there even if the power fails"

@@ -60,7 +60,7 @@ def unexplained(
     a,b = (_blocks(o, step) for o in (q, y))
     edge = min(int(width/step)+1, (min(a.shape)-1)//3)
     inside = np.s_[edge:a.shape[0]-edge, edge:a.shape[1]-edge]
-    noise = (noise_sigma(torch.as_tensor(middle_of(q, 256))[None,None]).item()/step)**2
+    noise = (noise_sigma(torch.tensor(middle_of(q, 256))[None,None]).item()/step)**2
     left = (a-gaussian_filter(b, max(width/step, 1e-3), mode='nearest'))[inside]
     return float(np.sqrt(max(left.var()-noise, 0)/max(a[inside].var()-noise, 1e-9)))
 

@@ -240,8 +240,8 @@ def refuse(
     before='', # Words that go before them
 ):
     "Raises `ImageError` where there are doubts"
-    remedy = ' (--pixel-um gives it)' if UNSIZED in doubts else ''
-    if doubts: raise ImageError(f'{path}: {before}{"; ".join(doubts)}{remedy}: refused, as --strict asks for')
+    said = '; '.join(d+' (--pixel-um gives it)'*(d==UNSIZED) for d in doubts)
+    if doubts: raise ImageError(f'{path}: {before}{said}: refused, as --strict asks for')
 
 def doubts_in(
     software, # What made an image, of its file; None if not said

@@ -90,7 +90,7 @@ def find_nuclei(
 ) -> np.ndarray:  # (H,W) labels, 0 background
     "Label the nuclei of a fluorescence image: Otsu and local threshold, then a distance watershed"
     x = ndi.gaussian_filter(np.asarray(image, np.float64), diameter/20)
-    if np.ptp(x)==0 or not has_structure(image, max(diameter/10, 1)): return np.zeros(x.shape, int)
+    if np.ptp(x)==0 or not any(has_structure(image, max(s*diameter, 1)) for s in (0.1, 0.4)): return np.zeros(x.shape, int)
     local = threshold_local(x, 2*(int(3*diameter)//2)+1, method='gaussian')
     low = np.percentile(x, 5)
     mask = (x > low + (threshold_otsu(np.minimum(x, np.percentile(x, 99.5)))-low)*0.7) & (x > local)

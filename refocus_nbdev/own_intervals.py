@@ -67,4 +67,4 @@ def save_with(
     about:str,        # What kind of images they hold for
 ) -> Path:
     "Write a model with other intervals"
-    return record_intervals(model_path(model), own.table, f'90 % of pixels, promised for groups like {own.groups} of {about}', to=path, name=Path(path).stem)
+    return record_intervals(model_path(model), own.table, f'90 % of pixels, of bright places and of dark ones, promised for groups like {own.groups} of {about}', to=path, name=Path(path).stem)

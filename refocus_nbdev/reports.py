@@ -119,12 +119,18 @@ def _readings(ax, points, name):
     ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
 
 # %% ../nbs/12b_reports.ipynb #draw_field
+def _at_best(x, target):
+    d = x-x.mean()
+    return d*((d*target).sum()/((d*d).sum() or 1))+target.mean()
+
 def draw_field(
     c:Comparison, # One that was compared; its first plane is shown
+    fitted=False, # With the gain and offset that suit best, where brightness is not that of the target?
 ) -> Figure:
     "Input, prediction, target and error of a field"
     shown = {n: planes_of(f, **c.how)[0][0].astype(np.float32) for n,f in (('input',c.input), ('refocused',c.predicted), ('in focus',c.target)) if f}
     target = shown['in focus']
+    if fitted: shown = {n: _at_best(x, target) for n,x in shown.items()}
     lo,hi = np.percentile(target, [1, 99.8])
     fig = Figure(figsize=(3*(len(shown)+1), 3*target.shape[0]/target.shape[1]+0.3), layout='constrained', dpi=55)
     axes = fig.subplots(1, len(shown)+1)
@@ -361,9 +367,9 @@ def report_page(
     parts = [f'<h1>Refocused images beside their targets</h1><p>{len(e.cases)} predictions compared, {len(e.failed)} failed, {len(e.no_prediction)} targets without a prediction, {len(e.no_target)} predictions without a target.'
              f' Groups that are taken for independent: {told_groups(e.seen)}. Nuclei: {found}.</p>' if len(e.scores) else '<h1>Nothing could be compared</h1>']
     if len(e.scores):
-        figures = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f]
-        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), _about(e), *map(_png, figures), *['<h2>The worst, a middling and the best by PSNR</h2><p>Error: red where the result is too bright, blue where too dark, to half of the range.'+' Magenta: nuclei that nothing found touches. Cyan: found where there is none.'*bool(len(e.nuclei))+'</p>']*bool(e.seen)]
-        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c)) for c,p in _chosen(e)] + [_each(e.scores)]
+        figures,fitted = [f for f in (draw_curves(e.means_by_distance), draw_nuclei(e.nuclei)) if f],any(other_light(e))
+        parts += ['<h2>In short</h2>', *(f'<p>{escape(s)}</p>' for s in in_short(e)), *_tables(e), _about(e), *map(_png, figures), *['<h2>The worst, a middling and the best by PSNR</h2><p>Error: red where the result is too bright, blue where too dark, to half of the range.'+' Images are shown with the gain and offset that suit each best, since their brightness is not that of the targets.'*fitted+' Magenta: nuclei that nothing found touches. Cyan: found where there is none.'*bool(len(e.nuclei))+'</p>']*bool(e.seen)]
+        parts += [f'<p><code>{escape(str(c.predicted))}</code>, {p:.1f} dB</p>'+_png(draw_field(c, fitted)) for c,p in _chosen(e)] + [_each(e.scores)]
     parts += [_list('Failed', e.failed), _list('Targets without a prediction', e.no_prediction), _list('Predictions without a target, left out', e.no_target)]
     parts += [_list('What made it', [f'refocus_nbdev {__version__}', *([command] if command else []), *(f'predictions by: {s}' for s in e.makers)])]
     return f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Refocused images beside their targets</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>'
