@@ -719,7 +719,7 @@ def _tell_trust(t, files, paths):
 @command
 def evaluate(
     predicted:str, # The refocused images: a file, folder (with its folders) or glob
-    target:str, # The same fields in focus; or a plate in BBBC006 layout, whose plane 16 is taken
+    target:str, # The same fields in focus; or a plate in BBBC006 layout, whose plane 16 is taken; or one file, with which all are compared, such as the planes of a stack with the one in focus
     input:str='', # The same fields as they were before, for comparison
     labels:str='', # Label images of their nuclei (0 background, 1, 2, ...), of the same names or with _labels or _masks at their end, or masks, parted where nuclei do not touch; what a segmenter finds in the targets where there are none
     out:Path=Path('report'), # Folder for report.html, report.json, scores.csv and nuclei.csv
@@ -763,7 +763,7 @@ def _evaluate(cases, out, overwrite, how, more):
     page = write_report(out, e, command=shlex.join(['refocus', *sys.argv[1:]]), **how)
     if len(e.scores): print(*([brief_table(e.means).to_string()] if len(e.means) else []), *hints(e), *other_light(e), sep='\n')
     if not e.ok: _list_failed([*e.failed, *(f'{t}: no prediction' for t in e.no_prediction)])
-    print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({len(e.no_prediction)} targets without a prediction), {_many(len(e.no_target), "prediction")} without a target left out; the report is {page}')
+    print(f'{len(e.cases)} compared, {len(e.failed)+len(e.no_prediction)} failed ({_many(len(e.no_prediction), "target")} without a prediction), {_many(len(e.no_target), "prediction")} without a target left out; the report is {page}')
     return int(not e.ok)
 
 def _check_nucleus(nucleus_um):
@@ -792,14 +792,22 @@ def calibrate(
 
     Example: refocus calibrate plate/z_05 plate/z_16 --out mine.safetensors
     """
-    from refocus_nbdev.comparisons import plan_comparisons, told_groups
+    from refocus_nbdev.comparisons import plan_comparisons
     _check_new_model(out)
     _check_pixel(pixel_um)
     cases,without,_ = plan_comparisons(blurred, target, groups=groups)
-    if dry_run: return print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in without), f'groups: {told_groups(cases)}', sep='\n')
+    if dry_run: return _preview_calibration(cases, without)
     return _calibrate(cases, target, out, model, _refocuser(model, device), dict(channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um))
 
 # %% ../nbs/15_cli.ipynb #_calibrate
+def _preview_calibration(cases, without):
+    from refocus_nbdev.comparisons import told_groups
+    from refocus_nbdev.own_intervals import FEWEST
+    print(*(f'{c.predicted} with {c.target}' for c in cases), *(f'{p}: no target' for p in without), f'groups: {told_groups(cases)}', sep='\n')
+    n = len({c.group for c in cases})
+    if n<20: print(f'{_many(n, "group")}: {FEWEST} at the least are needed (twice as many for a model that has no intervals), and 20 or more are better')
+    return int(n<FEWEST)
+
 def _calibrate(cases, target, out, model, refocuser, how):
     "Collect errors, write the model, and say what came of it"
     from pandas import concat

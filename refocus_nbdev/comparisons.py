@@ -94,7 +94,7 @@ class _Files:
 # %% ../nbs/12a_comparisons.ipynb #plan_comparisons
 def plan_comparisons(
     predicted,   # A file, folder or glob
-    target,      # The images in focus: a file, folder or glob, or a plate in BBBC006 layout
+    target,      # The images in focus: a folder or glob, or a plate in BBBC006 layout; or a file, with which every prediction is compared
     input=None,  # The images as they were before; None if not at hand
     labels=None, # Label images of the nuclei; None if not at hand
     defocus_um='', # How far out of focus they were, um: a number, or a CSV file with the columns `file` and `defocus_um`; by the number of the plane if empty
@@ -102,9 +102,9 @@ def plan_comparisons(
 ) -> tuple[list[Comparison], list[Path], list[Path]]: # The comparisons; predictions without a target; targets without a prediction
     "Find what belongs together; raises `UsageError` where nothing does, or where two could"
     preds,targets,inputs,truths = (f and _Files(f, part) for f,part in ((predicted,''), (target,'target'), (input,''), (labels,'labels')))
-    found = _pairs(preds, targets)
-    alone = len(preds.files)==len(targets.files)==1
-    cases = [Comparison(p, t, _partner(inputs, p, preds.keys[p], alone), _partner(truths, t, _as_labels(targets.keys[t]), alone)) for p,t in found.items() if t]
+    found = dict.fromkeys(preds.files, targets.files[0]) if len(targets.files)==1 and Path(target).is_file() else _pairs(preds, targets)
+    one = len(targets.files)==1
+    cases = [Comparison(p, t, _partner(inputs, p, preds.keys[p], one and len(preds.files)==1), _partner(truths, t, _as_labels(targets.keys[t]), one)) for p,t in found.items() if t]
     if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused{", and where several are called alike, the same folders. "+targets.unsure[0] if targets.unsure else ""}')
     _check_used(cases, input=input, labels=labels)
     if groups: _note_groups(cases, groups)

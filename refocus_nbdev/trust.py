@@ -165,7 +165,7 @@ def check_reblur(
     return ReblurCheck(width, residual/noise, score, unexplained, own, labels, nuclei, lost)
 
 # %% ../nbs/11c_trust.ipynb #suspects_of
-SUSPECTS = {'invented':'red', 'moved':'orange', 'too_dark':'yellow', 'lost':'cyan'} # Kinds, and the colours they are drawn in
+SUSPECTS = {'invented':'red', 'moved':'magenta', 'too_dark':'yellow', 'lost':'cyan'} # Kinds, and the colours they are drawn in
 
 def suspects_of(
     c:ReblurCheck, # Of a plane

@@ -66,7 +66,7 @@ def own(tmp_path, sharp, blurred):
 
 def test_what_cannot_be_compared_is_listed(in_process, own):
     said = in_process('evaluate', own/'out', own/'sharp', '--no-nuclei', '--out', own/'r')
-    assert said.code==1 and '2 compared, 3 failed (1 targets without a prediction), 1 predictions without a target left out' in said.text
+    assert said.code==1 and '2 compared, 3 failed (1 target without a prediction), 1 prediction without a target left out' in said.text
     page = (own/'r'/'report.html').read_text()
     for o in ('fits_not.tif: 1 planes of 128 x 80 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
     assert set(pd.read_csv(own/'r'/'scores.csv').file.map(lambda f: f.split('/')[-1]))=={'a_refocused.tif','b_refocused.tif'}
@@ -173,7 +173,8 @@ def test_groups_can_be_given(in_process, wells, monkeypatch):
     table.write_text(table.read_text().replace('A01_f1.tif', str(wells/'sharp'/'A01_f1.tif')))
     monkeypatch.chdir(wells)
     assert 'groups: 4 (as given)' in in_process('calibrate', 'out', 'sharp', '--groups', table, '--dry-run').text
-    assert 'groups: 2 (wells' in in_process('calibrate', wells/'out', wells/'sharp', '--dry-run').text
+    few = in_process('calibrate', wells/'out', wells/'sharp', '--dry-run')
+    assert few.code==1 and 'groups: 2 (wells' in few.text and '2 groups: 9 at the least' in few.text
     for wrong,about in (('A01_f1.tif,1', 'no row for'), ('A01_f1.tif,', 'no group'), ('A01_f1.tif,1\nA01_f1.tif,2', 'two groups')):
         table.write_text(f'file,group\n{wrong}')
         for c in ('evaluate','calibrate'):
@@ -288,6 +289,13 @@ def test_a_plate_that_is_labelled_in_part(in_process, wells):
     (wells/'labels'/'A02_f1.tif').rename(wells/'labels'/'other.tif')
     said = in_process('evaluate', wells/'out', wells/'sharp', '--labels', wells/'labels', '--out', wells/'new')
     assert said.code==2 and 'none of the images here belongs' in said.text and not (wells/'new').exists()
+
+def test_all_are_compared_with_a_target_that_is_one_file(in_process, wells):
+    "Such as the planes of a stack with the one in focus"
+    listed = in_process('evaluate', wells/'out', wells/'sharp'/'A01_f1.tif', '--dry-run')
+    assert listed.code==0 and listed.text.count('with ')>=4 and listed.text.count('A01_f1.tif')>=5 and 'no target' not in listed.text
+    alone = in_process('evaluate', wells/'out'/'A02_f1.tif', wells/'sharp', '--dry-run')
+    assert alone.code==1 and 'A01_f1.tif: no prediction' in alone.text
 
 def test_a_report_tells_makers_apart_and_not_files(in_process, wells):
     made = 'refocus_nbdev 1; model nuclei, sha256 12; input sha256 {}; told {} um out of focus; computed by a neural network: not a measurement'
