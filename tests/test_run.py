@@ -572,9 +572,9 @@ def test_rescaled_is_no_doubt_when_scoring(refocus, folder, tmp_path):
     assert said.code==0 and 'rescaled from 0.43 to 0.645 um a pixel' in note and 'and back' not in note and 'doubtful' not in said.text
 
 def test_a_model_that_is_worse_than_nothing_is_warned_of(refocus, folder, tmp_path):
-    from refocus_nbdev.networks import load_model, save_model
-    model,card = load_model(model_path('nuclei-fast'))
-    save_model(tmp_path/'worse.safetensors', model, card | dict(validation=dict(psnr=20., psnr_input=21.)))
+    from refocus_nbdev.networks import read_model, write_model
+    model,card = read_model(model_path('nuclei-fast'))
+    write_model(tmp_path/'worse.safetensors', model, card | dict(validation=dict(psnr=20., psnr_input=21.)))
     said = refocus('run', folder/'field0.tif', '--model', tmp_path/'worse.safetensors', '--out', tmp_path/'out')
     assert said.code==0 and 'was worse than doing nothing' in said.text
     assert 'than doing nothing' not in refocus('run', folder/'field1.tif', '--model', 'nuclei-fast', '--out', tmp_path/'out').text
