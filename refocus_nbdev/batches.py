@@ -381,10 +381,11 @@ def run_jobs(
         if job.status=='to do': run_job(job, refocuser, overwrite, share, **how)
         tell(1-sum(told))
     sized = [(j, _large(j)) for j in jobs]
-    for large in (False, True):
-        with _folders_made(jobs), ThreadPoolExecutor(1 if large else 2) as pool:
-            try: list(pool.map(one, [j for j,l in sized if l==large]))
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
+    with _folders_made(jobs):
+        for large in (False, True):
+            with ThreadPoolExecutor(1 if large else 2) as pool:
+                try: list(pool.map(one, [j for j,l in sized if l==large]))
+                except BaseException:
+                    stop.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise

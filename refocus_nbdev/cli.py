@@ -483,9 +483,10 @@ def _quiet_fastai():
 def _report(out, dry_run):
     from refocus_nbdev.networks import read_card
     if dry_run: return print(f'would write {out}')
-    v = read_card(out)['validation']
+    card = read_card(out)
+    v = card['validation']
     print(f'validation: PSNR {v["psnr"]:.2f} dB (doing nothing {v["psnr_input"]:.2f}), SSIM {v["ssim"]:.3f} (doing nothing {v["ssim_input"]:.3f})')
-    if _is_worse(read_card(out)): print('WARNING: on what it was not trained on, this model is worse than doing nothing; train longer, or on more images')
+    if _is_worse(card): print('WARNING: on what it was not trained on, this model is worse than doing nothing; train longer, or on more images')
     print(f'the model is in {out}; use it with: refocus run INPUT --model {out}')
 
 # %% ../nbs/15_cli.ipynb #check

@@ -19,7 +19,6 @@ from skimage.registration import phase_cross_correlation
 from .batches import UsageError, distances_of, fixed_part, given_files, read_table, told_distances, unsure_of
 from .checks import measure_shift
 from .evaluation import *
-from .focus import has_structure
 from .images import *
 from .metrics import *
 from .optics import BBBC006_PIXEL_UM
@@ -102,8 +101,8 @@ def plan_comparisons(
 ) -> tuple[list[Comparison], list[Path], list[Path]]: # The comparisons; predictions without a target; targets without a prediction
     "Find what belongs together; raises `UsageError` where nothing does, or where two could"
     preds,targets,inputs,truths = (f and _Files(f, part) for f,part in ((predicted,''), (target,'target'), (input,''), (labels,'labels')))
-    found = dict.fromkeys(preds.files, targets.files[0]) if len(targets.files)==1 and Path(target).is_file() else _pairs(preds, targets)
     one = len(targets.files)==1
+    found = dict.fromkeys(preds.files, targets.files[0]) if one and Path(target).is_file() else _pairs(preds, targets)
     cases = [Comparison(p, t, _partner(inputs, p, preds.keys[p], one and len(preds.files)==1), _partner(truths, t, _as_labels(targets.keys[t]), one)) for p,t in found.items() if t]
     if not cases: raise UsageError(f'{predicted}: none of {len(preds.files)} images has a target in {target}; files that belong together need the same names, but for endings such as _refocused{", and where several are called alike, the same folders. "+targets.unsure[0] if targets.unsure else ""}')
     _check_used(cases, input=input, labels=labels)
@@ -282,7 +281,7 @@ def _nuclei_scores(y, target, truth, find, diameter):
 
 def _truth(t, labels, find, diameter):
     "Labels that are taken as the truth, and whether the target shows anything: what shows nothing has no nuclei"
-    seen = has_structure(t, max(diameter/10, 1) if diameter else 2.)
+    seen = shows_something(t, *([diameter] if diameter else []))
     if diameter is None: return None,seen
     return (np.zeros(t.shape, int) if not seen else find(t, diameter) if labels is None else labels),seen
 

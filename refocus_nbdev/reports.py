@@ -119,10 +119,6 @@ def _readings(ax, points, name):
     ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=(low,high), ylim=(low,high))
 
 # %% ../nbs/12b_reports.ipynb #draw_field
-def _at_best(x, target):
-    d = x-x.mean()
-    return d*((d*target).sum()/((d*d).sum() or 1))+target.mean()
-
 def draw_field(
     c:Comparison, # One that was compared; its first plane is shown
     fitted=False, # With the gain and offset that suit best, where brightness is not that of the target?
@@ -130,7 +126,7 @@ def draw_field(
     "Input, prediction, target and error of a field"
     shown = {n: planes_of(f, **c.how)[0][0].astype(np.float32) for n,f in (('input',c.input), ('refocused',c.predicted), ('in focus',c.target)) if f}
     target = shown['in focus']
-    if fitted: shown = {n: _at_best(x, target) for n,x in shown.items()}
+    if fitted: shown = {n: at_best(x, target) for n,x in shown.items()}
     lo,hi = np.percentile(target, [1, 99.8])
     fig = Figure(figsize=(3*(len(shown)+1), 3*target.shape[0]/target.shape[1]+0.3), layout='constrained', dpi=55)
     axes = fig.subplots(1, len(shown)+1)
