@@ -34,7 +34,7 @@ def refocus(process): return process
 def in_process():
     "The command in this process, where what it needs is imported once"
     from typer.testing import CliRunner
-    from refocus_nbdev.cli import app
+    from refocus_nbdev.cli.app import app
     def run(*args):
         r = CliRunner().invoke(app, list(map(str, args)))
         assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
@@ -79,15 +79,15 @@ LATE_WELL,MOVED = 'i16',('g03', 1, 5)
 
 def moved_by(path, dy, dx=0):
     "The file with its image moved"
-    from refocus_nbdev.images import read_image, write_image
+    from refocus_nbdev.io.images import read_image, write_image
     im = read_image(path)
     im.pixels = np.roll(im.pixels, (dy, dx), (-2, -1))
     return write_image(path, im)
 
 def make_big_plate(root, wells=('a05','c12','g03','m22','p14'), late=(LATE_WELL,), moved=MOVED, planes=BIG_PLANES, sites=(1,), shape=(160,160)):
     "A simulated plate through focus: the wells `late` are in focus at plane 19, and the image (well, site, plane) of `moved` lies 4 px too low"
-    from refocus_nbdev.optics import make_plate
-    from refocus_nbdev.pairs import plane_files
+    from refocus_nbdev.plates.simulate import make_plate
+    from refocus_nbdev.plates.names import plane_files
     make_plate(root, wells, sites, planes, shape)
     make_plate(root, late, sites, planes, shape, focus_z=19)
     if moved: moved_by(plane_files(root, moved[2])[moved[:2]], 4)

@@ -6,9 +6,10 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from conftest import ENV, SAMPLE, contents
 from refocus_nbdev import download
-from refocus_nbdev.download import DownloadError, Web, bbbc006, bbbc038
-from refocus_nbdev.images import read_image
-from refocus_nbdev.pairs import bbbc006_pairs, parse_name, plane_files
+from refocus_nbdev.plates.download import DownloadError, Web, bbbc006, bbbc038
+from refocus_nbdev.io.images import read_image
+from refocus_nbdev.plates.names import parse_name, plane_files
+from refocus_nbdev.plates.pairs import bbbc006_pairs
 
 LABELS = 'BBBC006_v1_labels'
 def plane(z): return f'BBBC006_v1_images_z_{z:02d}'

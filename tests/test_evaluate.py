@@ -208,7 +208,7 @@ def test_targets_that_lie_off_are_named(in_process, wells):
     assert 'px lower and ' in said.text and 'px farther left' in sums['hints'][0] and 'px off the predictions' in (wells/'report'/'report.html').read_text()
 
 def test_half_widths_are_no_predictions(in_process, wells):
-    from refocus_nbdev.images import HALF_WIDTHS
+    from refocus_nbdev.io.provenance import HALF_WIDTHS
     for f in (wells/'out').iterdir(): tifffile.imwrite(f, tifffile.imread(f), software=HALF_WIDTHS+'refocus_nbdev')
     said,sums = evaluated(in_process, wells)
     assert said.code==1 and sums['compared']==0 and said.text.count('holds half widths of intervals')==4
@@ -216,7 +216,7 @@ def test_half_widths_are_no_predictions(in_process, wells):
 
 @pytest.mark.parametrize('slope,grown,said', [(0.9, 0.97, True), (0.97, 0.9, False), (1.02, 1.2, False)])
 def test_light_is_measured_where_it_is_nearest(slope, grown, said):
-    from refocus_nbdev.reports import _of_nuclei
+    from refocus_nbdev.judge.reports import _of_nuclei
     n = pd.DataFrame({'found':[0.9], 'light in true outline slope':[slope], 'light in grown outline slope':[grown], 'light in grown outline r2':[1.]}, index=['refocused'])
     assert ('measure it in the latter' in ' '.join(_of_nuclei(n)))==said
 
@@ -364,8 +364,8 @@ def test_a_report_is_no_file(in_process, wells, out):
     assert said.code==2 and 'is a file' in said.text and 'comparing' not in said.text and (wells/'a_file').read_text()=='mine'
 
 def test_nuclei_beyond_the_axes_are_counted():
-    from refocus_nbdev.comparisons import READINGS
-    from refocus_nbdev.reports import draw_nuclei
+    from refocus_nbdev.judge.compare import READINGS
+    from refocus_nbdev.judge.reports import draw_nuclei
     t = pd.DataFrame({c: np.arange(1., 1001) for c in dict.fromkeys(sum(READINGS.values(), ()))}).assign(method='refocused')
     ax = draw_nuclei(t.assign(light_inside=3*t.light)).axes[2]
     assert ax.get_ylim()[1]>3000 and not ax.texts
@@ -375,7 +375,7 @@ def test_nuclei_beyond_the_axes_are_counted():
 
 def test_intervals_of_nuclei_are_quick_and_hold_the_line():
     from time import process_time
-    from refocus_nbdev.comparisons import READINGS, nuclei_of
+    from refocus_nbdev.judge.compare import READINGS, nuclei_of
     rng = np.random.default_rng(0)
     t = pd.DataFrame({c: rng.normal(1e5, 1e4, 30000) for c in dict.fromkeys(sum(READINGS.values(), ()))}).assign(method='refocused', defocus_um=12., group=np.repeat(np.arange(100), 300).astype(str))
     for value,true in READINGS.values(): t[value] = 0.9*t[true]+rng.normal(0, 1e3, 30000)

@@ -1,8 +1,11 @@
 """Series, names, sizes and axes of files: read as what is meant, or refused with a sentence; and what is not refocused is copied as it is"""
 import struct
 import numpy as np, pytest, tifffile
-from refocus_nbdev.batches import Job, run_job
-from refocus_nbdev.images import ImageError, channels_in, chosen_channels, copy_image, open_image, read_image
+from refocus_nbdev.refocus.inputs import Job
+from refocus_nbdev.refocus.jobs import run_job
+from refocus_nbdev.io.planes import ImageError
+from refocus_nbdev.io.provenance import channels_in
+from refocus_nbdev.io.images import chosen_channels, copy_image, open_image, read_image
 from test_fuzz import small
 
 rng = np.random.default_rng(0)

@@ -6,10 +6,12 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from conftest import contents
-from refocus_nbdev.batches import Job, run_job
-from refocus_nbdev.files import Refocuser
-from refocus_nbdev.images import read_image
-from refocus_nbdev.networks import GuidedUnet, ModelError, read_model, write_model
+from refocus_nbdev.refocus.inputs import Job
+from refocus_nbdev.refocus.jobs import run_job
+from refocus_nbdev.refocus.files import Refocuser
+from refocus_nbdev.io.images import read_image
+from refocus_nbdev.learn.networks import GuidedUnet, ModelError
+from refocus_nbdev.learn.modelfile import read_model, write_model
 
 MORE = int(os.environ.get('REFOCUS_FUZZ', 1))
 KINDS = ['plain.tif', 'lzw.tif', 'tiles.tif', 'big.tif', 'imagej.tif', 'stack.tif', 'ome.ome.tif', 'pyramid.ome.tif', 'grey.png', 'grey16.png']

@@ -4,23 +4,24 @@ import nbformat, pytest, readme
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-MODULES = sorted(p for p in (ROOT/'refocus_nbdev').glob('*.py') if not p.name.startswith('_'))
+PACKAGE = ROOT/'refocus_nbdev'
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if not p.name.startswith('_'))
 notebook = pytest.mark.parametrize('nb', NOTEBOOKS, ids=lambda p: p.stem)
-module = pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+module = pytest.mark.parametrize('path', MODULES, ids=lambda p: f'{p.parent.name}.{p.stem}')
 
 def code_cells(nb): return [c for c in nbformat.read(nb, as_version=4).cells if c.cell_type=='code']
 
 def module_of(nb):
-    found = re.search(r'^#\s*\|\s*default_exp (\w+)', '\n'.join(c.source for c in code_cells(nb)), re.M)
+    found = re.search(r'^#\s*\|\s*default_exp ([\w.]+)', '\n'.join(c.source for c in code_cells(nb)), re.M)
     return found and found[1]
 
 def imported(source):
     "Our modules that a cell imports"
-    single = re.findall(r'(?:from|import)\s+refocus_nbdev\.(\w+)', source)
+    single = re.findall(r'(?:from|import)\s+refocus_nbdev\.([\w.]+)', source)
     several = re.findall(r'from\s+refocus_nbdev\s+import\s+([\w, ]+)', source)
     return single + [n.strip() for names in several for n in names.split(',')]
 
-def order(nb): return re.match(r'(\d+)(\w?)', nb.stem).groups() if nb.stem[0].isdigit() else ('99','')
+def order(nb): return int(re.match(r'\d+', nb.stem)[0]) if nb.stem[0].isdigit() else 99
 
 @notebook
 def test_imports_only_lower_numbers(nb):
@@ -32,10 +33,9 @@ def test_imports_only_lower_numbers(nb):
 def test_library_is_in_sync(tmp_path):
     for name in ('nbs', 'refocus_nbdev'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', '*.safetensors'))
     for name in ('settings.ini', 'setup.py', 'README.md'): shutil.copy(ROOT/name, tmp_path)
-    for p in (tmp_path/'refocus_nbdev').glob('*.py'): p.unlink()
+    for p in (tmp_path/'refocus_nbdev').rglob('*.py'): p.unlink()
     subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'], cwd=tmp_path, check=True, capture_output=True)
-    exported = {p.name:p.read_text() for p in (tmp_path/'refocus_nbdev').glob('*.py')}
-    committed = {p.name:p.read_text() for p in (ROOT/'refocus_nbdev').glob('*.py')}
+    exported,committed = ({p.relative_to(d).as_posix(): p.read_text() for p in d.rglob('*.py')} for d in (tmp_path/'refocus_nbdev', PACKAGE))
     assert exported.keys()==committed.keys()
     assert not [n for n in exported if exported[n]!=committed[n]]
 
@@ -65,6 +65,8 @@ def test_no_path_of_the_machine_is_named():
     texts = [p for p in tracked() if p.suffix in ('.ipynb','.py','.md','.ini','.yaml','.csv') and p.parent!=ROOT/'tests']
     assert not [f'{p.name}: {m[0]}' for p in texts if (m := machine.search(words(p)))]
 
+def name_of(path): return '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+
 def without_docstring(path):
     body = ast.parse(path.read_text(encoding='utf-8')).body
     return [d.name for d in body if isinstance(d, (ast.FunctionDef, ast.ClassDef)) and d.name[0]!='_' and not ast.get_docstring(d)]
@@ -79,7 +81,7 @@ def test_needs_no_development_tools(path):
     assert not {n.split('.')[0] for n in names} & {'nbdev', 'execnb', 'IPython', 'pytest', 'hypothesis'}
 
 @module
-def test_module_can_be_imported(path): assert importlib.import_module(f'refocus_nbdev.{path.stem}').__doc__
+def test_module_can_be_imported(path): assert importlib.import_module(name_of(path)).__doc__
 
 @notebook
 def test_exported_cells_are_short(nb):

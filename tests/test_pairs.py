@@ -2,9 +2,12 @@ import shutil
 import numpy as np, pandas as pd, pytest
 from conftest import BIG_PLANES, LATE_WELL, MOVED, SAMPLE, moved_by
 from hypothesis import given, strategies as st
-from refocus_nbdev.checks import focus_by_well, focus_report, registered, registration_report
-from refocus_nbdev.images import ImageError, MicroscopeImage, read_image, write_image
-from refocus_nbdev.pairs import bbbc006_pairs, defocus_of, groups_of, named_wells, parse_name, plane_files, split_wells, spread_wells
+from refocus_nbdev.plates.registration import focus_by_well, focus_report, registered, registration_report
+from refocus_nbdev.io.planes import ImageError
+from refocus_nbdev.io.images import MicroscopeImage, read_image, write_image
+from refocus_nbdev.plates.names import defocus_of, named_wells, parse_name, plane_files
+from refocus_nbdev.plates.splits import groups_of, split_wells, spread_wells
+from refocus_nbdev.plates.pairs import bbbc006_pairs
 
 WHOLE = [f'{r}{c:02d}' for r in 'abcdefghijklmnop' for c in range(1, 25)]
 FAR = [z for z in BIG_PLANES if z not in range(14, 22)]

@@ -1,12 +1,13 @@
 "The three protocols on a temporary plate with many planes: what is trained on, what is scored, in which units"
 import numpy as np, pytest
-import refocus_nbdev.protocols as protocols
-from refocus_nbdev.evaluation import RIVALS
-from refocus_nbdev.intensity import MINMAX
-from refocus_nbdev.networks import ModelError, build_network, read_card, write_model
-from refocus_nbdev.pairs import planes_in
-from refocus_nbdev.protocols import PROTOCOLS, run_protocol
-from refocus_nbdev.training import Recipe, Stage
+import refocus_nbdev.judge.protocols as protocols
+from refocus_nbdev.judge.benchmark import RIVALS
+from refocus_nbdev.optics.intensity import MINMAX
+from refocus_nbdev.learn.networks import ModelError, build_network
+from refocus_nbdev.learn.modelfile import read_card, write_model
+from refocus_nbdev.plates.names import planes_in
+from refocus_nbdev.judge.protocols import PROTOCOLS, run_protocol
+from refocus_nbdev.learn.training import Recipe, Stage
 
 TINY = Recipe((Stage(64, 16, 1, 1e-3, crops=1),), args=dict(widths=(8,16), sigmas=(6,12)))
 

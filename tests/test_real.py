@@ -1,7 +1,7 @@
 import os
 from pathlib import Path
 import numpy as np, pytest
-from refocus_nbdev.images import read_image
+from refocus_nbdev.io.images import read_image
 
 DATA = os.environ.get('REFOCUS_DATA')
 FILES = sorted(Path(DATA).resolve().glob('**/BBBC006_v1_images_z_00/*_w1*.tif')) if DATA else []

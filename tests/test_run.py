@@ -2,10 +2,10 @@ import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
 from conftest import ENV, SAMPLE, command, contents
-from refocus_nbdev.cli import UsageError, app, plan_run
-from refocus_nbdev.images import read_image
-from refocus_nbdev.inference import model_path, shipped_models
-from refocus_nbdev.networks import read_card
+from refocus_nbdev.cli.app import UsageError, app, plan_run
+from refocus_nbdev.io.images import read_image
+from refocus_nbdev.learn.modelfile import model_path, shipped_models
+from refocus_nbdev.learn.modelfile import read_card
 
 ODD = {'text.tif':'cannot be read', 'cut.tif':'cannot be read', 'rgb.png':'colour', 'nan.tif':'NaN', 'gone.tif':'no such file', 'empty':'no images here'}
 
@@ -208,7 +208,7 @@ DEEP = dict(
 
 @pytest.mark.parametrize('kind', DEEP)
 def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind):
-    from refocus_nbdev.images import doubts_in
+    from refocus_nbdev.io.provenance import doubts_in
     name,deep = f'deep.{"zarr" if kind=="zarr" else "tif"}',np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     if kind=='zarr': small_zarr(tmp_path/name, deep, 'zyx')
     else: tifffile.imwrite(tmp_path/name, deep, photometric='minisblack', **DEEP[kind])
@@ -222,7 +222,7 @@ def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind)
 
 @pytest.mark.parametrize('when', ['before the second copy', 'within it'])
 def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_path, blurred, monkeypatch, when):
-    from refocus_nbdev.files import _Work
+    from refocus_nbdev.refocus.files import _Work
     deep = np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     tifffile.imwrite(tmp_path/'deep.tif', deep, photometric='minisblack')
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'whole').code==0
@@ -295,8 +295,8 @@ def test_a_file_does_not_depend_on_its_neighbours(refocus, folder, tmp_path):
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
-import refocus_nbdev.files
-from refocus_nbdev.cli import run
+import refocus_nbdev.refocus.files
+from refocus_nbdev.cli.app import run
 src,out,whole = map(Path, sys.argv[1:])
 rng,kept = random.Random(0),set()
 def places(): return [n for n in os.listdir(out) if not n.startswith('.')] if out.exists() else []
@@ -469,12 +469,12 @@ def test_help_has_an_example(refocus):
 
 @pytest.mark.parametrize('args', [('--help',), ('run','FOLDER','--dry-run'), ('info','FOLDER'), ('run','FOLDER','--defocus-um','far')], ids=' '.join)
 def test_what_computes_nothing_does_not_wait_for_torch(folder, tmp_path, args):
-    code = 'import sys, atexit; atexit.register(lambda: print({"torch","fastai","scipy","matplotlib"} & set(sys.modules))); from refocus_nbdev.cli import main; main()'
+    code = 'import sys, atexit; atexit.register(lambda: print({"torch","fastai","scipy","matplotlib"} & set(sys.modules))); from refocus_nbdev.cli.__main__ import main; main()'
     done = subprocess.run([sys.executable, '-c', code, *[folder if a=='FOLDER' else a for a in args]], capture_output=True, text=True, env=ENV, cwd=tmp_path)
     assert done.returncode in (0,2) and done.stdout.splitlines()[-1]=='set()'
 
 def test_refocusing_imports_neither_fastai_nor_torchvision(folder, tmp_path):
-    code = 'import sys; from refocus_nbdev.cli import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
+    code = 'import sys; from refocus_nbdev.cli.app import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
     done = subprocess.run([sys.executable, '-c', code, folder, tmp_path/'out'], capture_output=True, text=True, env=ENV)
     assert done.stdout.splitlines()[-1]=='set()' and len(contents(tmp_path/'out'))==2
 
@@ -573,7 +573,7 @@ def test_rescaled_is_no_doubt_when_scoring(refocus, folder, tmp_path):
     assert said.code==0 and 'rescaled from 0.43 to 0.645 um a pixel' in note and 'and back' not in note and 'doubtful' not in said.text
 
 def test_a_model_that_is_worse_than_nothing_is_warned_of(refocus, folder, tmp_path):
-    from refocus_nbdev.networks import read_model, write_model
+    from refocus_nbdev.learn.modelfile import read_model, write_model
     model,card = read_model(model_path('nuclei-fast'))
     write_model(tmp_path/'worse.safetensors', model, card | dict(validation=dict(psnr=20., psnr_input=21.)))
     said = refocus('run', folder/'field0.tif', '--model', tmp_path/'worse.safetensors', '--out', tmp_path/'out')

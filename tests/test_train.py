@@ -1,10 +1,11 @@
 import csv, shutil, time
 import pytest, tifffile
 from conftest import LATE_WELL, MOVED, SAMPLE, contents
-from refocus_nbdev.inference import Refocuser
-from refocus_nbdev.disk import file_hash
-from refocus_nbdev.networks import read_card
-from refocus_nbdev.pairs import bbbc006_pairs, plane_files
+from refocus_nbdev.refocus.engine import Refocuser
+from refocus_nbdev.io.disk import file_hash
+from refocus_nbdev.learn.modelfile import read_card
+from refocus_nbdev.plates.names import plane_files
+from refocus_nbdev.plates.pairs import bbbc006_pairs
 
 def part_of_the_plate(root, planes, names):
     "A folder with some fields of the sample plate"
@@ -166,7 +167,7 @@ def test_wells_can_be_named(trained_with_options):
     assert said.code==0 and card['held_out']==['a05','m22','p14'] and card['groups']==4
 
 def test_pairs_are_the_registered_ones_with_the_sharpest_target(trained_with_options, big_plate):
-    from refocus_nbdev.training import hash_files
+    from refocus_nbdev.learn.training import hash_files
     out,said = trained_with_options
     pairs = [p for p in bbbc006_pairs(big_plate, (5,10), 'sharpest') if p.field.well not in ('m22','p14')]
     good = [p for p in pairs if (p.field.well, p.field.site, p.field.z)!=MOVED]

@@ -1,6 +1,6 @@
 """CZI by bioio's own reader, and a file by another library that writes it; both are not among the requirements: pip install bioio bioio-czi pylibCZIrw"""
 import numpy as np, pytest, tifffile
-from refocus_nbdev.images import open_image
+from refocus_nbdev.io.images import open_image
 
 @pytest.fixture
 def czi(tmp_path, blurred):

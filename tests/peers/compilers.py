@@ -6,7 +6,7 @@ import sys, tempfile, time
 from copy import deepcopy
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
-from refocus_nbdev.files import Refocuser
+from refocus_nbdev.refocus.files import Refocuser
 
 SHAPE,REPEATS = (136,176),15 # Of 4 x 4 pixels each, of a 696 x 520 image and the margin it gets
 

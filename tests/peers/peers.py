@@ -1,4 +1,4 @@
-"""Train and run the packages that nbs/22_benchmarks compares with, in an environment of their own: `pip install csbdeep tensorflow-cpu careamics`
+"""Train and run the packages that nbs/90_benchmarks compares with, in an environment of their own: `pip install csbdeep tensorflow-cpu careamics`
 
 python tests/peers/peers.py train care PAIRS.npz MODEL_FOLDER MINUTES
 python tests/peers/peers.py predict care MODEL_FOLDER INPUT_FOLDER OUTPUT_FOLDER
