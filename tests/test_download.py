@@ -5,7 +5,7 @@ import numpy as np, pytest, requests, tifffile
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from conftest import ENV, SAMPLE, contents
-from refocus_nbdev import download
+from refocus_nbdev.plates import download
 from refocus_nbdev.plates.download import DownloadError, Web, bbbc006, bbbc038
 from refocus_nbdev.io.images import read_image
 from refocus_nbdev.plates.names import parse_name, plane_files

@@ -336,7 +336,7 @@ def test_killed_twenty_times(refocus, tmp_path, blurred):
     assert contents(out)==contents(tmp_path/'whole') and not list(out.glob('.*'))
 
 def test_only_large_files_have_the_memory_to_themselves(folder, tmp_path, monkeypatch):
-    from refocus_nbdev import batches
+    from refocus_nbdev.refocus import jobs as batches
     small_zarr(folder/'a.zarr', np.zeros((40,40), np.uint16))
     shutil.copy(folder/'field0.tif', folder/'field2.tif')
     monkeypatch.setattr(batches, 'LARGE_BYTES', 1+(folder/'field0.tif').stat().st_size)
@@ -366,7 +366,7 @@ def test_interrupted(start, tmp_path, blurred):
 
 @pytest.mark.parametrize('when', ['early', 'late'])
 def test_an_input_that_vanishes_during_the_run(refocus, folder, tmp_path, monkeypatch, when):
-    from refocus_nbdev import batches, files
+    from refocus_nbdev.refocus import files, jobs as batches
     home,name = (batches, 'run_job') if when=='early' else (files.Refocuser, 'provenance')
     whole = getattr(home, name)
     def vanishing(*args, **kwargs):
@@ -540,7 +540,7 @@ def test_nothing_to_say_anything_of(refocus, tmp_path):
     assert not (tmp_path/'out').exists()
 
 def test_a_fault_of_the_program_does_not_end_a_run_of_many(refocus, folder, tmp_path, monkeypatch):
-    from refocus_nbdev import scores
+    from refocus_nbdev.judge import defocus as scores
     whole = scores.Refocuser.score_file
     def failing(self, f, **kwargs): return whole(self, f, **kwargs) if f.name!='field0.tif' else 1/0
     monkeypatch.setattr(scores.Refocuser, 'score_file', failing)
