@@ -422,7 +422,7 @@ def test_a_login_page_in_between(monkeypatch, tmp_path):
     with pytest.raises(DownloadError, match='not encrypted'): bbbc006(tmp_path).fetch()
 
 def test_needs_no_torch():
-    done = subprocess.run([sys.executable, '-c', 'import sys, refocus_nbdev.download; print({"torch","fastai","matplotlib"} & set(sys.modules))'], capture_output=True, text=True, env=ENV)
+    done = subprocess.run([sys.executable, '-c', 'import sys, refocus_nbdev.plates.download; print({"torch","fastai","matplotlib"} & set(sys.modules))'], capture_output=True, text=True, env=ENV)
     assert done.stdout.strip()=='set()', done.stderr
 
 def sha(*o): return hashlib.sha256(str(o).encode()).hexdigest()

@@ -91,10 +91,11 @@ def _save_png(path, x, words, kept=b''):
 def copy(self:PngReader,
     path,    # Where to; whatever is there is replaced
     change,  # Function from a plane to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,    # What made them: the copy says so
+    text,    # What made them, or a function that returns it (see `as_words`): the copy says so
 ):
     "Write a PNG that is the same but for its pixels"
-    _save_png(path, self.changed(self.planes[0], change)[:], {**self.words, 'Software':made_by(text, self.software)}, self.kept)
+    pixels = self.changed(self.planes[0], change)[:]
+    _save_png(path, pixels, {**self.words, 'Software':made_by(as_words(text)(), self.software)}, self.kept)
 
 # %% ../../nbs/17_io.images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr', *VENDORS)
@@ -202,7 +203,7 @@ def copy_image(
     image,  # An open one, of `open_image`
     path,   # Where to; the folder must exist
     change, # Function from one of its `planes` to the new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,   # What made them: the copy says so (ASCII)
+    text,   # What made them (ASCII), or a function that returns it (see `as_words`): the copy says so
 ) -> Path:  # `path`
     "Copy one file, atomically, with other pixels in its planes; raises `ImageError` when that fails, leaving nothing behind"
     with atomically(path, ImageError) as tmp: image.copy(tmp, change, text)
@@ -242,8 +243,6 @@ def write_image(
     return Path(path)
 
 # %% ../../nbs/17_io.images.ipynb #as_refocused
-_GIVEN = re.compile(r'; input sha256 \w+(?:; pixels of (?P<pixel_um>\S+) um)?(?:; axes (?P<axes>\w+))?')
-
 def as_refocused(
     path,          # A result, or any other image
     channels=None, # What is known better, and goes before what the file says: names or numbers of the channels
@@ -251,10 +250,10 @@ def as_refocused(
     pixel_um=None, # Size of its pixels
 ) -> dict: # channels, axes, pixel_um; None for what was not given
     "How a result was made of its file, for others to read it likewise; raises `ImageError` for axes that do not fit"
-    with open_image(path, axes) as f: software = f.software
-    said = _GIVEN.search((software or '').split(OF_A_FILE)[0]) or {'axes':None, 'pixel_um':None}
-    um = pixel_um or said['pixel_um']
-    return dict(channels=channels_in(software) if channels is None else channels, axes=axes or said['axes'], pixel_um=um and float(um))
+    with open_image(path, axes) as f: made = read_provenance(f.software)
+    if made is None: return dict(channels=channels, axes=axes, pixel_um=pixel_um)
+    own = made.channels and list(made.channels)
+    return dict(channels=own if channels is None else channels, axes=axes or made.axes, pixel_um=pixel_um or made.pixel_um)
 
 def open_as(
     path,      # A file, as of `open_image`
