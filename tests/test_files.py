@@ -1,7 +1,7 @@
 """Series, names, sizes and axes of files: read as what is meant, or refused with a sentence; and what is not refocused is copied as it is"""
 import struct
 import numpy as np, pytest, tifffile
-from refocus_nbdev.refocus.inputs import Job
+from refocus_nbdev.refocus.jobs import Job
 from refocus_nbdev.refocus.jobs import run_job
 from refocus_nbdev.io.planes import ImageError
 from refocus_nbdev.io.provenance import channels_in
