@@ -5,7 +5,7 @@ from refocus_nbdev.refocus.jobs import Job
 from refocus_nbdev.refocus.jobs import run_job
 from refocus_nbdev.io.planes import ImageError
 from refocus_nbdev.io.provenance import read_provenance
-from refocus_nbdev.refocus.files import provenance_of
+from refocus_nbdev.refocus.files import provenance_of, shared_scale
 from refocus_nbdev.io.images import chosen_channels, copy_image, open_image, read_image
 from test_fuzz import small
 
@@ -181,7 +181,7 @@ def test_names_of_a_part_of_a_file_are_believed_where_they_fit(tmp_path):
         with open_image(tmp_path/'b.ome.tif') as f: assert f.tif.series[0].kind!='ome' and f.channels==read
 
 def test_scales_are_shared_by_the_names_of_channels(small, tmp_path):
-    shared = small.scale_from(ome(tmp_path/'a.ome.tif', named('DNA','actin')))
+    shared = shared_scale(small, ome(tmp_path/'a.ome.tif', named('DNA','actin')))
     def scales(path):
         with open_image(path) as f: return [shared.of(f, c) for c in range(len(f.channels))]
     dna,actin = scales(tmp_path/'a.ome.tif')
