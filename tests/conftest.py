@@ -34,7 +34,7 @@ def refocus(process): return process
 def in_process():
     "The command in this process, where what it needs is imported once"
     from typer.testing import CliRunner
-    from refocus_nbdev.cli.app import app
+    from refocus_nbdev.cli.__main__ import app
     def run(*args):
         r = CliRunner().invoke(app, list(map(str, args)))
         assert r.exception is None or isinstance(r.exception, SystemExit), r.exception

@@ -2,7 +2,9 @@ import json, os, shutil, signal, subprocess, sys, time
 import numpy as np, pytest, tifffile
 from PIL import Image
 from conftest import ENV, SAMPLE, command, contents
-from refocus_nbdev.cli.app import UsageError, app, plan_run
+from refocus_nbdev.cli.__main__ import app
+from refocus_nbdev.io.tables import UsageError
+from refocus_nbdev.refocus.jobs import plan_run
 from refocus_nbdev.io.images import read_image
 from refocus_nbdev.learn.modelfile import model_path, shipped_models
 from refocus_nbdev.learn.modelfile import read_card
@@ -299,7 +301,7 @@ KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
 import refocus_nbdev.refocus.files
-from refocus_nbdev.cli.app import run
+from refocus_nbdev.cli.run import run
 src,out,whole = map(Path, sys.argv[1:])
 rng,kept = random.Random(0),set()
 def places(): return [n for n in os.listdir(out) if not n.startswith('.')] if out.exists() else []
@@ -477,7 +479,7 @@ def test_what_computes_nothing_does_not_wait_for_torch(folder, tmp_path, args):
     assert done.returncode in (0,2) and done.stdout.splitlines()[-1]=='set()'
 
 def test_refocusing_imports_neither_fastai_nor_torchvision(folder, tmp_path):
-    code = 'import sys; from refocus_nbdev.cli.app import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
+    code = 'import sys; from refocus_nbdev.cli.run import run; from pathlib import Path; run(sys.argv[1:2], Path(sys.argv[2])); print({m.split(".")[0] for m in sys.modules} & {"fastai","torchvision"})'
     done = subprocess.run([sys.executable, '-c', code, folder, tmp_path/'out'], capture_output=True, text=True, env=ENV)
     assert done.stdout.splitlines()[-1]=='set()' and len(contents(tmp_path/'out'))==2
 
