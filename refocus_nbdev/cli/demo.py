@@ -110,5 +110,5 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     plate = sample_plate(out)
     planes = [z for z in planes_in(plate) if z!=16]
-    console.print(_demo_table(plate, planes, out, refocuser))
+    print_table(_demo_table(plate, planes, out, refocuser))
     print(f'refocused TIFFs are in {out}, a picture in {demo_picture(plate, planes, out)}')

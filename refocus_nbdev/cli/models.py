@@ -33,4 +33,4 @@ def models():
     from refocus_nbdev.learn.modelfile import shipped_models
     table = Table(*_COLUMNS, box=box.SIMPLE)
     for name in shipped_models(): table.add_row(*_row(name))
-    console.print(table)
+    print_table(table)
