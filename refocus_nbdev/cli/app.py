@@ -65,19 +65,8 @@ def _signature(f, groups):
     parameters = [p.replace(annotation=types[p.name]) for p in sig.parameters.values()]
     return sig.replace(parameters=sorted(parameters, key=place))
 
-# %% ../../nbs/70_cli.app.ipynb #_guarded
+# %% ../../nbs/70_cli.app.ipynb #_reason
 _INTERRUPTED = 'interrupted; what is finished is kept: run it again, and with --resume for train, to go on'
-
-def _guarded(f, kwargs):
-    "Run a command, and return its exit code"
-    try:
-        code = f(**kwargs) or 0
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError: return _reader_left()
-    except (OSError, ValueError, KeyboardInterrupt) as error:
-        print(f'refocus {f.__name__}: {_reason(error)}', file=sys.stderr)
-        return _exit_code(error)
 
 def _reason(error):
     if isinstance(error, KeyboardInterrupt): return _INTERRUPTED
@@ -93,7 +82,19 @@ def _reader_left():
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
 
-# %% ../../nbs/70_cli.app.ipynb #command
+# %% ../../nbs/70_cli.app.ipynb #_guarded
+def _guarded(f, kwargs):
+    "Run a command, and return its exit code"
+    try:
+        code = f(**kwargs) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError: return _reader_left()
+    except (OSError, ValueError, KeyboardInterrupt) as error:
+        print(f'refocus {f.__name__}: {_reason(error)}', file=sys.stderr)
+        return _exit_code(error)
+
+# %% ../../nbs/70_cli.app.ipynb #_Command
 class _Command(TyperCommand):
     "A command that lists `--help` among its last options"
     def get_help_option(self, ctx):
@@ -113,6 +114,7 @@ def _help_text(f):
     paragraphs = re.split(r'\n\n|\n(?=Example)', cleandoc(f.__doc__))
     return '\n\n'.join(p.replace('\n', ' ') for p in paragraphs)
 
+# %% ../../nbs/70_cli.app.ipynb #command
 def command(
     epilog='', # Text for the end of the help
     **groups,  # For each group, such as `where_to`, its options in one string; other options are in the group Advanced
@@ -287,7 +289,7 @@ def plate_pairs(
     return bbbc006_pairs(plate, chosen, target, channel_of(channel))
 
 # %% ../../nbs/70_cli.app.ipynb #print_table
-def _console(): return Console(highlight=False, force_jupyter=False)
+def _console(): return Console(highlight=False, force_jupyter=False, force_terminal=sys.stdout.isatty())
 
 def print_table(
     table, # A `rich.table.Table`

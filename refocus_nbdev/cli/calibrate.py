@@ -14,7 +14,8 @@ from ..io.tables import UsageError
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_preview
-_FEW = '{groups}: {fewest} at the least are needed (twice as many for a model that has no intervals), and 20 or more are better'
+_FEW = ('{groups}: {fewest} at the least are needed (twice as many for a model that has no intervals), '
+        'and 20 or more are better')
 
 def _preview(cases, no_target):
     "Print what belongs together; return 1 if there are too few groups"
@@ -57,7 +58,7 @@ def _print_intervals(own, name, out):
     if own.groups<20: print(f'a promise from {own.groups} groups makes intervals wide: 20 or more are better')
     print(f'the model is {out}; use it with: refocus run INPUT --model {out} --uncertainty')
 
-# %% ../../nbs/78_cli.calibrate.ipynb #calibrate
+# %% ../../nbs/78_cli.calibrate.ipynb #_guided_refocuser
 def _guided_refocuser(model, device):
     "A model that estimates the width of a blur, by which intervals go; raises `UsageError` for any other"
     refocuser = load_refocuser(model, device)
@@ -65,6 +66,7 @@ def _guided_refocuser(model, device):
     raise UsageError(f'model {refocuser.name} does not find out how wide a blur is, which intervals go by; '
                      'choose another model')
 
+# %% ../../nbs/78_cli.calibrate.ipynb #calibrate
 @command(what='groups channel axes pixel_um', where_to='out', how='model device')
 def calibrate(
     blurred:str, # Images out of focus that the model was not trained on: a file, folder (with its folders) or glob

@@ -45,7 +45,7 @@ def _print_registration(shifts):
     print(f'registration: {pairs}; with nothing to tell by: {shifts["shift"].isna().sum()}')
     if len(flagged): print(flagged.drop(columns=['file','flagged']).round(2).to_string(index=False))
 
-# %% ../../nbs/74_cli.check.ipynb #check
+# %% ../../nbs/74_cli.check.ipynb #_measured_focus
 def _measured_focus(plate, channel, target, pairs):
     "The table of fields"
     from refocus_nbdev.plates.registration import focus_report
@@ -58,6 +58,7 @@ def _measured_shifts(pairs):
     from refocus_nbdev.plates.registration import registration_report
     return registration_report(pairs, track=partial(tracked, label='measuring shifts', total=len(pairs)))
 
+# %% ../../nbs/74_cli.check.ipynb #check
 @command(what='planes target channel', where_to='out overwrite')
 def check(
     plate:str, # A plate in BBBC006 layout

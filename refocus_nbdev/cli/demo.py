@@ -46,7 +46,7 @@ def _plane_scores(pairs, folder, refocuser):
     folder.mkdir(exist_ok=True)
     return np.mean([_scores(p, _refocused(p, folder, refocuser)) for p in pairs], 0)
 
-# %% ../../nbs/72_cli.demo.ipynb #demo_picture
+# %% ../../nbs/72_cli.demo.ipynb #_draw_row
 def _images_of(pair, result):
     "What a row of the picture shows: files and titles"
     yield pair.blurred, f'simulated, {pair.defocus_um:+.0f} um'
@@ -60,6 +60,7 @@ def _draw_row(axes, pair, result):
         ax.set_title(title)
         ax.axis('off')
 
+# %% ../../nbs/72_cli.demo.ipynb #demo_picture
 def demo_picture(
     plate,  # A plate in BBBC006 layout
     planes, # Planes to show, a row each
@@ -76,7 +77,7 @@ def demo_picture(
     save_figure(fig, Path(out)/'demo.png')
     return Path(out)/'demo.png'
 
-# %% ../../nbs/72_cli.demo.ipynb #demo
+# %% ../../nbs/72_cli.demo.ipynb #_demo_table
 _COLUMNS = 'plane', 'defocus', 'PSNR before', 'after', 'SSIM before', 'after'
 
 def _demo_table(plate, planes, out, refocuser):
@@ -90,6 +91,7 @@ def _demo_table(plate, planes, out, refocuser):
         table.add_row(f'z={z}', f'{defocus_of(z):+.0f} um', *decibels, f'{s0:.3f}', f'{s1:.3f}')
     return table
 
+# %% ../../nbs/72_cli.demo.ipynb #demo
 @command(where_to='out', how='model device')
 def demo(
     out:Path=Path('refocus-demo'), # Folder for the results

@@ -12,7 +12,7 @@ from typing import Literal
 from .app import *
 from ..io.tables import UsageError
 
-# %% ../../nbs/79_cli.download.ipynb #download
+# %% ../../nbs/79_cli.download.ipynb #_fetch
 def _planned(dataset, options):
     from refocus_nbdev.plates.download import plan_download
     try: return plan_download(dataset, **options)
@@ -26,6 +26,7 @@ def _fetch(wanted):
     print(wanted.summary(time.perf_counter()-start))
     return int(len(failed)>0)
 
+# %% ../../nbs/79_cli.download.ipynb #download
 @command(what='planes channel wells fields labels', where_to='dest')
 def download(
     dataset:Literal['bbbc006','bbbc038'], # bbbc006: a plate in 34 planes; bbbc038: nuclei in focus

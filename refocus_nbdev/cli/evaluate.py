@@ -75,14 +75,14 @@ def evaluate(
     pixel_um:float|None=None, # Pixel size, um, if the files do not say it or are wrong
     nuclei:bool=True, # Find nuclei, and compare them? Not for stains that do not show them
     nucleus_um:float=12.9, # Diameter of a typical nucleus, um
-    segmenter:str='classical', # Finds nuclei: classical, stardist or cellpose, or with a model, such as stardist:2D_paper_dsb2018
+    segmenter:str='classical', # Finds nuclei: classical, stardist, cellpose; a model may follow, as in stardist:MODEL
     classical:bool=True, # Also try unsharp mask, Wiener and Richardson-Lucy on the inputs?
     dry_run:bool=False, # Only list what belongs together
 ):
     """Compare refocused images with images in focus.
 
-    Writes a report. Files that belong together have the same names, but for endings such as _refocused, or _labels for labels.
-    Of a plate in BBBC006 layout, plane 16 is taken, and planes tell the distances.
+    Writes a report. Files that belong together have the same names, but for endings such as _refocused
+    or, for labels, _labels or _masks. Of a plate in BBBC006 layout, plane 16 is taken, and planes tell the distances.
     Pixel size and axes that were given to refocus run are known from the results.
     Memory: 14 GB for 10,000 x 10,000 pixels; crop larger images first, all to the same part.
 
@@ -91,8 +91,9 @@ def evaluate(
     from refocus_nbdev.judge.match import plan_comparisons
     check_um('--pixel-um', pixel_um, 'size')
     check_um('--nucleus-um', nucleus_um, 'diameter')
-    cases,no_target,no_prediction = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups)
-    if dry_run: return _preview(cases, no_target, no_prediction)
+    plan = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups)
+    if dry_run: return _preview(*plan)
+    cases,no_target,no_prediction = plan
     _check_report(out, cases, overwrite)
     how = dict(nucleus_um=nucleus_um if nuclei else None, segmenter=segmenter)
     options = dict(reading_options(channel, axes, pixel_um), classical=classical)

@@ -14,7 +14,8 @@ from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files, no_images
 
 # %% ../../nbs/81_cli.info.ipynb #_image_facts
-_KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr', czi='CZI', nd2='ND2', lif='LIF')
+_KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr',
+              czi='CZI', nd2='ND2', lif='LIF')
 
 def _size_in_words(image):
     try: return f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give'
@@ -39,12 +40,19 @@ def _table_facts(path):
     kind,columns = explained(path)
     return [('table', kind), *columns.items()]
 
-# %% ../../nbs/81_cli.info.ipynb #info
+# %% ../../nbs/81_cli.info.ipynb #_print_facts
+def _files(inputs):
+    "The files that are meant; raises `ImageError` if there are none"
+    files = image_files(inputs)
+    if not files: raise ImageError(no_images(', '.join(inputs)))
+    return files
+
 def _print_facts(path, axes):
     facts = _table_facts(path) if path.suffix.lower()=='.csv' else _image_facts(path, axes)
     width = max(len(name) for name,_ in facts)
     print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
 
+# %% ../../nbs/81_cli.info.ipynb #info
 @command(what='axes')
 def info(
     inputs:list[str], # Files, folders or globs; also tables (CSV) that another refocus command has written
@@ -57,10 +65,8 @@ def info(
     Example: refocus info refocused/a01.tif
     Example: refocus info scores.csv
     """
-    files = image_files(inputs)
-    if not files: raise ImageError(no_images(', '.join(inputs)))
     failed = 0
-    for path in files:
+    for path in _files(inputs):
         try: _print_facts(path, axes)
         except (ImageError, UsageError) as e:
             failed += 1

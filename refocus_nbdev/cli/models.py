@@ -20,7 +20,8 @@ def _row(name):
     card = read_card(path)
     title = f'{name} (default)' if name=='nuclei' else name
     size = f'{path.stat().st_size/1e6:.0f} MB'
-    return title, card['modality'], f'{card["pixel_um"]} um', card['source'], size, 'yes' if card.get('intervals') else 'no'
+    intervals = 'yes' if card.get('intervals') else 'no'
+    return title, card['modality'], f'{card["pixel_um"]} um', card['source'], size, intervals
 
 @command()
 def models():

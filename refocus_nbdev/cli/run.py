@@ -21,8 +21,8 @@ from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
 # %% ../../nbs/71_cli.run.ipynb #_planned
 def _warn_of_unused_distances(inputs):
     for table in unused_distances(inputs):
-        print(f'{table}: its column defocus_um is not used; to tell the model these distances, add --defocus-um {table}',
-              file=sys.stderr)
+        print(f'{table}: its column defocus_um is not used; '
+              f'to tell the model these distances, add --defocus-um {table}', file=sys.stderr)
 
 def _planned(inputs, out, recursive, defocus_um, uncertainty):
     "The jobs of a run, each with its distance from focus, and the place for its intervals"
@@ -38,7 +38,8 @@ def _planned(inputs, out, recursive, defocus_um, uncertainty):
 def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
     "Raise `UsageError` for what a model cannot do"
     if defocus_um and not refocuser.guided:
-        raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
+        raise UsageError(f'model {refocuser.name} cannot be told a distance: '
+                         'leave --defocus-um out, or choose another model')
     from refocus_nbdev.refocus.intervals import interval_table
     try:
         refocuser.zoom(pixel_um)
@@ -84,18 +85,29 @@ _UNSIZED = ('{files}, which was taken to be {um:g} um, as the model was made for
 def _remarks(jobs, refocuser):
     "Lines on all files together"
     done = [j for j in jobs if j.status=='done' and j.pixels]
-    unsized = sum(UNSIZED in j.doubts for j in done)
-    if unsized:
-        files = counted_with_verb(unsized, len(done), 'file', 'does not give the size of its pixels',
-                                  'do not give the size of their pixels')
-        yield _UNSIZED.format(files=files, um=refocuser.card.get('pixel_um', 0))
+    yield from _about_sizes(done, refocuser)
     doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
     if doubtful:
         results = counted_with_verb(doubtful, len(done), 'result', 'is', 'are')
         yield f'WARNING: {results} doubtful, for the reasons above; --strict refuses such files'
-    yield from _distances([um for j in done for um in j.result.found_um if um is not None])
+    yield from _about_distances([um for j in done for um in j.result.found_um if um is not None])
 
-def _distances(found_um):
+def _about_sizes(done, refocuser):
+    "A line on files that do not give the size of their pixels"
+    unsized = sum(UNSIZED in j.doubts for j in done)
+    if not unsized: return
+    files = counted_with_verb(unsized, len(done), 'file', 'does not give the size of its pixels',
+                              'do not give the size of their pixels')
+    yield _UNSIZED.format(files=files, um=refocuser.card.get('pixel_um', 0))
+
+# %% ../../nbs/71_cli.run.ipynb #_about_distances
+def _range_um(far):
+    import numpy as np
+    least,most = f'{min(far):.0f}',f'{max(far):.0f}'
+    if least==most: return f'{least} um out of focus'
+    return f'{least} to {most} um out of focus, median {np.median(far):.0f}'
+
+def _about_distances(found_um):
     "Lines on how far out of focus the planes were"
     far = [um for um in found_um if um]
     if far: yield f'taken to be {_range_um(far)}'
@@ -104,21 +116,18 @@ def _distances(found_um):
         yield counted_with_verb(in_focus, len(found_um), 'plane', 'was found to be in focus, and passed on as it is',
                                 'were found to be in focus, and passed on as they are')
 
-def _range_um(far):
-    import numpy as np
-    least,most = f'{min(far):.0f}',f'{max(far):.0f}'
-    if least==most: return f'{least} um out of focus'
-    return f'{least} to {most} um out of focus, median {np.median(far):.0f}'
-
 # %% ../../nbs/71_cli.run.ipynb #_stale
+_STALE = ('WARNING: {folder} holds intervals of earlier results of {n} of these files: '
+          'remove them, or run again with --uncertainty --overwrite')
+
 def _has_stale_intervals(job, out):
-    return job.status=='done' and job.half_width_path is None and (half_folder(out)/job.target.relative_to(out)).exists()
+    earlier = half_folder(out)/job.target.relative_to(out)
+    return job.status=='done' and job.half_width_path is None and earlier.exists()
 
 def _stale(jobs, out):
     "A line on intervals of earlier results, if any lie beside new results"
     n = sum(_has_stale_intervals(j, out) for j in jobs)
-    if n: yield (f'WARNING: {half_folder(out)} holds intervals of earlier results of {n} of these files: '
-                 'remove them, or run again with --uncertainty --overwrite')
+    if n: yield _STALE.format(folder=half_folder(out), n=n)
 
 # %% ../../nbs/71_cli.run.ipynb #_print_summary
 def _megapixels(jobs): return sum(j.pixels for j in jobs)/1e6
@@ -145,7 +154,8 @@ def _print_summary(jobs, out, seconds, remarks):
 def _file_facts(j):
     "What a program may want to know of a file"
     reading = j.reading._asdict() if j.reading else dict.fromkeys(('axes','channels','pixel_um','sized_by'))
-    return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, **reading)
+    return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note,
+                defocus_um=j.defocus_um, **reading)
 
 def _result_facts(j):
     "What a program may want to know of a file and its result"
@@ -194,8 +204,8 @@ def run(
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is
-    defocus_um:str='', # Distance from focus, um: a number, or a CSV file (columns file, defocus_um). Estimated if empty
-    blur_per_um:float|None=None, # Your microscope's blur, um per um out of focus, as refocus score finds; else the model's
+    defocus_um:str='', # Distance from focus, um: a number, or a CSV file (columns file, defocus_um); estimated if empty
+    blur_per_um:float|None=None, # Your microscope's blur, um per um out of focus, from refocus score; else the model's
     pixel_um:float|None=None, # Pixel size, um, if the files do not say it or are wrong
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensities scale all files, channel by channel; else each file's own

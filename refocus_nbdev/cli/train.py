@@ -52,10 +52,12 @@ def _named_recipe(name, init):
 
 def _recipe(options):
     "A recipe, with the epochs that the user wants"
-    share,epochs = options.valid_pct,options.epochs
-    if not 0<share<1: raise UsageError(f'--valid-pct {share}: give the share of the groups to hold out, between 0 and 1')
+    share = options.valid_pct
+    if not 0<share<1:
+        raise UsageError(f'--valid-pct {share}: give the share of the groups to hold out, between 0 and 1')
     _quiet_fastai()
     recipe = _named_recipe(options.stages, options.init)
+    epochs = options.epochs
     if epochs<0: raise UsageError(f'--epochs {epochs}: must be 0 or more')
     return replace(recipe, stages=tuple(replace(s, epochs=epochs or s.epochs) for s in recipe.stages))
 
@@ -103,7 +105,7 @@ def _checkpoint(options):
         raise UsageError(f'{path}: here a training stopped; go on from it with --resume, or delete it')
     return path
 
-# %% ../../nbs/73_cli.train.ipynb #_train
+# %% ../../nbs/73_cli.train.ipynb #_training_options
 _PASSED_ON = 'dry_run', 'modality', 'source', 'pixel_um', 'weights', 'resume', 'log', 'seed'
 
 def _training_options(options):
@@ -140,6 +142,7 @@ def _report(out):
     if is_worse_than_nothing(card): print(_WORSE)
     print(f'the model is in {out}; use it with: refocus run INPUT --model {out}')
 
+# %% ../../nbs/73_cli.train.ipynb #_train
 def _train(options):
     "Check the options of `train`, train, and report"
     if options.log: check_replaced([options.log], [], True)

@@ -47,7 +47,8 @@ def _print_trust(planes, files, paths):
     nuclei = '1 nucleus' if n.nuclei==1 else f'{n.nuclei} nuclei'
     suspects = ', '.join(f'{n[kind]} {kind.replace("_", " ")}' for kind in SUSPECTS)
     places = ', '.join(map(str, paths))
-    print(f'{nuclei} judged in {counted(files, "file")}; suspects: {suspects}{_left_over(planes)}; the tables are in {places}')
+    print(f'{nuclei} judged in {counted(files, "file")}; suspects: {suspects}{_left_over(planes)}; '
+          f'the tables are in {places}')
     return _print_unfit(planes)
 
 def _left_over(planes):
@@ -67,7 +68,8 @@ def _print_unfit(planes):
     return len(unfit)
 
 # %% ../../nbs/76_cli.trust.ipynb #trust
-@command(what='pixel_um channel axes', where_to='out suspects pictures overwrite', how='model device nucleus_um segmenter')
+@command(what='pixel_um channel axes', where_to='out suspects pictures overwrite',
+         how='model device nucleus_um segmenter')
 def trust(
     inputs:str, # The images before refocusing: a file, folder (with its folders) or glob
     refocused:str, # The refocused images: same names, but for endings such as _refocused
