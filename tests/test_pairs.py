@@ -183,10 +183,14 @@ def test_the_command_reports_both(refocus, big_plate, tmp_path):
     assert said.code==0 and 'in 1 by more than one plane' in said.text and '1 of 12 pairs is shifted' in said.text
     assert focus[focus.off].well.tolist()==[LATE_WELL] and shifts[shifts.flagged].z.tolist()==[MOVED[2]]
 
-@pytest.mark.parametrize('args,code', [(['--planes','x'], 2), (['--channel','w3'], 2), (['--target','best'], 2), (['--planes','7'], 1)])
+@pytest.mark.parametrize('args,code', [(['--planes','x'], 2), (['--target','best'], 2), (['--planes','7'], 1)])
 def test_the_command_refuses_in_a_sentence(in_process, big_plate, args, code):
     said = in_process('check', big_plate, *args)
     assert said.code==code and said.text.startswith('refocus check: ')
+
+def test_a_channel_that_there_is_not(in_process, big_plate):
+    said = in_process('check', big_plate, '--channel', 'w3')
+    assert said.code==2 and 'Traceback' not in said.text and all(f"'{c}'" in said.text for c in ('--channel', 'w3', 'w1', 'w2', 'both'))
 
 def test_the_command_needs_a_plate(in_process, tmp_path): assert in_process('check', tmp_path/'gone').code==1
 

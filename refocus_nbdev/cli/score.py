@@ -36,7 +36,8 @@ def _distances_given(defocus_um, files):
 
 # %% ../../nbs/75_cli.score.ipynb #_distances_in_stacks
 _NO_STACK = ('--step-um is for stacks, and no file has an axis Z; '
-             '--axes ZYX says so where they are wrong about their axes, and --defocus-um is for planes in files of their own')
+             '--axes ZYX says so where they are wrong about their axes, '
+             'and --defocus-um is for planes in files of their own')
 _NO_FOCUS = ('no stack shows where it is in focus, or has five planes in which something is to be seen: '
              '--step-um is for stacks from their focus to well beyond it')
 

@@ -15,29 +15,6 @@ from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..refocus.jobs import of_each
 
-# %% ../../nbs/76_cli.trust.ipynb #_trust
-def _checker(images, pictures, refocuser, options):
-    "Function that checks one result"
-    from refocus_nbdev.judge.reblur import check_file, draw_check
-    number = count(1)
-    def draw(result, image, refocused, found):
-        save_figure(draw_check(image, refocused, found), pictures/f'{next(number):04d}_{result.stem}.png')
-    def check(result):
-        if images[result] is None: raise ImageError(f'{result}: no image of this name to compare with')
-        return check_file(refocuser, images[result], result, draw=pictures and partial(draw, result), **options)
-    return check
-
-def _trust(images, paths, pictures, refocuser, options):
-    "Check all results, write the tables, and print the summary"
-    check = _checker(images, pictures, refocuser, options)
-    checked,failed = of_each(check, list(images), partial(tracked, label='checking'))
-    unfit = 0
-    if checked:
-        planes,*_ = write_tables(paths, [tables for _,tables in checked])
-        unfit = _print_trust(planes, len(checked), paths)
-    if failed: list_failed(failed)
-    return int(bool(failed or unfit))
-
 # %% ../../nbs/76_cli.trust.ipynb #_print_trust
 def _print_trust(planes, files, paths):
     "Print the numbers of suspects, and return how many planes could not be judged"
@@ -66,6 +43,29 @@ def _print_unfit(planes):
         more = f' and {len(alike)-1} more' if len(alike)>1 else ''
         print(f'  {alike.file.iloc[0]}{more}: {why}')
     return len(unfit)
+
+# %% ../../nbs/76_cli.trust.ipynb #_trust
+def _checker(images, pictures, refocuser, options):
+    "Function that checks one result"
+    from refocus_nbdev.judge.reblur import check_file, draw_check
+    number = count(1)
+    def draw(result, image, refocused, found):
+        save_figure(draw_check(image, refocused, found), pictures/f'{next(number):04d}_{result.stem}.png')
+    def check(result):
+        if images[result] is None: raise ImageError(f'{result}: no image of this name to compare with')
+        return check_file(refocuser, images[result], result, draw=pictures and partial(draw, result), **options)
+    return check
+
+def _trust(images, paths, pictures, refocuser, options):
+    "Check all results, write the tables, and print the summary"
+    check = _checker(images, pictures, refocuser, options)
+    checked,failed = of_each(check, list(images), partial(tracked, label='checking'))
+    unfit = 0
+    if checked:
+        planes,*_ = write_tables(paths, [tables for _,tables in checked])
+        unfit = _print_trust(planes, len(checked), paths)
+    if failed: list_failed(failed)
+    return int(bool(failed or unfit))
 
 # %% ../../nbs/76_cli.trust.ipynb #trust
 @command(what='pixel_um channel axes', where_to='out suspects pictures overwrite',
