@@ -32,7 +32,7 @@ _RECIPES = dict(
 
 Stages = Literal[tuple(_RECIPES)]
 _ON_FROM_A_MODEL = 'finetune', 'polish', 'few'
-_EPILOG = '\n'.join(['Recipes for --stages:', *(f'{name}: {purpose}' for name,purpose in _RECIPES.items())])
+_EPILOG = '\n'.join(['Recipes for --stages:', *(f'{name}: {purpose}.' for name,purpose in _RECIPES.items())])
 
 # %% ../../nbs/73_cli.train.ipynb #_recipe
 def _quiet_fastai():
