@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from inspect import signature
 from multiprocessing.pool import ThreadPool
+from operator import attrgetter
 from pathlib import Path
 import numpy as np, requests, tifffile
 from fastcore.basics import groupby, noop, patch, store_attr
@@ -61,8 +62,9 @@ class Web(requests.Session):
         store_attr()
         self.headers.update({'Accept-Encoding': 'identity', 'User-Agent': f'refocus_nbdev/{__version__}'})
         options = dict(status_forcelist=_MAY_PASS, raise_on_status=False, retry_after_max=60)
-        adapter = partial(HTTPAdapter, max_retries=Retry(tries, backoff_factor=backoff_s, **options), pool_maxsize=32)
-        for scheme in ('http://', 'https://'): self.mount(scheme, adapter())
+        retry = Retry(tries, backoff_factor=backoff_s, **options)
+        for scheme in ('http://', 'https://'):
+            self.mount(scheme, HTTPAdapter(max_retries=retry, pool_maxsize=32))
 
     def request(self, method, url, **kwargs):
         "An answer that is still open; raises `DownloadError` where there is none, or another than asked for"
@@ -75,7 +77,7 @@ class Web(requests.Session):
 # %% ../../nbs/35_plates.download.ipynb #_persist
 @patch
 def _persist(self:Web, url, step):
-    "The result of `step()`, which is called up to three times; raises `DownloadError` if the connection is cut each time"
+    "The result of `step()`, called up to three times; raises `DownloadError` if the connection is cut each time"
     for n in range(3):
         time.sleep(self.backoff_s*n)
         try: return step()
@@ -129,7 +131,7 @@ class _Archive:
         self.is_here = False          # Is all of it in a temporary file?
 
     def _recorded(self):
-        "What an earlier download from this address knew; nothing if there is no sound record"
+        "The record of an earlier download from this address; empty if there is no sound one"
         with suppress(OSError, ValueError, TypeError, LookupError):
             record = json.loads(self.record.read_text())
             if record['url']==self.url: return dict(record['files'])
@@ -175,8 +177,9 @@ def _check_sources(self:_Archive):
     if not self.sources:
         raise DownloadError(f'{self.url}: nothing in this archive belongs to the data set; check --url')
     if self.make: return
-    twice = [n for n,members in self.sources.items() if len({m.CRC for m in members})>1]
-    if twice: raise DownloadError(f'{self.url}: has {twice[0]} twice, with different content; check --url')
+    for name,members in self.sources.items():
+        contents = {m.CRC for m in members}
+        if len(contents)>1: raise DownloadError(f'{self.url}: has {name} twice, with different content; check --url')
 
 # %% ../../nbs/35_plates.download.ipynb #look
 @patch
@@ -185,10 +188,17 @@ def _open(self:_Archive, opener):
     self.zip = self._opened(opener)
     self.opener = opener
     found = groupby(self.zip.infolist(), self._file_of)
-    self.sources = {n: sorted(members, key=lambda m: m.filename) for n,members in found.items() if n}
+    found.pop(None, None)
+    self.sources = {n: sorted(members, key=attrgetter('filename')) for n,members in found.items()}
     self._check_sources()
-    if self.make: self.known = {n: self.known.get(n) for n in self.sources}
-    else: self.known = {n: [members[0].file_size, members[0].CRC] for n,members in self.sources.items()}
+    self.known = {n: self._expected(n) for n in self.sources}
+
+@patch
+def _expected(self:_Archive, name):
+    "The length and the checksum of a file; where it is made of members, what the record says"
+    if self.make: return self.known.get(name)
+    first = self.sources[name][0]
+    return [first.file_size, first.CRC]
 
 @patch
 def _weigh(self:_Archive):
@@ -213,9 +223,11 @@ def cost(self:_Archive, names, kind='compress_size'):
 
 @patch
 def _parts_are_quicker(self:_Archive, names):
-    requests_needed = sum(len(self.sources.get(n, [])) for n in names)
-    return self.sources and requests_needed*_REQUEST_BYTES <= self.size
+    if not self.sources: return False
+    members = sum(len(self.sources.get(n, [])) for n in names)
+    return members*_REQUEST_BYTES <= self.size
 
+# %% ../../nbs/35_plates.download.ipynb #bring-def
 @patch
 def _whole(self:_Archive, received):
     "All of the archive in a temporary file of the folder; `received` is told of every chunk"
@@ -262,11 +274,12 @@ def _read_once(self:_Archive, member):
 
 @patch
 def read(self:_Archive, member):
-    "The bytes of a member; raises `BadZipFile`, or what unpacking raises, for one that is damaged, encrypted or too large"
+    "The bytes of a member; raises `BadZipFile`, or another error, for one that is damaged, encrypted or too large"
     if max(member.file_size, member.compress_size)>_MAX_BYTES:
         raise zipfile.BadZipFile(f'it claims {member.file_size} bytes')
     return self.web._persist(self.url, partial(self._read_once, member))
 
+# %% ../../nbs/35_plates.download.ipynb #archive-fetch
 @patch
 def fetch(self:_Archive, name):
     "Make one file, and return its length in bytes, 0 if it is left out; raises `LookupError`, or what `read` raises"
@@ -305,7 +318,8 @@ class Download:
 
     def _todo(self, archive):
         "The wanted files that are not here"
-        return [n for n in self.choose(archive) if n not in self.failed and not archive.complete(n)]
+        wanted = [n for n in self.choose(archive) if n not in self.failed]
+        return [n for n in wanted if not archive.complete(n)]
 
     def _look_at(self, archive):
         if not archive.known or self._todo(archive): archive.look()
@@ -342,7 +356,7 @@ def _each(self:Download, f, archives):
 # %% ../../nbs/35_plates.download.ipynb #lines
 @patch
 def lines(self:Download) -> list[str]: # A line a file, and one with their sum
-    "What `fetch` would do, after `look`"
+    "The files that `fetch` would bring, after `look`"
     files = []
     whole = []
     size = 0
@@ -352,19 +366,24 @@ def lines(self:Download) -> list[str]: # A line a file, and one with their sum
         if archive.sources: files += [f'{n}  {_mb(archive.cost([n]))}' for n in names]
         elif names or not archive.known: whole.append(f'{archive.url}  {_mb(archive.size)}, all of it')
     found = files+whole
-    return found + [f'{len(found)} files, {_mb(size)} would be fetched into {self.dest}']
+    total = f'{len(found)} files, {_mb(size)} would be fetched into {self.dest}'
+    return [*found, total]
 
 # %% ../../nbs/35_plates.download.ipynb #bar
 @contextmanager
 def _bar(total):
     "A progress bar of bytes on standard error, where that is a terminal; yields a function that counts bytes"
     columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
+    console = Console(stderr=True)
     is_hidden = not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=is_hidden, transient=True) as bar:
+    with Progress(*columns, console=console, disable=is_hidden, transient=True) as bar:
         task = bar.add_task('downloading', total=total)
-        yield lambda n: bar.update(task, advance=n, total=max(total, bar.tasks[0].completed+n))
+        def received(n):
+            so_far = bar.tasks[0].completed+n
+            bar.update(task, advance=n, total=max(total, so_far))
+        yield received
 
-# %% ../../nbs/35_plates.download.ipynb #fetch
+# %% ../../nbs/35_plates.download.ipynb #fetch_one
 @patch
 def _fetch_one(self:Download, archive, name, received):
     "Fetch a file, or note why it could not be had"
@@ -387,6 +406,12 @@ def _fetch_archive(self:Download, archive, received):
             for n in todo: self._fetch_one(archive, n, received)
     finally: archive.close()
 
+# %% ../../nbs/35_plates.download.ipynb #fetch
+@patch
+def _cost(self:Download, kind):
+    "Bytes of all missing files"
+    return sum(archive.cost(self._todo(archive), kind) for archive in self.archives)
+
 @patch
 def fetch(self:Download,
     progress=_bar, # Context manager: from a number of bytes to a function that is told of bytes received
@@ -394,9 +419,8 @@ def fetch(self:Download,
     "Fetch all missing files; raises `DownloadError` when that cannot go on"
     self.look()
     first = self.archives[0]
-    todo = [(archive, self._todo(archive)) for archive in self.archives]
-    _check_room(self.dest, sum(archive.cost(names, 'file_size') for archive,names in todo))
-    with progress(sum(archive.cost(names) for archive,names in todo)) as received:
+    _check_room(self.dest, self._cost('file_size'))
+    with progress(self._cost('compress_size')) as received:
         if not first.known: first.bring([], received)
         self._each(partial(self._fetch_archive, received=received), self.archives)
     return list(self.failed.values())
@@ -406,18 +430,20 @@ def fetch(self:Download,
 def _left_out(self:Download):
     "How many files were left out, by reason"
     reasons = Counter()
-    for archive in self.archives: reasons.update(v for v in archive.known.values() if isinstance(v, str))
+    for archive in self.archives:
+        reasons.update(v for v in archive.known.values() if isinstance(v, str))
     return ', '.join(f'{n} {reason}' for reason,n in sorted(reasons.items()))
 
 @patch
 def summary(self:Download,
     seconds, # Time that `fetch` took
 ) -> str:
-    "What `fetch` has done"
+    "How many files `fetch` brought, and the next command"
     n = len(self.fetched)
-    before = sum(len(self.choose(archive)) for archive in self.archives) - n - len(self.failed)
-    text = (f'{n} files ({_mb(sum(self.fetched.values()))}) fetched in {seconds:.1f} s, '
-            f'{before} were there already, {len(self.failed)} failed')
+    wanted = sum(len(self.choose(archive)) for archive in self.archives)
+    before = wanted-n-len(self.failed)
+    size = _mb(sum(self.fetched.values()))
+    text = f'{n} files ({size}) fetched in {seconds:.1f} s, {before} were there already, {len(self.failed)} failed'
     left_out = self._left_out()
     if left_out: text += f'; left out: {left_out}'
     text += f'; they are in {self.dest}'
@@ -450,16 +476,27 @@ def _in_plane(folder, name):
     return f'{folder}/{_base(name)}' if _field(name) else None
 
 # %% ../../nbs/35_plates.download.ipynb #_fields
+def _check_wells(archive, wells, found):
+    "Raises `DownloadError` if some wells are not among those that an archive has"
+    missing = ', '.join(sorted(set(wells)-found))
+    if found and missing:
+        raise DownloadError(f'{archive.url}: has no field of well {missing}; leave that out of --wells')
+
+def _in_order(place):
+    "A key that sorts places, as (well, site), by site and then over the plate"
+    well,site = place
+    return site, _WELL_ORDER[well]
+
 def _fields(first, wells, n):
     "The first `n` fields, as (well, site), that an archive has of some wells; all of them if 0, all wells if empty"
-    found = {field[:2] for field in map(_field, first.known) if field}
-    missing = set(wells) - {well for well,_ in found}
-    if found and missing:
-        raise DownloadError(f'{first.url}: has no field of well {", ".join(sorted(missing))}; leave that out of --wells')
-    chosen = [place for place in found if not wells or place[0] in wells]
-    chosen.sort(key=lambda place: (place[1], _WELL_ORDER[place[0]]))
+    fields = [_field(name) for name in first.known]
+    places = {(f.well, f.site) for f in fields if f}
+    _check_wells(first, wells, {well for well,_ in places})
+    chosen = [place for place in places if not wells or place[0] in wells]
+    chosen.sort(key=_in_order)
     return chosen[:n or None]
 
+# %% ../../nbs/35_plates.download.ipynb #_files
 def _files(archive, fields, channels):
     "The files of some fields in an archive; nothing while its contents are not known"
     if not archive.known: return []
@@ -469,7 +506,8 @@ def _files(archive, fields, channels):
         for channel in channels:
             stain = f' w{channel}' if channel else ''
             missing = f'{well} s{site}{stain} of {archive.name[:-4]}'
-            names.append(files.get(Field(well, site, channel, None), missing))
+            field = Field(well, site, channel, None)
+            names.append(files.get(field, missing))
     return names
 
 # %% ../../nbs/35_plates.download.ipynb #_check
@@ -485,19 +523,35 @@ def _check_request(dest, url, fields, jobs):
 
 def _check_bbbc006(planes, channel, wells):
     "Raises `ValueError` for planes, channels or wells that BBBC006 does not have"
-    if not planes or not set(planes)<=set(BBBC006_PLANES):
+    are_there = set(planes)<=set(BBBC006_PLANES)
+    if not planes or not are_there:
         wrong = ', '.join(map(str, planes)) or 'none'
         raise ValueError(f'planes {wrong}: BBBC006 has {BBBC006_PLANES[0]} to {BBBC006_PLANES[-1]}')
-    if channel not in _CHANNELS: raise ValueError(f'channel {channel!r}: give {", ".join(_CHANNELS)}')
+    choice = ', '.join(_CHANNELS)
+    if channel not in _CHANNELS: raise ValueError(f'channel {channel!r}: give {choice}')
     wrong = set(wells)-set(PLATE_WELLS)
     if wrong: raise ValueError(f'well {min(wrong)!r}: BBBC006 has {PLATE_WELLS[0]} to {PLATE_WELLS[-1]}')
 
 def _next_command(dest, planes, channel):
     "The command to go on with: training, if there are pairs"
+    first = plane_folder('', planes[0])
     blurred = [str(z) for z in planes if z!=BBBC006_FOCUS_Z]
-    if not blurred or len(blurred)==len(planes): return f'refocus run "{dest}/{plane_folder("", planes[0])}"'
+    if not blurred or len(blurred)==len(planes): return f'refocus run "{dest}/{first}"'
     option = ' --channel w2' if channel=='w2' else ''
-    return f'refocus train "{dest}" --planes {",".join(blurred)}{option}'
+    numbers = ','.join(blurred)
+    return f'refocus train "{dest}" --planes {numbers}{option}'
+
+# %% ../../nbs/35_plates.download.ipynb #_bbbc006_archives
+def _bbbc006_archives(url, dest, planes, labels, web):
+    "The archives of some planes; also those of the labels and the counts, if asked for"
+    folders = [plane_folder('', z) for z in planes]
+    if labels: folders.append(label_folder(''))
+    archives = []
+    for folder in map(str, folders):
+        file_of = partial(_in_plane, folder)
+        archives.append(_Archive(f'{url}/{folder}.zip', dest, file_of, None, web))
+    if labels: archives.append(_PlainFile(f'{url}/BBBC006_v1_counts.csv', dest, noop, None, web))
+    return archives
 
 # %% ../../nbs/35_plates.download.ipynb #bbbc006
 _BBBC = 'https://data.broadinstitute.org/bbbc/'
@@ -522,23 +576,21 @@ def bbbc006(
     wells = [w.strip().lower() for w in wells]
     _check_request(dest, url, fields, jobs)
     _check_bbbc006(planes, channel, wells)
-    web = web or Web()
-    def archive(folder): return _Archive(f'{url}/{folder}.zip', dest, partial(_in_plane, str(folder)), None, web)
-    images = [archive(plane_folder('', z)) for z in planes]
-    labelled = [archive(label_folder(''))] if labels else []
-    counts = [_PlainFile(f'{url}/BBBC006_v1_counts.csv', dest, noop, None, web)] if labels else []
-    def choose(a):
-        if a in counts: return [a.name]
-        channels = (0,) if a in labelled else _CHANNELS[channel]
-        return _files(a, _fields(images[0], wells, fields), channels)
-    return Download(images+labelled+counts, choose, dest, _next_command(dest, planes, channel), jobs)
+    archives = _bbbc006_archives(url, dest, planes, labels, web or Web())
+    def choose(archive):
+        if isinstance(archive, _PlainFile): return [archive.name]
+        is_labels = archive.name==f'{label_folder("")}.zip'
+        channels = (0,) if is_labels else _CHANNELS[channel]
+        return _files(archive, _fields(archives[0], wells, fields), channels)
+    return Download(archives, choose, dest, _next_command(dest, planes, channel), jobs)
 
 # %% ../../nbs/35_plates.download.ipynb #_grey_png
 def _pixels(png, mode):
     "The pixels of a PNG; raises `ValueError` if it is not an 8-bit one of sensible size"
     with PILImage.open(io.BytesIO(png), formats=['PNG']) as im:
         is_8bit = im.mode in ('1', 'L', 'RGB', 'RGBA')
-        if not is_8bit or 4*im.width*im.height>_MAX_BYTES:
+        size = 4*im.width*im.height
+        if not is_8bit or size>_MAX_BYTES:
             raise ValueError(f'a PNG of mode {im.mode} and {im.width}x{im.height} pixels')
         return np.array(im.convert(mode))
 
@@ -579,11 +631,13 @@ def _make_nuclei(name, data):
 
 def _chosen_nuclei(archive, n, labels):
     "The first `n` images, all if 0, that are not left out, and the labels of those that are known to stay"
-    images = [f for f,v in archive.known.items() if f.startswith('images') and not isinstance(v, str)]
-    images = sorted(images)[:n or None]
+    known = archive.known
+    images = sorted(f for f in known if f.startswith('images') and not isinstance(known[f], str))
+    images = images[:n or None]
     if not labels: return images
-    wanted = [f'labels/{Path(f).stem}.tif' for f in images if archive.known[f]]
-    return images + [f for f in wanted if f in archive.known]
+    fetched = [f for f in images if known[f]]
+    wanted = [f'labels/{Path(f).stem}.tif' for f in fetched]
+    return images + [f for f in wanted if f in known]
 
 # %% ../../nbs/35_plates.download.ipynb #bbbc038
 def bbbc038(

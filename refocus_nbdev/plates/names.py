@@ -55,8 +55,9 @@ def planes_in(
     root, # Folder of the plate
 ) -> list[int]: # In order
     "Numbers of the planes that a plate has"
-    folders = [p for p in Path(root).glob(f'{_PLANE_FOLDER}[0-9][0-9]') if p.is_dir()]
-    return sorted(int(p.name[-2:]) for p in folders)
+    found = Path(root).glob(f'{_PLANE_FOLDER}[0-9][0-9]')
+    numbers = [int(p.name[-2:]) for p in found if p.is_dir()]
+    return sorted(numbers)
 
 # %% ../../nbs/30_plates.names.ipynb #Field
 class Field(NamedTuple):
@@ -81,7 +82,9 @@ def parse_name(
     if not found: return None
     plane = _PLANE_NUMBER.search(path.parent.name)
     z = int(plane[1]) if plane else None
-    return Field(found['well'], int(found['site']), int(found['channel'] or 0), z)
+    site = int(found['site'])
+    channel = int(found['channel'] or 0)
+    return Field(found['well'], site, channel, z)
 
 # %% ../../nbs/30_plates.names.ipynb #bbbc006_path
 def bbbc006_path(
@@ -100,8 +103,11 @@ def channel_files(
     channel,     # 1 Hoechst, 2 phalloidin
 ) -> dict:       # (well, site) -> file; empty where there is no such folder
     "The files of one channel in a folder"
-    fields = {p: parse_name(p) for p in sorted(folder.glob('*.tif'))}
-    return {(f.well, f.site): p for p,f in fields.items() if f and f.channel==channel}
+    found = {}
+    for path in sorted(folder.glob('*.tif')):
+        field = parse_name(path)
+        if field and field.channel==channel: found[field.well,field.site] = path
+    return found
 
 # %% ../../nbs/30_plates.names.ipynb #plane_files
 def plane_files(
@@ -140,28 +146,33 @@ class _WellPart(NamedTuple):
 def _well_part(place, text):
     "One part of a name as a well; None where it is none"
     if found := _OPERA.match(text):
-        row = _ROWS[int(found[1])-1].upper()
-        return _WellPart(place, row+found[2], True)
+        row = int(found[1])-1
+        well = _ROWS[row].upper() + found[2]
+        return _WellPart(place, well, True)
     found = _LETTER_AND_NUMBER.fullmatch(text)
     if not found: return None
     letter,number = found.groups()
     two_digits = len(number)==2
     if not (two_digits or letter.isupper()): return None
-    certain = letter not in 'CFPcfp' or (place==0 and two_digits)
-    return _WellPart(place, f'{letter.upper()}{int(number):02d}', certain)
+    at_start = place==0 and two_digits
+    well = f'{letter.upper()}{int(number):02d}'
+    return _WellPart(place, well, letter not in 'CFPcfp' or at_start)
 
 # %% ../../nbs/30_plates.names.ipynb #named_wells
 def _well_parts(name):
     "All parts of a name that may be a well"
     joined = _IN_CELL.sub(r'\1\2', name)
-    found = [_well_part(i, text) for i,text in enumerate(re.split(r'[\W_]+', joined))]
+    texts = re.split(r'[\W_]+', joined)
+    found = [_well_part(i, text) for i,text in enumerate(texts)]
     return [part for part in found if part]
 
 def _folder_well(path):
     "The well that a file's folder is called after; None if it is called otherwise"
     folder = path.parent.name
     if not folder.isalnum(): return None
-    return next((part.well for part in _well_parts(folder) if part.certain), None)
+    for part in _well_parts(folder):
+        if part.certain: return part.well
+    return None
 
 def _well_places(names):
     "Places where names certainly have wells, those with different wells first; from the `_well_parts` of each name"
@@ -174,7 +185,9 @@ def _well_places(names):
 def _well_at(places, parts):
     "The well at the first of these places that a name has one at; None if it has none"
     wells = {part.place: part.well for part in parts}
-    return next((wells[place] for place in places if place in wells), None)
+    for place in places:
+        if place in wells: return wells[place]
+    return None
 
 # %% ../../nbs/30_plates.names.ipynb #named_wells-def
 def named_wells(
@@ -187,7 +200,9 @@ def named_wells(
     wells = []
     for f,parts in zip(files, names):
         field = parse_name(f)
-        wells.append(field.well if field else _well_at(places, parts) or _folder_well(f))
+        if field: well = field.well
+        else: well = _well_at(places, parts) or _folder_well(f)
+        wells.append(well)
     return wells
 
 # %% ../../nbs/30_plates.names.ipynb #is_label_name
@@ -212,4 +227,5 @@ def image_stem(
     "The stem of a file without `.ome` and without the ending of a label image"
     stem = _plain_stem(path)
     found = _LABEL_ENDING.search(stem)
-    return stem[:found.start()] or stem if found else stem
+    if not found: return stem
+    return stem[:found.start()] or stem

@@ -112,7 +112,7 @@ def _channel_pairs(root, planes, target, channel):
 def bbbc006_pairs(
     root,                   # Folder of the plate
     planes=(1, 5, 10),      # Planes to be refocused
-    target=BBBC006_FOCUS_Z, # The plane in focus; or 'sharpest', the sharpest plane from 11 to 23 of each field and channel
+    target=BBBC006_FOCUS_Z, # The plane in focus; or 'sharpest', the sharpest from 11 to 23 of each field and channel
     channel=1,              # 1 Hoechst, 2 phalloidin, or 'both'
 ) -> list[Pair]:            # In order of channel, plane, well and site; a field without its target is left out
     """Every field of `planes` with its in-focus partner

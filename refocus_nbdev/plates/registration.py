@@ -26,7 +26,8 @@ def _focus_row(curve, target):
     "The figures of one field, from its sharpness in each plane"
     if not any(curve.values()): return dict(z=None, moved=None, gain=None, planes=len(curve))
     z = sharpest_plane(curve)
-    gain = curve[z]/curve[target] if curve.get(target) else None
+    by_convention = curve.get(target)
+    gain = curve[z]/by_convention if by_convention else None
     return dict(z=z, moved=z-target, gain=gain, planes=len(curve))
 
 def _is_off(moved):
@@ -44,8 +45,10 @@ def focus_report(
     Raises `ImageError` when no plane from 11 to 23 is there."""
     rows = []
     for c in channels_of(channel):
-        for (well,site),curve in focus_curves(root, c, track).items():
-            rows.append(dict(well=well, site=site, channel=c, **_focus_row(curve, target)))
+        curves = focus_curves(root, c, track)
+        for (well,site),curve in curves.items():
+            row = _focus_row(curve, target)
+            rows.append(dict(well=well, site=site, channel=c, **row))
     report = pd.DataFrame(rows).astype(dict(z='Int64', moved='Int64', gain=float))
     return report.assign(off=_is_off(report.moved))
 
@@ -55,7 +58,8 @@ def focus_by_well(
 ) -> pd.DataFrame:       # A row a well: the number of its fields, differ, the median of moved, and off
     "Sum up a focus report by well"
     wells = report.groupby('well').moved
-    differ = wells.agg(lambda moved: int((moved!=0).sum()))
+    def differing(moved): return int((moved!=0).sum())
+    differ = wells.agg(differing)
     found = pd.DataFrame(dict(fields=wells.size(), differ=differ, moved=wells.median()))
     return found.assign(off=_is_off(found.moved))
 
@@ -74,23 +78,29 @@ def _solve(A, y):
     "Least squares by normal equations of columns scaled to length 1; 0 for a column of zeros"
     length = np.linalg.norm(A, axis=0)+1e-12
     scaled = A/length
-    return np.linalg.lstsq(scaled.T@scaled, scaled.T@y, rcond=1e-10)[0]/length
+    products = scaled.T@scaled
+    found,*_ = np.linalg.lstsq(products, scaled.T@y, rcond=1e-10)
+    return found/length
 
 def _step(b, s, sigma, weights):
     "How far `s` has still to move to lie on `b`"
-    views = [gaussian_filter(s, share*sigma) for share in (0.5, 0.8, 1.2)] + [np.ones_like(s)]
+    blurred = [gaussian_filter(s, share*sigma) for share in (0.5, 0.8, 1.2)]
+    views = [*blurred, np.ones_like(s)]
     A = _columns(views, weights)
     y = (b*weights).ravel()
     match = np.tensordot(_solve(A, y), views, 1)
-    A = np.hstack([A, _columns(np.gradient(match), weights)])
+    slopes = _columns(np.gradient(match), weights)
+    A = np.hstack([A, slopes])
     p = _solve(A, y)
-    return _Step(-p[-2:], A, y-A@p)
+    left = y-A@p
+    return _Step(-p[-2:], A, left)
 
 # %% ../../nbs/34_plates.registration.ipynb #_settle
 def _settle(b, s, sigma, weights, at, steps=10):
     "The shift that a start `at` leads to, and the last step"
     for _ in range(steps):
-        step = _step(b, shift(s, at, order=1, mode='nearest'), sigma, weights)
+        there = shift(s, at, order=1, mode='nearest')
+        step = _step(b, there, sigma, weights)
         at = at+step.move.clip(-2, 2)
         if abs(step.move).max()<0.01: break
     return at,step
@@ -98,47 +108,66 @@ def _settle(b, s, sigma, weights, at, steps=10):
 # %% ../../nbs/34_plates.registration.ipynb #_start
 def _detail(x, sigma, weights):
     "The parts of an image that are finer than twice its blur, weighted"
-    return weights*(x-gaussian_filter(x, 2*sigma))
+    background = gaussian_filter(x, 2*sigma)
+    return weights*(x-background)
 
 def _start(b, s, sigma, weights):
     "Shift in whole pixels at which two equally blurred images correlate best"
-    views = [_detail(o, sigma, weights**2) for o in (b, gaussian_filter(s, sigma))]
-    return tuple(phase_cross_correlation(*views, normalization=None)[0])
+    blurred = gaussian_filter(s, sigma)
+    views = [_detail(x, sigma, weights**2) for x in (b, blurred)]
+    found,*_ = phase_cross_correlation(*views, normalization=None)
+    return tuple(found)
 
 def _shrunk(x, k):
     "Means over blocks of `k` x `k` pixels, smoothed by one pixel"
     h,w = (n//k*k for n in x.shape)
-    return gaussian_filter(downscale_local_mean(x[:h,:w].astype(float), (k,k)), 1)
+    whole_blocks = x[:h,:w].astype(float)
+    means = downscale_local_mean(whole_blocks, (k,k))
+    return gaussian_filter(means, 1)
 
 def _best_end(b, s, sigma, weights):
     "The shift that explains most, and the last step towards it"
     starts = {(0.,0.), _start(b, s, sigma, weights)}
     ends = [_settle(b, s, sigma, weights, at) for at in starts]
-    return min(ends, key=lambda end: end[1].left@end[1].left)
+    def unexplained(end):
+        _,step = end
+        return step.left@step.left
+    return min(ends, key=unexplained)
 
 # %% ../../nbs/34_plates.registration.ipynb #_error
 def _error(step, weights, sigma):
     "Standard error of both shifts together, px, for noise as broad as the blur"
     length = np.linalg.norm(step.columns, axis=0)+1e-12
     scaled = step.columns/length
-    spread = np.diag(np.linalg.pinv(scaled.T@scaled))/length**2
-    return np.sqrt(spread[-2:].sum()*(step.left@step.left)/(weights**2).sum()*np.pi*(sigma**2+1))
+    inverse = np.linalg.pinv(scaled.T@scaled)
+    spread = np.diag(inverse)/length**2
+    both = spread[-2:].sum()
+    unexplained = step.left@step.left
+    pixels = (weights**2).sum()
+    patch = sigma**2+1
+    return np.sqrt(both*unexplained/pixels*np.pi*patch)
 
+# %% ../../nbs/34_plates.registration.ipynb #_unlike
 def _noise(x, k):
     "Variance of the noise that `_shrunk` leaves"
     plane = torch.as_tensor(x.astype(np.float32))[None,None]
-    return noise_sigma(plane).item()**2/(4*np.pi*k**2)
+    noise = noise_sigma(plane).item()
+    return noise**2/(4*np.pi*k**2)
 
 def _unlike(b, left, weights, noise):
     "Share of the weighted variance of `b` that is in the rest `left`, apart from noise"
     middle = np.average(b, weights=weights**2)
-    variance = (((b-middle)*weights)**2).sum()
-    unexplained = max(0., left@left-noise*(weights**2).sum())
+    contrast = (b-middle)*weights
+    variance = (contrast**2).sum()
+    expected = noise*(weights**2).sum()
+    unexplained = max(0., left@left-expected)
     return unexplained/max(variance, 1e-9)
 
 def _has_detail(s, sigma, weights, noise):
     "Has `s` more detail than noise has?"
-    return (_detail(s, sigma, weights)**2).sum() > (1.5*noise+1e-9)*(weights**2).sum()
+    detail = _detail(s, sigma, weights)
+    pixels = (weights**2).sum()
+    return (detail**2).sum() > (1.5*noise+1e-9)*pixels
 
 # %% ../../nbs/34_plates.registration.ipynb #measure_shift
 class Shift(NamedTuple):
@@ -148,6 +177,13 @@ class Shift(NamedTuple):
     error: float  # px, standard error
     unlike: float # Share of the blurred image's variance, noise apart, that the sharp one does not explain, 0 to 1
 
+# %% ../../nbs/34_plates.registration.ipynb #measure_shift-def
+def _shrinking(sigma, shape):
+    "How many pixels become one: a third of the blur, as long as 32 are left"
+    most = min(shape)//32
+    third = int(sigma/3)
+    return max(min(third, most), 1)
+
 def measure_shift(
     blurred:np.ndarray, # One plane (H,W), counts
     sharp:np.ndarray,   # The same field in focus, (H,W), counts
@@ -156,16 +192,18 @@ def measure_shift(
 ) -> Shift:
     "Least-squares registration of two images of unequal blur, started by correlation"
     sigma = max(sigma_of(defocus_um, pixel_um), 1.)
-    k = max(min(int(sigma/3), min(sharp.shape)//32), 1)
+    k = _shrinking(sigma, sharp.shape)
     b = _shrunk(blurred, k)
     s = _shrunk(sharp, k)
     sigma = sigma/k
     weights = np.sqrt(window('hann', b.shape))
     at,step = _best_end(b, s, sigma, weights)
     error = k*_error(step, weights, sigma)
-    is_known = error<1 and _has_detail(s, sigma, weights, _noise(sharp, k))
+    has_detail = _has_detail(s, sigma, weights, _noise(sharp, k))
+    is_known = error<1 and has_detail
     dy,dx = k*at if is_known else (np.nan, np.nan)
-    unlike = _unlike(b, step.left, weights, _noise(blurred, k))
+    noise = _noise(blurred, k)
+    unlike = _unlike(b, step.left, weights, noise)
     return Shift(float(dy), float(dx), float(error), float(unlike))
 
 # %% ../../nbs/34_plates.registration.ipynb #_pair_shift
@@ -180,11 +218,17 @@ def _pair_shift(pair):
     b = _plane(pair.blurred)
     s = _plane(pair.sharp)
     if b.shape!=s.shape:
-        raise ImageError(f'{pair.blurred}: {b.shape[0]}x{b.shape[1]} pixels, but {pair.sharp} has '
-                         f'{s.shape[0]}x{s.shape[1]}; the images of a pair must have the same size')
+        blurred_size,sharp_size = ('x'.join(map(str, x.shape)) for x in (b, s))
+        raise ImageError(f'{pair.blurred}: {blurred_size} pixels, but {pair.sharp} has {sharp_size}; '
+                         'the images of a pair must have the same size')
     return measure_shift(b, s, pair.defocus_um)
 
 # %% ../../nbs/34_plates.registration.ipynb #registration_report
+def _report_row(pair, measured):
+    "The row of a pair in a report"
+    field = pair.field._asdict()
+    return dict(file=str(pair.blurred), **field, defocus_um=pair.defocus_um, **measured._asdict())
+
 def registration_report(
     pairs,          # `Pair`s of files
     max_px=1.,      # A longer shift is flagged, px; its standard error is subtracted first
@@ -194,21 +238,22 @@ def registration_report(
     "Measure the shift of every pair; raises `ImageError` for files that cannot be read, or pairs of unequal size"
     with ThreadPoolExecutor() as pool:
         shifts = list(track(pool.map(_pair_shift, pairs)))
-    rows = []
-    for pair,measured in zip(pairs, shifts):
-        rows.append(dict(file=str(pair.blurred), **pair.field._asdict(), defocus_um=pair.defocus_um, **measured._asdict()))
-    report = pd.DataFrame(rows)
+    report = pd.DataFrame([_report_row(p, s) for p,s in zip(pairs, shifts)])
     length = np.hypot(report.dy, report.dx)
-    report.insert(report.columns.get_loc('dx')+1, 'shift', length)
+    after_dx = report.columns.get_loc('dx')+1
+    report.insert(after_dx, 'shift', length)
     is_shifted = length-report.error>max_px
-    return report.assign(flagged=is_shifted | (report.unlike>max_unlike))
+    is_unlike = report.unlike>max_unlike
+    return report.assign(flagged=is_shifted | is_unlike)
 
+# %% ../../nbs/34_plates.registration.ipynb #registered
 def registered(
     pairs,               # `Pair`s of files
     report:pd.DataFrame, # Their `registration_report`
 ) -> list:               # `Pair`s
     "The pairs that a report does not flag; raises `ValueError` for the report of other pairs"
-    if [str(p.blurred) for p in pairs]!=list(report.file):
+    files = [str(p.blurred) for p in pairs]
+    if files!=list(report.file):
         raise ValueError(f'a report on {len(report)} pairs, which are not these {len(pairs)}: '
                          'make one of the pairs that it is used for')
     return [p for p,flagged in zip(pairs, report.flagged) if not flagged]

@@ -8,6 +8,7 @@ __all__ = ['MARGIN_PX', 'SAMPLE_WELLS', 'SIMULATORS', 'make_plate', 'simulated_p
 
 # %% ../../nbs/32_plates.simulate.ipynb #imports
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 from uuid import NAMESPACE_URL, uuid5
@@ -26,7 +27,8 @@ from .splits import groups_of
 def _rng(seed, well, site, *more):
     "Random generator of one field, or of one of its planes"
     row = ord(well[0])-ord('a')
-    return np.random.default_rng([seed, row, int(well[1:]), site, *more])
+    column = int(well[1:])
+    return np.random.default_rng([seed, row, column, site, *more])
 
 def _uuid(rng):
     "A random uuid, drawn from `rng`"
@@ -56,13 +58,12 @@ def _write_labels(path, labels):
 def _frame_labels(labels, margin):
     "Labels inside the frame, renumbered from 1 without gaps; 0 stays background"
     inner = labels[margin:-margin, margin:-margin]
-    numbers = np.unique(inner, return_inverse=True)[1].reshape(inner.shape)
+    _,numbers = np.unique(inner, return_inverse=True)
     has_no_background = inner.min()>0
-    return numbers+has_no_background
+    return numbers.reshape(inner.shape)+has_no_background
 
 # %% ../../nbs/32_plates.simulate.ipynb #make_plate
 MARGIN_PX = 64 # Half width of the blur; this much of a field is lost at each side
-SAMPLE_WELLS = ('a05', 'c12', 'e20', 'g03', 'i16', 'k09', 'm22', 'p14')
 
 def _make_site(dest, well, site, planes, shape, seed, focus_z, margin=MARGIN_PX):
     "Write the planes and labels of one field"
@@ -70,11 +71,16 @@ def _make_site(dest, well, site, planes, shape, seed, focus_z, margin=MARGIN_PX)
     larger = tuple(side+2*margin for side in shape)
     crowding = rng.uniform(-0.6, 0.8)
     signal,labels = make_field(rng, larger, crowding)
-    _write_labels(bbbc006_path(dest, Field(well, site, 0, None)), _frame_labels(labels, margin))
+    path = bbbc006_path(dest, Field(well, site, 0, None))
+    _write_labels(path, _frame_labels(labels, margin))
     for z in planes:
         rng = _rng(seed, well, site, z)
         img = make_plane(rng, signal, defocus_of(z, focus_z), margin)
-        _write_tif(bbbc006_path(dest, Field(well, site, 1, z), _uuid(rng)), img)
+        path = bbbc006_path(dest, Field(well, site, 1, z), _uuid(rng))
+        _write_tif(path, img)
+
+# %% ../../nbs/32_plates.simulate.ipynb #make_plate-def
+SAMPLE_WELLS = ('a05', 'c12', 'e20', 'g03', 'i16', 'k09', 'm22', 'p14')
 
 def make_plate(
     dest,                        # Folder to write to; made if missing, files of the same names are replaced
@@ -97,22 +103,27 @@ def _near_gaussian(defocus_um, gen, radius):
     return jittered_kernels(um, generator=gen, radius=radius, width_jitter=0.1, shape_jitter=0.1)
 
 def _wave_optics(defocus_um, gen, radius):
-    return torch.as_tensor(widefield_psf(defocus_um, radius=radius))[None,None]
+    kernel = widefield_psf(defocus_um, radius=radius)
+    return torch.as_tensor(kernel)[None,None]
 
 def _thick(defocus_um, gen, radius):
-    return torch.as_tensor(thick_psf(1.2*defocus_um, radius=radius))[None,None]
+    kernel = thick_psf(1.2*defocus_um, radius=radius)
+    return torch.as_tensor(kernel)[None,None]
 
 def _aberrated(defocus_um, gen, radius):
-    side = 1-2*torch.randint(2, (1,), generator=gen)
+    is_below = torch.randint(2, (1,), generator=gen)
+    side = 1-2*is_below
     return bbbc006_kernels(defocus_um*side, radius)
 
 # From a distance (um), a generator and a half width (px) to a kernel (1,1,k,k)
-_KERNELS = {'near-gaussian': _near_gaussian, 'wave optics': _wave_optics, 'uneven depth': _thick, 'aberrated': _aberrated}
+_KERNELS = {
+    'near-gaussian': _near_gaussian, 'wave optics': _wave_optics, 'uneven depth': _thick, 'aberrated': _aberrated}
 SIMULATORS = tuple(_KERNELS)
 
 def _kernel(simulator, defocus_um, gen, radius):
     "A kernel (1,1,k,k) of one simulator; raises `ValueError` for an unknown one"
-    if simulator not in _KERNELS: raise ValueError(f'simulator={simulator!r}: give one of {", ".join(SIMULATORS)}')
+    choice = ', '.join(SIMULATORS)
+    if simulator not in _KERNELS: raise ValueError(f'simulator={simulator!r}: give one of {choice}')
     return _KERNELS[simulator](defocus_um, gen, radius)
 
 # %% ../../nbs/32_plates.simulate.ipynb #_uneven
@@ -129,8 +140,10 @@ def _uneven(scene, defocus_um, gen, radius):
     "Blurred light (1,1,h,w) of sources whose depth changes over the field"
     depth = _depth_map(scene.shape[-2:], gen)
     def layer(um):
-        share = (1-(depth-um).abs()/2).clamp(min=0)
-        return blur(scene*share, _thick(defocus_um+um, gen, radius))
+        distance = (depth-um).abs()
+        share = (1-distance/2).clamp(min=0)
+        kernel = _thick(defocus_um+um, gen, radius)
+        return blur(scene*share, kernel)
     return sum(layer(um) for um in _LAYERS_UM)
 
 # %% ../../nbs/32_plates.simulate.ipynb #simulated_plane
@@ -139,7 +152,8 @@ _OFFSET,_GAIN,_READ_NOISE = 105,0.3,3.5 # Counts, counts a photo-electron, count
 def _scene(sharp, peak):
     "A field as light (1,1,H,W): its 1st percentile becomes 0 counts, its 99.9th `peak` counts"
     low,high = np.percentile(sharp, [1, 99.9])
-    counts = (sharp-low)/max(high-low, 1)*peak
+    contrast = max(high-low, 1)
+    counts = (sharp-low)/contrast*peak
     return torch.as_tensor(counts, dtype=torch.float32)[None,None]
 
 def simulated_plane(
@@ -155,42 +169,53 @@ def simulated_plane(
     scene = _scene(sharp, peak)
     if simulator=='uneven depth': light = _uneven(scene, defocus_um, gen, radius)
     else: light = blur(scene, _kernel(simulator, defocus_um, gen, radius))
-    noisy = add_noise(light, _GAIN, _READ_NOISE, generator=gen)
-    blurred = to_dtype(noisy[0,0].numpy()+_OFFSET, np.uint16)
+    noisy = add_noise(light, _GAIN, _READ_NOISE, generator=gen)[0,0].numpy()
+    blurred = to_dtype(noisy+_OFFSET, np.uint16)
     target = scene[0,0, radius:-radius, radius:-radius].numpy()
     return blurred, target+_OFFSET
 
 # %% ../../nbs/32_plates.simulate.ipynb #_places
 def _wells_and_sites(groups):
     "A well for each group, and a site in it for each image; raises `ImageError` where a plate has too few"
-    n = len(set(groups))
-    sites = [groups[:i].count(group)+1 for i,group in enumerate(groups)]
-    if n>len(PLATE_WELLS) or max(sites)>9:
-        raise ImageError(f'{n} groups, and {max(sites)} images in one: '
+    names = list(dict.fromkeys(groups))
+    n = len(names)
+    most = max(groups.count(name) for name in names)
+    if n>len(PLATE_WELLS) or most>9:
+        raise ImageError(f'{n} groups, and {most} images in one: '
                          f'a plate has {len(PLATE_WELLS)} wells, and names for 9 fields in each')
-    wells = dict(zip(dict.fromkeys(groups), PLATE_WELLS))
-    return [(wells[group], site) for group,site in zip(groups, sites)]
+    wells = dict(zip(names, PLATE_WELLS))
+    used = Counter()
+    places = []
+    for group in groups:
+        used[group] += 1
+        places.append((wells[group], used[group]))
+    return places
 
 # %% ../../nbs/32_plates.simulate.ipynb #simulated_plate
 def _write_image(path, pixels, source):
     "Write pixels as TIFF or PNG, with the name of the image they were made from"
     path.parent.mkdir(parents=True, exist_ok=True)
     kind = 'png' if path.suffix=='.png' else 'tiff'
-    write_image(path, MicroscopeImage(pixels, kind=kind, software=f'simulated from {Path(source).name}'))
+    software = f'simulated from {Path(source).name}'
+    write_image(path, MicroscopeImage(pixels, kind=kind, software=software))
 
 def _write_planes(file, dest, well, site, planes, simulator, seed, radius):
     "Write the planes of one field"
     sharp = read_image(file).planes[0]
     for z in planes:
-        blurred,target = simulated_plane(sharp, abs(defocus_of(z)), simulator, seed=seed+z, radius=radius)
-        pixels = to_dtype(target, np.uint16) if z==BBBC006_FOCUS_Z else blurred
+        distance = abs(defocus_of(z))
+        pixels,target = simulated_plane(sharp, distance, simulator, seed=seed+z, radius=radius)
+        if z==BBBC006_FOCUS_Z: pixels = to_dtype(target, np.uint16)
         uid = uuid5(NAMESPACE_URL, f'{well}_s{site} {z}')
-        _write_image(bbbc006_path(dest, Field(well, site, 1, z), uid), pixels, file)
+        path = bbbc006_path(dest, Field(well, site, 1, z), uid)
+        _write_image(path, pixels, file)
 
 def _write_field_labels(file, labels, dest, well, site, radius):
     "Write the label image of one field"
-    pixels = read_image(labels(file)).pixels[radius:-radius, radius:-radius]
-    _write_image(bbbc006_path(dest, Field(well, site, 0, None)), pixels.astype(np.uint16), file)
+    whole = read_image(labels(file)).pixels
+    inside = whole[radius:-radius, radius:-radius].astype(np.uint16)
+    path = bbbc006_path(dest, Field(well, site, 0, None))
+    _write_image(path, inside, file)
 
 # %% ../../nbs/32_plates.simulate.ipynb #simulated_plate-code
 def simulated_plate(
@@ -227,13 +252,15 @@ class SimulatedPlane(NamedTuple):
     def kernel(self):
         "The kernel (k,k), which sums to 1; the kernel of the mean depth under `uneven depth`"
         gen = torch.Generator().manual_seed(self.seed)
-        return _kernel(self.simulator, self.defocus_um, gen, MARGIN_PX)[0,0].numpy()
+        kernel = _kernel(self.simulator, self.defocus_um, gen, MARGIN_PX)
+        return kernel[0,0].numpy()
 
     @property
     def name(self):
         "A file name for this plane, which no other plane of a benchmark has"
         simulator = self.simulator.replace(' ', '-')
-        return f'{simulator}_{self.defocus_um:g}um_{self.peak:g}_{Path(self.file).stem}.tif'
+        stem = Path(self.file).stem
+        return f'{simulator}_{self.defocus_um:g}um_{self.peak:g}_{stem}.tif'
 
 # %% ../../nbs/32_plates.simulate.ipynb #simulated_planes
 def simulated_planes(

@@ -18,11 +18,14 @@ from .names import *
 # %% ../../nbs/31_plates.splits.ipynb #_edges
 def _edge(border, min_contrast=6.):
     "Changes along a border, scaled to unit length; zeros where nothing stands out from the noise"
-    changes = np.diff(gaussian_filter1d(border.astype(np.float64), 1.5))
+    smooth = gaussian_filter1d(border.astype(np.float64), 1.5)
+    changes = np.diff(smooth)
     noise = np.percentile(np.abs(changes), 50) + 1e-9
     changes = changes - changes.mean()
-    stands_out = np.abs(changes).max() > min_contrast*noise and np.ptp(border) > 3
-    return changes/np.linalg.norm(changes) if stands_out else changes*0
+    largest = np.abs(changes).max()
+    stands_out = largest > min_contrast*noise and np.ptp(border) > 3
+    if not stands_out: return changes*0
+    return changes/np.linalg.norm(changes)
 
 def _edges(image):
     "Changes along the left, right, top and bottom border of a 2D image"
@@ -34,7 +37,8 @@ def _linked(edges, threshold):
     "Which images continue or repeat each other, (n,n) booleans; from their `_edges`, all of one length a side"
     left,right,top,bottom = (np.stack(side) for side in zip(*edges))
     around = np.hstack((left, right, top, bottom))
-    around /= np.linalg.norm(around, axis=1, keepdims=True)+1e-9
+    length = np.linalg.norm(around, axis=1, keepdims=True)
+    around /= length+1e-9
     beside = right@left.T > threshold
     below = bottom@top.T > threshold
     same = around@around.T > threshold
@@ -50,8 +54,10 @@ def tile_groups(
     links = np.eye(len(found), dtype=bool)
     for shape in np.unique(shapes, axis=0):
         alike = np.flatnonzero((shapes==shape).all(1))
-        links[np.ix_(alike, alike)] |= _linked([found[i][1] for i in alike], threshold)
-    return connected_components(links, directed=False)[1]
+        edges = [found[i][1] for i in alike]
+        links[np.ix_(alike, alike)] |= _linked(edges, threshold)
+    _,numbers = connected_components(links, directed=False)
+    return numbers
 
 # %% ../../nbs/31_plates.splits.ipynb #groups_of
 def _first_plane(path):
@@ -70,9 +76,13 @@ def _field_names(files):
     first = {}
     for file,number in zip(files, numbers): first.setdefault(number, file)
     stems = Counter(f.stem for f in first.values())
-    names = {number: f.stem if stems[f.stem]==1 else str(f) for number,f in first.items()}
+    names = {}
+    for number,file in first.items():
+        is_unique = stems[file.stem]==1
+        names[number] = file.stem if is_unique else str(file)
     return [names[number] for number in numbers]
 
+# %% ../../nbs/31_plates.splits.ipynb #groups_of-def
 def groups_of(
     files, # Image files
 ) -> list[str]: # One name a file; files of one well, or tiles of one field, share it
@@ -99,20 +109,24 @@ def held_out(
                          'nothing can be held out; add images of other wells or fields')
     n = max(1, round(valid_pct*len(names)))
     n = min(n, len(names)-1)
-    return set(np.random.default_rng(seed).permutation(names)[:n].tolist())
+    drawn = np.random.default_rng(seed).permutation(names)
+    return set(drawn[:n].tolist())
 
 # %% ../../nbs/31_plates.splits.ipynb #spread_wells
 def _places(well):
     "The row, column, quarter and sixteenth of a 384-well plate that a well lies in"
     row = ord(well[0])-ord('a')
     column = int(well[1:])-1
-    return ('row', row), ('column', column), ('quarter', row//8, column//12), ('sixteenth', row//4, column//6)
+    quarter = row//8, column//12
+    sixteenth = row//4, column//6
+    return ('row', row), ('column', column), ('quarter', quarter), ('sixteenth', sixteenth)
 
 def _check_wells(names):
     "Raises `ValueError` for names that are not wells of a 384-well plate"
-    wrong = [n for n in names if n not in PLATE_WELLS]
-    if wrong: raise ValueError(f'{", ".join(wrong)}: not a well of a 384-well plate; names go from a01 to p24')
+    wrong = ', '.join(n for n in names if n not in PLATE_WELLS)
+    if wrong: raise ValueError(f'{wrong}: not a well of a 384-well plate; names go from a01 to p24')
 
+# %% ../../nbs/31_plates.splits.ipynb #spread_wells-def
 def spread_wells(
     wells,   # Names of wells, a01 to p24
     n,       # Number of wells to take, at most as many as there are
@@ -124,8 +138,9 @@ def spread_wells(
     left = np.random.default_rng(seed).permutation(names).tolist()
     chosen = set()
     taken = Counter()
+    def crowding(well): return sum(taken[place] for place in _places(well))
     for _ in range(min(n, len(left))):
-        well = min(left, key=lambda w: sum(taken[place] for place in _places(w)))
+        well = min(left, key=crowding)
         left.remove(well)
         chosen.add(well)
         taken.update(_places(well))
@@ -140,15 +155,18 @@ class WellSplit(NamedTuple):
 
 def _named(parameter, chosen, wells):
     "The wells of one set as a set; raises `ValueError` for those that are not among `wells`"
-    unknown = sorted(set(chosen)-set(wells))
-    if unknown: raise ValueError(f'{parameter}: {", ".join(unknown)} not among the wells, or other groups, '
-                                 f'that are there: {", ".join(sorted(wells))}')
-    return set(chosen)
+    chosen = set(chosen)
+    unknown = ', '.join(sorted(chosen-set(wells)))
+    there = ', '.join(sorted(wells))
+    if unknown:
+        raise ValueError(f'{parameter}: {unknown} not among the wells, or other groups, that are there: {there}')
+    return chosen
 
 def _share(parameter, pct, wells):
     "The number of wells in a share, at least one unless the share is 0"
     if not 0<=pct<1: raise ValueError(f'{parameter}={pct}: give the share of the wells, from 0 to below 1')
-    return max(1, round(pct*len(wells))) if pct else 0
+    if pct==0: return 0
+    return max(1, round(pct*len(wells)))
 
 # %% ../../nbs/31_plates.splits.ipynb #split_wells
 def _check_split(split):
@@ -160,13 +178,16 @@ def _check_split(split):
 
 def _drawn_test(wells, valid, pct, seed):
     "Test wells that are not among the validation wells; at least one well stays for each other set, where it can"
-    n = min(_share('test_pct', pct, wells), max(len(wells)-2, 1))
-    return spread_wells(wells-valid, n, seed) if n else set()
+    most = max(len(wells)-2, 1)
+    n = min(_share('test_pct', pct, wells), most)
+    if n==0: return set()
+    return spread_wells(wells-valid, n, seed)
 
 def _drawn_valid(wells, test, pct, seed):
     "Validation wells that are not among the test wells; at least one well stays for training"
-    n = min(_share('valid_pct', pct, wells), len(wells-test)-1)
-    return spread_wells(wells-test, n, seed+1)
+    rest = wells-test
+    n = min(_share('valid_pct', pct, wells), len(rest)-1)
+    return spread_wells(rest, n, seed+1)
 
 # %% ../../nbs/31_plates.splits.ipynb #split_wells-def-code
 def split_wells(
@@ -181,12 +202,13 @@ def split_wells(
 
     Raises `ValueError` for unknown wells, wells in both sets, or when none is left to train on."""
     wells = set(wells)
-    if len(wells)<2: raise ValueError(f'all images belong to one group ({", ".join(wells) or "none"}): '
-                                      'nothing can be held out; add images of other wells')
+    if len(wells)<2:
+        only = ', '.join(wells) or 'none'
+        raise ValueError(f'all images belong to one group ({only}): nothing can be held out; add images of other wells')
     test = _named('test_wells', test_wells, wells)
     valid = _named('valid_wells', valid_wells, wells)
-    both = sorted(valid & test)
-    if both: raise ValueError(f'{", ".join(both)}: both for validation and for the test; name a well in one of them')
+    both = ', '.join(sorted(valid & test))
+    if both: raise ValueError(f'{both}: both for validation and for the test; name a well in one of them')
     _share('test_pct', test_pct, wells)
     test = test or _drawn_test(wells, valid, test_pct, seed)
     valid = valid or _drawn_valid(wells, test, valid_pct, seed)
