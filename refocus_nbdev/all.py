@@ -16,6 +16,7 @@ from .io.ngff import *
 from .io.vendors import *
 from .io.images import *
 from .io.tables import *
+from .io.progress import *
 from .optics.psf import *
 from .optics.specimen import *
 from .optics.intensity import *

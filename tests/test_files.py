@@ -1,10 +1,11 @@
 """Series, names, sizes and axes of files: read as what is meant, or refused with a sentence; and what is not refocused is copied as it is"""
 import struct
 import numpy as np, pytest, tifffile
-from refocus_nbdev.refocus.inputs import Job
+from refocus_nbdev.refocus.jobs import Job
 from refocus_nbdev.refocus.jobs import run_job
 from refocus_nbdev.io.planes import ImageError
-from refocus_nbdev.io.provenance import channels_in
+from refocus_nbdev.io.provenance import read_provenance
+from refocus_nbdev.refocus.files import provenance_of, shared_scale
 from refocus_nbdev.io.images import chosen_channels, copy_image, open_image, read_image
 from test_fuzz import small
 
@@ -70,8 +71,8 @@ def test_names_that_are_known_are_kept(tmp_path):
 def test_a_result_names_its_channels_as_its_file_does(small, tmp_path, monkeypatch, names, given, said):
     monkeypatch.setattr(small, 'own_blur', 0.27)
     path = ome(tmp_path/'a.ome.tif', named(*names))
-    words = small.provenance(path, channels=given)
-    assert channels_in(words)==said
+    made = provenance_of(small, path, channels=given)
+    assert list(read_provenance(made.text).channels)==said==list(read_provenance(made.sentence).channels)
     with open_image(path) as f: assert chosen_channels(f, said)==chosen_channels(f, given)
 
 def plain(**kwargs): return lambda p: tifffile.imwrite(p, X[0], **GREY, **kwargs)
@@ -180,7 +181,7 @@ def test_names_of_a_part_of_a_file_are_believed_where_they_fit(tmp_path):
         with open_image(tmp_path/'b.ome.tif') as f: assert f.tif.series[0].kind!='ome' and f.channels==read
 
 def test_scales_are_shared_by_the_names_of_channels(small, tmp_path):
-    shared = small.scale_from(ome(tmp_path/'a.ome.tif', named('DNA','actin')))
+    shared = shared_scale(small, ome(tmp_path/'a.ome.tif', named('DNA','actin')))
     def scales(path):
         with open_image(path) as f: return [shared.of(f, c) for c in range(len(f.channels))]
     dna,actin = scales(tmp_path/'a.ome.tif')

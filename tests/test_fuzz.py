@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from conftest import contents
-from refocus_nbdev.refocus.inputs import Job
+from refocus_nbdev.refocus.jobs import Job
 from refocus_nbdev.refocus.jobs import run_job
 from refocus_nbdev.refocus.files import Refocuser
 from refocus_nbdev.io.images import read_image

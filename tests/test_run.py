@@ -208,28 +208,31 @@ DEEP = dict(
 
 @pytest.mark.parametrize('kind', DEEP)
 def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind):
-    from refocus_nbdev.io.provenance import doubts_in
+    from refocus_nbdev.io.provenance import read_provenance, texts_of
     name,deep = f'deep.{"zarr" if kind=="zarr" else "tif"}',np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     if kind=='zarr': small_zarr(tmp_path/name, deep, 'zyx')
     else: tifffile.imwrite(tmp_path/name, deep, photometric='minisblack', **DEEP[kind])
     said = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--json')
     doubts = ['nothing but noise is to be seen (1 of 3 planes)']
     im = read_image(tmp_path/'out'/name)
-    assert said.code==0 and json.loads(said.text)['files'][0]['doubts']==doubts==doubts_in(im.software)
+    assert said.code==0 and json.loads(said.text)['files'][0]['doubts']==doubts==texts_of(read_provenance(im.software).doubts)
     assert (im.pixels[0]==deep[0]).all() and all((im.pixels[i]!=deep[i]).any() for i in (1,2))
     later = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--strict')
     assert later.code==1 and doubts[0] in later.text
 
-@pytest.mark.parametrize('when', ['before the second copy', 'within it'])
+@pytest.mark.parametrize('when', ['before its words are replaced', 'within that'])
 def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_path, blurred, monkeypatch, when):
-    from refocus_nbdev.refocus.files import _Work
+    from refocus_nbdev.io import tiff
     deep = np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     tifffile.imwrite(tmp_path/'deep.tif', deep, photometric='minisblack')
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'whole').code==0
-    def stop(*args): raise KeyboardInterrupt
+    stopped = []
+    def stop(*args):
+        stopped.append(when)
+        raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(_Work, '_planes_of', stop if when!='within it' else lambda self, done: stop)
-        assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==130 and contents(tmp_path/'out')=={}
+        m.setattr(*((tiff, 'reword') if when!='within that' else (tifffile.TiffTag, 'overwrite')), stop)
+        assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==130 and contents(tmp_path/'out')=={} and stopped
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==0
     assert contents(tmp_path/'out')==contents(tmp_path/'whole')
 
@@ -367,7 +370,7 @@ def test_interrupted(start, tmp_path, blurred):
 @pytest.mark.parametrize('when', ['early', 'late'])
 def test_an_input_that_vanishes_during_the_run(refocus, folder, tmp_path, monkeypatch, when):
     from refocus_nbdev.refocus import files, jobs as batches
-    home,name = (batches, 'run_job') if when=='early' else (files.Refocuser, 'provenance')
+    home,name = (batches, 'run_job') if when=='early' else (files, 'provenance_of')
     whole = getattr(home, name)
     def vanishing(*args, **kwargs):
         (folder/'field1.tif').unlink(missing_ok=True)
@@ -541,9 +544,9 @@ def test_nothing_to_say_anything_of(refocus, tmp_path):
 
 def test_a_fault_of_the_program_does_not_end_a_run_of_many(refocus, folder, tmp_path, monkeypatch):
     from refocus_nbdev.judge import defocus as scores
-    whole = scores.Refocuser.score_file
-    def failing(self, f, **kwargs): return whole(self, f, **kwargs) if f.name!='field0.tif' else 1/0
-    monkeypatch.setattr(scores.Refocuser, 'score_file', failing)
+    whole = scores.score_file
+    def failing(refocuser, f, **kwargs): return whole(refocuser, f, **kwargs) if f.name!='field0.tif' else 1/0
+    monkeypatch.setattr(scores, 'score_file', failing)
     said = refocus('score', folder, '--out', tmp_path/'scores.csv')
     assert said.code==1 and 'field0.tif: ZeroDivisionError' in said.text and 'field1.tif' in (tmp_path/'scores.csv').read_text()
 

@@ -114,7 +114,10 @@ def _check_pixel(pixel_um):
 
 def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
     if defocus_um and not refocuser.guided: raise UsageError(f'model {refocuser.name} cannot be told a distance: leave --defocus-um out, or choose another model')
-    try: _ = refocuser.zoom(pixel_um),uncertainty and refocuser.intervals
+    from refocus_nbdev.refocus.intervals import interval_table
+    try:
+        refocuser.zoom(pixel_um)
+        if uncertainty: interval_table(refocuser)
     except ValueError as e: raise UsageError(e) from e
 
 def _warn_labels(inputs, recursive):
@@ -129,10 +132,10 @@ def _jobs(inputs, out, recursive, defocus_um, uncertainty):
     "The jobs of a run, with what each is told, and where its intervals go"
     jobs = plan_run(inputs, out, recursive)
     _warn_labels(inputs, recursive)
-    tell_distances(jobs, defocus_um)
+    note_distances(jobs, defocus_um)
     if not defocus_um: _warn_unused(inputs)
     if uncertainty:
-        for j in jobs: j.half_to = half_folder(out)/j.target.relative_to(out)
+        for j in jobs: j.half_width_path = half_folder(out)/j.target.relative_to(out)
     return jobs
 
 # %% ../../nbs/70_cli.app.ipynb #run
@@ -162,8 +165,11 @@ def run(
     """
     jobs = _jobs(inputs, out, recursive, defocus_um, uncertainty)
     _check_pixel(pixel_um)
+    def scale(path):
+        from refocus_nbdev.refocus.files import shared_scale
+        return shared_scale(load(), path, axes or None)
     load = cache(lambda: _refocuser(model, device, blur_per_um, tile))
-    how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and load().scale_from(scale_from, axes or None))
+    how = dict(strict=strict, channels=_names(channel) or None, axes=axes or None, pixel_um=pixel_um, scale_from=scale_from and scale(scale_from))
     if dry_run: return _preview(jobs, load, overwrite, how, json)
     refocuser = load()
     _check_model(refocuser, defocus_um, pixel_um, uncertainty)
@@ -226,8 +232,9 @@ def _list_failed(notes):
 _BY = dict(user='by --pixel-um', file='by metadata')
 
 def _decision(j):
-    size = f'{j.pixel_um:.4g} um {_BY[j.sized_by]}' if j.sized_by in _BY else 'no known size'
-    return f'axes {j.axes}' + f'; channels refocused: {", ".join(j.channels) or "none"}'*('C' in j.axes) + f'; pixels of {size}'
+    r = j.reading
+    size = f'{r.pixel_um:.4g} um {_BY[r.sized_by]}' if r.sized_by in _BY else 'no known size'
+    return f'axes {r.axes}' + f'; channels refocused: {", ".join(r.channels) or "none"}'*('C' in r.axes) + f'; pixels of {size}'
 
 def _decided(jobs, most=5):
     "Lines on what was decided, the most frequent first"
@@ -247,7 +254,7 @@ def _preview(jobs, load, overwrite, how, json):
 def _remarks(jobs, refocuser):
     "What is to be said of all files together: pixels of no known size, and how far out of focus they were taken to be"
     done = [j for j in jobs if j.status=='done' and j.pixels]
-    unsized,um = sum(not j.sized for j in done),[d for j in done for d in j.found_um if d is not None]
+    unsized,um = sum(UNSIZED in j.doubts for j in done),[d for j in done for d in j.result.found_um if d is not None]
     if unsized: yield f'{_some(unsized, len(done), "file", "does not give the size of its pixels", "do not give the size of their pixels")}, which was taken to be {refocuser.card.get("pixel_um", 0):g} um, as the model was made for; --pixel-um says so if it is another'
     doubtful = sum(bool(set(j.doubts)-{UNSIZED}) for j in done)
     if doubtful: yield f'WARNING: {_some(doubtful, len(done), "result", "is", "are")} doubtful, for the reasons above; --strict refuses such files'
@@ -257,17 +264,17 @@ def _remarks(jobs, refocuser):
 
 def _stale(jobs, out):
     "Say so where intervals of earlier results lie beside new ones"
-    n = sum(j.status=='done' and j.half_to is None and (half_folder(out)/j.target.relative_to(out)).exists() for j in jobs)
+    n = sum(j.status=='done' and j.half_width_path is None and (half_folder(out)/j.target.relative_to(out)).exists() for j in jobs)
     if n: yield f'WARNING: {half_folder(out)} holds intervals of earlier results of {n} of these files: remove them, or run again with --uncertainty --overwrite'
 
 # %% ../../nbs/70_cli.app.ipynb #_of_job
 def _of_job(j):
     "What a program may want to know of a file, and what was decided about it"
-    return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, axes=j.axes, channels=j.channels, pixel_um=j.pixel_um, sized_by=j.sized_by)
+    return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note, defocus_um=j.defocus_um, **(j.reading._asdict() if j.reading else dict.fromkeys(('axes','channels','pixel_um','sized_by'))))
 
 def _as_json(jobs, out, seconds, remarks):
     "Print what became of each file, and how fast it was, for programs"
-    files = [dict(_of_job(j), found_um=j.found_um and [d if d is None else round(d, 2) for d in j.found_um], pixels=j.pixels, doubts=j.doubts) for j in jobs]
+    files = [dict(_of_job(j), found_um=j.result and [d if d is None else round(d, 2) for d in j.result.found_um], pixels=j.pixels, doubts=None if j.status=='failed' else texts_of(j.doubts)) for j in jobs]
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=round(sum(j.pixels for j in jobs)/1e6/seconds, 3))))
 
 def _notes(jobs, most=5):
@@ -603,8 +610,8 @@ def score(
 # %% ../../nbs/70_cli.app.ipynb #_score
 def _score(files, tables, pictures, refocuser, known, how):
     "Score, write tables and pictures, and say what came of it"
-    from refocus_nbdev.judge.defocus import draw_scores
-    scored,failed = of_each(lambda f: refocuser.score_file(f, **how), files, partial(_progress, what='scoring'))
+    from refocus_nbdev.judge.defocus import draw_scores, score_file
+    scored,failed = of_each(lambda f: score_file(refocuser, f, **how), files, partial(_progress, what='scoring'))
     if scored:
         both = _write_tables(tables, [t for _,t in scored])
         if pictures: draw_scores(pictures, *both)
@@ -614,13 +621,12 @@ def _score(files, tables, pictures, refocuser, known, how):
     return int(bool(failed))
 
 def _tell_scores(t, tables):
-    from refocus_nbdev.refocus.files import RESCALED
     far = t[t.in_focus==False].defocus_um
     low,high,middle = (f'{v:.0f}' for v in (far.min(), far.max(), far.median()))
     if len(far): print(f'out of focus: {_share(len(far), len(t), "plane")}, by ' + (f'{low} um' if low==high else f'{low} to {high} um, median {middle}'))
-    doubtful = sum(any(o and o!=UNSIZED and not o.startswith(RESCALED) for o in n.split('; ')) for n in t.note[t.in_focus.notna()])
+    doubtful = sum(bool(set(c)-{'unsized','rescaled'}) for c in t.codes[t.in_focus.notna()])
     if doubtful: print(f'doubtful: {_share(doubtful, len(t), "plane")}; the column note says why')
-    if t.note.str.contains(UNSIZED).any(): print('files that do not give the size of their pixels were taken to have those of the model; --pixel-um says so if they are of another')
+    if any('unsized' in c for c in t.codes): print('files that do not give the size of their pixels were taken to have those of the model; --pixel-um says so if they are of another')
     print(f'in focus: {(t.in_focus==True).sum()}; nothing to tell by: {t.in_focus.isna().sum()}; the tables are in {", ".join(map(str, tables))}')
 
 # %% ../../nbs/70_cli.app.ipynb #_tell_blur
@@ -631,9 +637,10 @@ def _known_distances(defocus_um, step_um, files, axes):
         if not step_um>0: raise UsageError(f'--step-um {step_um:g}: give a distance in um, above 0')
         _check_stacks(files, axes)
         return partial(_in_stacks, step_um=step_um)
-    every,table = told_distances(defocus_um)
-    known = {str(f): d for f,d in distances_of(table, files).items()}
-    if (unsure := next((f for f,d in known.items() if d!=d), None)): raise UsageError(unsure_of(Path(unsure), defocus_um))
+    every,table = given_distances(defocus_um)
+    found,unsure = match_rows(table, files)
+    known = {str(f): d for f,d in found.items()}
+    if unsure: raise UsageError(unsure_row(min(unsure), defocus_um))
     if table and not known: raise UsageError(f'{defocus_um}: names none of the images')
     return (lambda t: t.file.map(lambda f: known.get(f, every))) if defocus_um else None
 
@@ -652,7 +659,8 @@ def _in_stacks(t, step_um):
 
 def _tell_blur(t, true, refocuser):
     "Say how much the microscope blurs, and how far distances were off"
-    b,off = refocuser.measured_blur(t.defocus_um, true),(t.defocus_um-true).abs()
+    from refocus_nbdev.judge.defocus import measured_blur
+    b,off = measured_blur(refocuser, t.defocus_um, true),(t.defocus_um-true).abs()
     print(f'this microscope blurs by {b.blur_per_um:.2g} um for each um out of focus ({b.least:.2g} to {b.most:.2g} by single planes, {b.planes:.0f} of them), and {refocuser.blur_per_um:.2g} was taken; with that, distances are off by {off.mean():.1f} um on the mean. For other images of this microscope: --blur-per-um {b.blur_per_um:.2g}, of score and of run')
 
 # %% ../../nbs/70_cli.app.ipynb #trust
@@ -695,17 +703,17 @@ def _write_tables(paths, tables):
     import pandas as pd
     whole = [pd.concat([o for o in t if len(o)] or t, ignore_index=True) for t in zip(*tables)]
     for path,t in zip(paths, whole):
-        with atomically(path, ImageError) as tmp: t.to_csv(tmp, index=False, float_format='%.5g')
+        with atomically(path, ImageError) as tmp: t.drop(columns='codes', errors='ignore').to_csv(tmp, index=False, float_format='%.5g')
     return whole
 
 def _trust(found, paths, pictures, refocuser, how):
     "Check, write tables and pictures, and say what came of it"
-    from refocus_nbdev.judge.reblur import draw_check
+    from refocus_nbdev.judge.reblur import check_file, draw_check
     number = count(1)
     def check(r):
         def draw(x, y, c): save_figure(draw_check(x, y, c), pictures/f'{next(number):04d}_{r.stem}.png')
         if found[r] is None: raise ImageError(f'{r}: no image of this name to compare with')
-        return refocuser.check_file(found[r], r, draw=pictures and draw, **how)
+        return check_file(refocuser, found[r], r, draw=pictures and draw, **how)
     checked,failed = of_each(check, list(found), partial(_progress, what='checking'))
     unfit = _tell_trust(_write_tables(paths, [tables for _,tables in checked])[0], len(checked), paths) if checked else 0
     if failed: _list_failed(failed)

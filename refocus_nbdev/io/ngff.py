@@ -130,7 +130,7 @@ def software(self:ZarrReader):
 def copy(self:ZarrReader,
     path,    # Where to; nothing is there
     change,  # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,    # What made them: the copy says so
+    text,    # What made them, or a function that returns it (see `as_words`): the copy says so
 ):
     "Write an OME-Zarr that is the same but for its planes"
     zarr = _zarr(path)
@@ -142,7 +142,7 @@ def copy(self:ZarrReader,
         if y is None: continue
         y = as_rows(y)
         for level in images[p.series]: _fill(level, _smaller(p.page[1], level, p), y if level.shape[-2:]==y.shape else shrink(y, level.shape[-2:]))
-    new.attrs['refocus_nbdev'] = made_by(text, self.software)
+    new.attrs['refocus_nbdev'] = made_by(as_words(text)(), self.software)
 
 def _fill(array, at, y):
     "Write a plane, whole chunks at a time"

@@ -12,7 +12,8 @@ import numpy as np, tifffile
 from fastcore.basics import patch
 from .strips import *
 from .planes import *
-from .provenance import *
+from .provenance import annotated, as_words
+from .tiff import reword
 
 # %% ../../nbs/16_io.vendors.ipynb #VendorReader
 VENDORS = {'.czi':'bioio_czi', '.nd2':'bioio_nd2', '.lif':'bioio_lif'} # The reader for each suffix
@@ -113,15 +114,27 @@ def _about(self:VendorReader, n):
 def copy(self:VendorReader,
     path,   # Where to; whatever is there is replaced
     change, # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,   # What made them: the copy says so
+    text,   # What made them, or a function that returns it (see `as_words`): the copy says so
 ):
     "Write an OME-TIFF of all scenes"
+    words = as_words(text)
+    early = words()
+    described = (270, 2, 0, annotated(self._xml(), early), False)
+    size = sum(p.size for p in self.planes)*self.dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=size>3.9e9, ome=False, shaped=False) as out:
+        for i,p in enumerate(self.planes):
+            first = dict(software=early, extratags=[described]) if i==0 else dict(software=False)
+            out.write(self.changed(p, change)[:], photometric='minisblack', compression='zlib', metadata=None, **first)
+    if words()!=early: reword(path, early, words())
+
+@patch
+def _xml(self:VendorReader):
+    "OME-XML of all scenes"
     xml = tifffile.OmeXml()
     for n in range(len(self.image.scenes)):
         about = self._about(n)
         axes,shape = self.image.dims.order,tuple(self.image.shape)
-        xml.addimage(self.dtype, shape, (int(np.prod(shape[:-2])), 1, 1, *shape[-2:], 1), axes=axes, **about)
+        pages = (int(np.prod(shape[:-2])), 1, 1, *shape[-2:], 1)
+        xml.addimage(self.dtype, shape, pages, axes=axes, **about)
     self._scene(0)
-    described = (270, 2, 0, annotated(xml.tostring(), text), False)
-    with tifffile.TiffWriter(path, bigtiff=sum(p.size for p in self.planes)*self.dtype.itemsize>3.9e9, ome=False, shaped=False) as out:
-        for i,p in enumerate(self.planes): out.write(self.changed(p, change)[:], photometric='minisblack', compression='zlib', metadata=None, software=text, extratags=[described] if i==0 else ())
+    return xml.tostring()

@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter
 from ..io.images import *
 from ..optics.psf import *
 from ..optics.kernels import blur_width
+from ..plates.names import label_file
 from ..plates.simulate import *
-from ..plates.pairs import *
 from ..learn.metrics import *
 from ..learn.networks import ModelError, fast_bf16
 from ..learn.modelfile import *

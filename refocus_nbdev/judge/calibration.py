@@ -29,10 +29,11 @@ def plane_errors(
 ) -> pd.DataFrame: # A row for each of some pixels: width (px), bright (as of `brightness`), truth, error (network units); none where the plane is constant
     "How wrong a result is, and what is known of each pixel without the truth"
     if x.min()==x.max(): return pd.DataFrame()
-    scale,seen = refocuser._scale_of([as_rows(x)]),[]
-    refocuser._plane(as_rows(x), scale, None, zoom, seen=lambda q,y,*found: seen.append((y[:], refocuser.interval_at(q, *found)[0])))
-    (y,width), = seen
-    under = x-refocuser._level(as_rows(x))[:]
+    scale,found = refocuser.scale_of([as_rows(x)]),[]
+    def note(image, result, *seen): found.extend([result[:], place_in_table(refocuser, image, *seen)[0]])
+    refocuser.refocused_rows(as_rows(x), scale, None, zoom, note=note)
+    y,width = found
+    under = x-refocuser.without_background(as_rows(x))[:]
     truth = (target-under-scale.offset.item())/scale.range.item()
     if zoom!=1: truth = resized(truth, y.shape)[:]
     at = rng.choice(y.size, min(pixels, y.size), replace=False)

@@ -8,7 +8,6 @@ __all__ = ['Comparison', 'plan_comparisons', 'partners', 'told_groups']
 # %% ../../nbs/65_judge.match.ipynb #imports
 import re
 from dataclasses import dataclass, field
-from math import isnan
 from pathlib import Path
 from ..io.planes import ImageError
 from ..io.images import *
@@ -122,13 +121,20 @@ def _as_labels(keys): return [('field', (*k[1][:2], 0)) if k[0]=='field' else k 
 # %% ../../nbs/65_judge.match.ipynb #_note_distances
 def _note_distances(cases, defocus_um):
     "Say how far out of focus each input was, where that can be known"
-    every,table = told_distances(defocus_um)
-    by = [distances_of(table, {o for o in files if o}) for files in ([c.predicted for c in cases], [c.input for c in cases])]
-    for c in cases:
+    every,table = given_distances(defocus_um)
+    for c,(um,unsure) in zip(cases, _rows_for(cases, table, lambda c: (c.predicted, c.input))):
+        if um is None and unsure: raise UsageError(unsure_row(c.predicted, defocus_um))
         planes = [f.z for f in (parse_name(o) for o in (c.input, c.predicted) if o) if f and f.z is not None]
-        told = sorted((b[o] for b,o in zip(by, (c.predicted, c.input)) if o in b), key=isnan)
-        if told and isnan(told[0]): raise UsageError(unsure_of(c.predicted, defocus_um))
-        c.defocus_um = every if every is not None else told[0] if told else abs(defocus_of(planes[0])) if planes else None
+        if every is not None: c.defocus_um = every
+        else: c.defocus_um = um if um is not None else abs(defocus_of(planes[0])) if planes else None
+
+def _rows_for(cases, table, files_of):
+    "What a table says of each case, by the first of its files that has a row, None if none has; and whether a row was not sure"
+    columns = list(zip(*map(files_of, cases)))
+    matched = [match_rows(table, {f for f in files if f}) for files in columns]
+    for files in map(files_of, cases):
+        found = [known[f] for f,(known,_) in zip(files, matched) if f in known]
+        yield found[0] if found else None, any(f in unsure for f,(_,unsure) in zip(files, matched))
 
 # %% ../../nbs/65_judge.match.ipynb #told_groups
 def _find_groups(cases):
@@ -152,12 +158,14 @@ def _groups_of(files):
 def _note_groups(cases, path):
     "Group as a table says"
     table = {}
-    for r in read_table(path, ['file','group']):
-        if not r['group'] or table.setdefault(Path(r['file']).parts, r['group'])!=r['group']: raise UsageError(f'{path}, {r["file"]}: has {"two groups" if r["group"] else "no group"}; give it one, or more of its path')
-    for c in cases:
-        known = [table[end] for o in map(Path.absolute, filter(None, (c.predicted, c.target, c.input))) for i in range(len(o.parts)) if (end := o.parts[i:]) in table]
-        if not known: raise UsageError(f'{path}: has no row for {c.predicted} or its target; add one, or leave the file out')
-        c.group,c.grouped_by = known[0],'given'
+    for row in read_table(path, ['file','group']):
+        group,parts = row['group'],path_parts(row['file'])
+        if not group or table.setdefault(parts, group)!=group:
+            raise UsageError(f'{path}, {row["file"]}: has {"two groups" if group else "no group"}; give it one, or more of its path')
+    for c,(group,unsure) in zip(cases, _rows_for(cases, table, lambda c: (c.predicted, c.target, c.input))):
+        if group is None and unsure: raise UsageError(unsure_row(c.predicted, path))
+        if group is None: raise UsageError(f'{path}: has no row for {c.predicted} or its target; add one, or leave the file out')
+        c.group,c.grouped_by = group,'given'
 
 _ALIKE = 'fields of one well are not independent, and --groups can name their wells'
 _GROUPED_BY = dict(given='as given', well='wells, from the names', field=f'fields, since names tell no wells: {_ALIKE}')

@@ -7,8 +7,8 @@ __all__ = ['BRIEF', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuc
            'nuclei_table', 'each_image', 'in_short', 'other_light', 'hints', 'makers', 'report_page', 'write_report']
 
 # %% ../../nbs/67_judge.reports.ipynb #imports
-import base64, io, json, os, re
-from dataclasses import dataclass, field
+import base64, io, json, os
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -349,9 +349,15 @@ def makers(
     cases, # `Comparison`s
 ) -> list[str]:
     "What the predictions say they were made by, without the hash and the distance of each input"
-    def maker(path):
-        with open_image(path) as f: return re.sub(rf'; input sha256 \w+|; told \S+ um out of focus|{TAKEN}[^;]*', '', f.software or 'not said')
-    return sorted({maker(c.predicted) for c in cases})
+    return sorted({_maker(c.predicted) for c in cases})
+
+def _maker(path):
+    "What one prediction says"
+    with open_image(path) as f: software = f.software
+    made = read_provenance(software)
+    if made is None: return software or 'not said'
+    general = replace(made, input_sha256='', defocus_um=None, found_um=())
+    return made_by(general.sentence, general.earlier)
 
 def report_page(
     e:Evaluation,  # What to tell

@@ -151,13 +151,13 @@ def _check_blur(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width
 @patch
-def _width(self:Refocuser, q, told=None):
+def estimated_width(self:Refocuser, q, told=None):
     "How wide the blur of (H,W) in network units is, (1,), px; `told` is how wide it should be, within a tenth"
-    evidence = self._evidence(q).mean((0,1))[None].to(self.device)
+    evidence = self.width_evidence(q).mean((0,1))[None].to(self.device)
     return self.model.estimator.decided(evidence, None if told is None else torch.tensor([float(told)], device=self.device)).exp()-0.5
 
 @patch
-def _evidence(self:Refocuser, q):
+def width_evidence(self:Refocuser, q):
     "What each tile of (H,W) in network units says of the width of its blur: (rows, columns, bins), on the CPU"
     model = self.model.estimator
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
@@ -170,8 +170,8 @@ def blur_width(self:Refocuser,
     "How wide the blur of every plane is; raises `ValueError` for a model that does not say"
     if not self.guided: raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
     planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    scale = self._scale_of(planes)
-    return np.array([self._width(self._in_network_units(p, scale)[0]).item() for p in planes]).reshape(x.shape[:-2])
+    scale = self.scale_of(planes)
+    return np.array([self.estimated_width(self.in_network_units(p, scale)[0]).item() for p in planes]).reshape(x.shape[:-2])
 
 @patch
 def distance_um(self:Refocuser,
@@ -220,7 +220,7 @@ def _network(self:Refocuser, q, told, folder=None, progress=None):
     while True:
         try:
             canvas,before,after = KeptRows(q.shape, folder),0.,0.
-            width = self._width(q, told) if self.guided else None
+            width = self.estimated_width(q, told) if self.guided else None
             for a,y in self._parts(q, width):
                 canvas[a:a+len(y)] = y
                 before,after = before+q[a:a+len(y)].sum(dtype=float),after+y.sum(dtype=float)
@@ -247,27 +247,27 @@ def zoom(self:Refocuser,
 def _float(x): return torch.as_tensor(x.astype(np.float32))
 
 @patch
-def _level(self:Refocuser, rows):
+def without_background(self:Refocuser, rows):
     "`Rows` of a plane, without its background where the model should not see it"
     rows,under = as_rows(rows),background_of(rows) if self._on_background else None
     return rows if under is None else Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-under[a:b])
 
 @patch
-def _scale_of(self:Refocuser, planes):
+def scale_of(self:Refocuser, planes):
     "The scale of an acquisition of planes, as the card of the model asks for"
-    given,pixels,planes = self.card.get('scale', {}),sum(p.shape[0]*p.shape[1] for p in planes),[self._level(p) for p in planes]
+    given,pixels,planes = self.card.get('scale', {}),sum(p.shape[0]*p.shape[1] for p in planes),[self.without_background(p) for p in planes]
     fixed = given.get('offset') is not None
     found = Scale.of_planes((_float(x) for p in planes for x in strips(p)), pixels, **({} if fixed else given))
     return Scale.given(found.offset, **given) if fixed else found
 
 @patch
-def _acquired(self:Refocuser, x):
+def planes_and_scale(self:Refocuser, x):
     "The planes of an array (...,H,W), as `Rows`, and their scale, None where there is nothing to refocus"
     planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    return planes,None if x.size==0 or x.min()==x.max() else self._scale_of(planes)
+    return planes,None if x.size==0 or x.min()==x.max() else self.scale_of(planes)
 
 @patch
-def _told(self:Refocuser, defocus_um):
+def expected_width(self:Refocuser, defocus_um):
     if defocus_um is not None and not self.guided: raise ValueError(f'model {self.name} cannot be told a distance: leave it out, or choose another model')
     return None if defocus_um is None else self.px_per_um*abs(defocus_um)
 
@@ -288,26 +288,26 @@ def own_prominence(
     return up if up>=STANDS_OUT[1] else up/own_range(q)
 
 @patch
-def _share(self:Refocuser, up):
+def share_changed(self:Refocuser, up):
     "How much of what the network changes in a plane of this prominence is to be done, from 0 to 1"
     return float(smoothstep(np.float64(up), *STANDS_OUT)) if self._on_background else 1.
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-plane
 @patch
-def _in_network_units(self:Refocuser, rows, scale, zoom=1.):
+def in_network_units(self:Refocuser, rows, scale, zoom=1.):
     "`Rows` of a plane as the network counts, and the same at the model's pixel size"
-    p = held(self._level(rows).map(lambda x: scale.do(_float(x))[0,0].numpy(), np.float32))
+    p = held(self.without_background(rows).map(lambda x: scale.do(_float(x))[0,0].numpy(), np.float32))
     return p, p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
 
 @patch
-def _plane(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, seen=None):
-    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `seen` is called with image, result (`Rows` in network units), width of the blur, px, and `own_prominence`"
-    p,q = self._in_network_units(rows, scale, zoom)
+def refocused_rows(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, note=None):
+    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `note` is called with image, result (`Rows` in network units), width of the blur, px, and `own_prominence`"
+    p,q = self.in_network_units(rows, scale, zoom)
     y,ratio,width = self._network(q, told, folder, progress)
-    up = own_prominence(q) if seen or self._on_background else None
-    share = self._share(up)
+    up = own_prominence(q) if note or self._on_background else None
+    share = self.share_changed(up)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]*ratio-q[a:b]))
-    if seen: seen(q, Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b]), None if width is None else width.item(), up)
+    if note: note(q, Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b]), None if width is None else width.item(), up)
     added = change if zoom==1 else resized(change, p.shape)
     return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype))
 
@@ -318,6 +318,6 @@ def refocus(self:Refocuser,
     pixel_um=None,   # Size of its pixels; that of the model if None
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told, and for pixels over four times larger or smaller than the model's"
-    told,zoom,(planes,scale) = self._told(defocus_um),self.zoom(pixel_um),self._acquired(x)
+    told,zoom,(planes,scale) = self.expected_width(defocus_um),self.zoom(pixel_um),self.planes_and_scale(x)
     if scale is None: return x.copy()
-    return np.stack([self._plane(p, scale, told, zoom)[:] for p in planes]).reshape(x.shape)
+    return np.stack([self.refocused_rows(p, scale, told, zoom)[:] for p in planes]).reshape(x.shape)
