@@ -6,7 +6,7 @@
 __all__ = ['DownloadError', 'Web', 'Download', 'bbbc006', 'bbbc038', 'plan_download']
 
 # %% ../../nbs/35_plates.download.ipynb #imports
-import errno, io, json, re, shutil, stat, sys, tempfile, time, zipfile, zlib
+import errno, io, json, re, shutil, stat, tempfile, time, zipfile, zlib
 from collections import Counter
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,12 +19,11 @@ from fastcore.basics import groupby, noop, patch, store_attr
 from PIL import Image as PILImage
 from remotezip import RemoteZip
 from requests.adapters import HTTPAdapter
-from rich.console import Console
-from rich.progress import Progress, DownloadColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 from .. import __version__
 from ..io.disk import atomically
+from ..io.progress import Meter
 from .names import *
 
 # %% ../../nbs/35_plates.download.ipynb #Web
@@ -369,20 +368,6 @@ def lines(self:Download) -> list[str]: # A line a file, and one with their sum
     total = f'{len(found)} files, {_mb(size)} would be fetched into {self.dest}'
     return [*found, total]
 
-# %% ../../nbs/35_plates.download.ipynb #bar
-@contextmanager
-def _bar(total):
-    "A progress bar of bytes on standard error, where that is a terminal; yields a function that counts bytes"
-    columns = *Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()
-    console = Console(stderr=True)
-    is_hidden = not sys.stderr.isatty()
-    with Progress(*columns, console=console, disable=is_hidden, transient=True) as bar:
-        task = bar.add_task('downloading', total=total)
-        def received(n):
-            so_far = bar.tasks[0].completed+n
-            bar.update(task, advance=n, total=max(total, so_far))
-        yield received
-
 # %% ../../nbs/35_plates.download.ipynb #fetch_one
 @patch
 def _fetch_one(self:Download, archive, name, received):
@@ -414,15 +399,15 @@ def _cost(self:Download, kind):
 
 @patch
 def fetch(self:Download,
-    progress=_bar, # Context manager: from a number of bytes to a function that is told of bytes received
-) -> list[str]:    # A sentence on each file that could not be had
+    progress=Meter, # Shows the bytes received; called as `Meter` is
+) -> list[str]:     # A sentence on each file that could not be had
     "Fetch all missing files; raises `DownloadError` when that cannot go on"
     self.look()
     first = self.archives[0]
     _check_room(self.dest, self._cost('file_size'))
-    with progress(self._cost('compress_size')) as received:
-        if not first.known: first.bring([], received)
-        self._each(partial(self._fetch_archive, received=received), self.archives)
+    with progress('downloading', self._cost('compress_size'), in_bytes=True) as meter:
+        if not first.known: first.bring([], meter.advance)
+        self._each(partial(self._fetch_archive, received=meter.advance), self.archives)
     return list(self.failed.values())
 
 # %% ../../nbs/35_plates.download.ipynb #summary
