@@ -26,15 +26,20 @@ def best_device(
 ) -> torch.device:
     "The device to compute on; raises `ValueError` for one that is not there"
     if device!='auto': return _checked_device(device)
-    return torch.device('cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu')
+    if torch.cuda.is_available(): return torch.device('cuda')
+    return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 def _checked_device(device):
-    if str(device).split(':')[0] not in ('cpu','cuda','mps'): raise ValueError(f'device {device}: there are cpu, cuda, mps and auto')
+    "A device that has been tried"
+    kind = str(device).split(':')[0]
+    if kind not in ('cpu','cuda','mps'): raise ValueError(f'device {device}: there are cpu, cuda, mps and auto')
     try:
         device = torch.device(device)
         torch.zeros(1, device=device)
         return device
-    except (RuntimeError, AssertionError) as e: raise ValueError(f'device {device}: {str(e).splitlines()[0]}; use cpu, or auto for the fastest there is') from e
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f'device {device}: {reason}; use cpu, or auto for the fastest there is') from e
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser
 _TILE = 2560 # Pixels on either side that take about 1 GB
@@ -48,12 +53,17 @@ class Refocuser:
         sha256='',             # Of its file, for provenance
         tile=_TILE,            # Side of what is computed at once, at most, px
         batch=1,               # Tiles at a time
-        blur_per_um=None,      # By how many um the blur (its standard deviation) of your microscope widens with each um out of focus, as `measured_blur` finds; that of the microscope that the model was trained for if None
+        # By how many um the blur (its standard deviation) of your microscope widens for each um out of focus, as
+        # `measured_blur` finds; that of the microscope that the model was trained for if None
+        blur_per_um=None,
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.card,self.sha256,self.lock,self.tile,self.batch,self.own_blur,self.remarks = card,sha256,threading.Lock(),tile,batch,blur_per_um,[]
-        self._check_blur()
+        self.card,self.sha256 = card,sha256
+        self.tile,self.batch = tile,batch
+        self.own_blur = blur_per_um
+        self.lock,self.remarks = threading.Lock(),[]
+        if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
 
     @classmethod
@@ -62,23 +72,26 @@ class Refocuser:
         device='auto',  # See `best_device`
         **kwargs        # `tile`, `batch` and `blur_per_um`
     ):
-        "Read a model file; raises `ModelError`, and `ValueError` for tiles that are too small and a blur that cannot be"
+        "Read a model file; raises `ModelError`, and `ValueError` for small tiles and a blur that cannot be"
         path = model_path(model)
-        return cls(*read_model(path), device, file_hash(path), **kwargs)
+        network,card = read_model(path)
+        return cls(network, card, device, file_hash(path), **kwargs)
 
     @property
     def name(self): return self.card.get('name', 'unnamed')
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-predict
 def _release_hooks(model):
+    "Let go of the activations that a fastai U-Net keeps"
     for m in model.modules():
         if hasattr(m, 'hook'): m.hook.stored = None
 
 @patch
 def _compute(self:Refocuser, f, x, *args):
-    "Function `f` of a tensor, on the model's device, in float32 on the CPU"
+    "A function of tensors, on the model's device, in float32 on the CPU"
+    def here(a): return a.to(self.device) if torch.is_tensor(a) else a
     with self.lock, torch.inference_mode(), in_bf16(self.device):
-        y = f(x.to(self.device), *(a.to(self.device) if torch.is_tensor(a) else a for a in args)).float().cpu()
+        y = f(here(x), *map(here, args)).float().cpu()
         _release_hooks(self.model)
     return y
 
@@ -91,7 +104,9 @@ def predict(self:Refocuser,
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output for a whole image, in float32"
     h,w = x.shape[-2:]
-    return self._compute(self.model, pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE)), *([] if width is None else [width]))[..., :h, :w]
+    padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
+    given = [] if width is None else [width]
+    return self._compute(self.model, padded, *given)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
 @patch(as_prop=True)
@@ -114,7 +129,8 @@ def _on_background(self:Refocuser):
     "Is the model a guided one of nuclei, which should see neither an uneven background nor a field without nuclei?"
     return self.guided and self.of_nuclei
 
-BBBC006_PX_PER_UM = 0.5 # That of `blur_px_per_um`
+# %% ../../nbs/51_refocus.engine.ipynb #blur_per_um
+BBBC006_PX_PER_UM = 0.5 # See `blur_px_per_um`
 
 @patch(as_prop=True)
 def _blur(self:Refocuser):
@@ -122,7 +138,6 @@ def _blur(self:Refocuser):
     blur = self.card.get('blur')
     return blur if isinstance(blur, dict) else {}
 
-# %% ../../nbs/51_refocus.engine.ipynb #blur_per_um
 @patch(as_prop=True)
 def trained_px_per_um(self:Refocuser):
     "How much wider each um of defocus made the blur in training, px"
@@ -135,50 +150,124 @@ def px_per_um(self:Refocuser):
 
 @patch(as_prop=True)
 def blur_per_um(self:Refocuser):
-    "The same in um; None for a model that does not say how large its pixels are"
+    "By how many um the blur widens for each um of defocus; None for a model that does not say how large its pixels are"
     return self.card.get('pixel_um') and self.px_per_um*self.card['pixel_um']
 
 @patch(as_prop=True)
 def max_um(self:Refocuser):
-    "The farthest out of focus that the model saw anything in training, in um of this microscope; None for a model that does not say"
-    return self._blur.get('max_um') and self._blur['max_um']*self.trained_px_per_um/self.px_per_um
+    "The farthest out of focus that training went, um of this microscope; None for a model that does not say"
+    most = self._blur.get('max_um')
+    return most and most*self.trained_px_per_um/self.px_per_um
 
+# %% ../../nbs/51_refocus.engine.ipynb #_check_blur
 @patch
 def _check_blur(self:Refocuser):
-    if self.own_blur is None: return
-    if not self.card.get('pixel_um'): raise ValueError(f'model {self.name} does not say how large its pixels are, so that a blur in um tells it nothing: leave it out')
-    if not 0.01<=self.own_blur<=5: raise ValueError(f'a blur that widens by {self.own_blur:g} um for each um out of focus: give 0.01 to 5; that of model {self.name} is {self.trained_px_per_um*self.card["pixel_um"]:.2g}')
+    "Raises `ValueError` for a blur of one's own that cannot be"
+    um = self.card.get('pixel_um')
+    if not um:
+        raise ValueError(f'model {self.name} does not say how large its pixels are, '
+                         'so that a blur in um tells it nothing: leave it out')
+    if 0.01<=self.own_blur<=5: return
+    raise ValueError(f'a blur that widens by {self.own_blur:g} um for each um out of focus: give 0.01 to 5; '
+                     f'that of model {self.name} is {self.trained_px_per_um*um:.2g}')
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width
 @patch
-def estimated_width(self:Refocuser, q, told=None):
-    "How wide the blur of (H,W) in network units is, (1,), px; `told` is how wide it should be, within a tenth"
-    evidence = self.width_evidence(q).mean((0,1))[None].to(self.device)
-    return self.model.estimator.decided(evidence, None if told is None else torch.tensor([float(told)], device=self.device)).exp()-0.5
-
-@patch
-def width_evidence(self:Refocuser, q):
-    "What each tile of (H,W) in network units says of the width of its blur: (rows, columns, bins), on the CPU"
+def width_evidence(self:Refocuser,
+    q, # (H,W), `Rows` or array: a plane in network units
+) -> torch.Tensor: # (rows, columns, bins), logarithms of likelihoods, on the CPU
+    "What each tile of a plane tells of the width of its blur"
     model = self.model.estimator
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
-    with torch.inference_mode(): return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
+    with torch.inference_mode():
+        return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
 
 @patch
-def blur_width(self:Refocuser,
-    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
-) -> np.ndarray:  # (...), px, 0 in focus; as `blur_width` of kernels counts it
-    "How wide the blur of every plane is; raises `ValueError` for a model that does not say"
-    if not self.guided: raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
-    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    scale = self.scale_of(planes)
-    return np.array([self.estimated_width(self.in_network_units(p, scale)[0]).item() for p in planes]).reshape(x.shape[:-2])
+def estimated_width(self:Refocuser,
+    q,             # (H,W), `Rows` or array: a plane in network units
+    expected=None, # How wide the blur should be, within a tenth, px, from `expected_width`
+) -> torch.Tensor: # (1,), px, on the model's device
+    "How wide the blur of a plane is"
+    evidence = self.width_evidence(q).mean((0,1))[None].to(self.device)
+    given = None if expected is None else torch.tensor([float(expected)], device=self.device)
+    return self.model.estimator.decided(evidence, given).exp()-0.5
+
+@patch
+def expected_width(self:Refocuser,
+    defocus_um, # Distance from focus that the user gave, um, on either side; None if none
+):              # px of the model; None if none
+    "How wide the blur at a distance should be; raises `ValueError` for a model that cannot be told"
+    if defocus_um is None: return None
+    if not self.guided:
+        raise ValueError(f'model {self.name} cannot be told a distance: leave it out, or choose another model')
+    return self.px_per_um*abs(defocus_um)
 
 @patch
 def distance_um(self:Refocuser,
     width, # How wide a blur is, px of the model; a number or an array
 ):         # um, 0 for what is in focus and passed on as it is
-    "How far out of focus what is blurred like this is, on either side, by a microscope that blurs by `blur_per_um`"
-    return np.where(np.asarray(width)<=self.model.fade[0], 0, np.asarray(width)/self.px_per_um)[()]
+    "How far out of focus a plane with this blur is, on either side, where the microscope blurs by `blur_per_um`"
+    in_focus = np.asarray(width)<=self.model.fade[0]
+    return np.where(in_focus, 0, np.asarray(width)/self.px_per_um)[()]
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
+def _float(x): return torch.as_tensor(x.astype(np.float32))
+
+@patch
+def without_background(self:Refocuser,
+    rows,    # (H,W), `Rows` or array, counts
+) -> Rows:   # (H,W), counts
+    "A plane without its background, where the model should not see it"
+    rows = as_rows(rows)
+    ground = background_of(rows) if self._on_background else None
+    if ground is None: return rows
+    return Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-ground[a:b])
+
+@patch
+def scale_of(self:Refocuser,
+    planes, # Of one acquisition, a list of `Rows` or arrays (H,W), counts; not all constant
+) -> Scale:
+    "The scale of an acquisition, as the card of the model asks for"
+    given = self.card.get('scale', {})
+    pixels = sum(p.shape[0]*p.shape[1] for p in planes)
+    planes = [self.without_background(p) for p in planes]
+    values = (_float(x) for p in planes for x in strips(p))
+    if given.get('offset') is None: return Scale.of_planes(values, pixels, **given)
+    return Scale.given(Scale.of_planes(values, pixels).offset, **given)
+
+@patch
+def planes_and_scale(self:Refocuser,
+    x:np.ndarray, # (..., H, W), counts; one acquisition
+) -> tuple[list, Scale|None]: # `Rows` (H,W); and their scale, None where there is nothing to refocus
+    "The planes of an array, and their scale"
+    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
+    nothing = x.size==0 or x.min()==x.max()
+    return planes,None if nothing else self.scale_of(planes)
+
+@patch
+def in_network_units(self:Refocuser,
+    rows,    # (H,W), `Rows`, counts
+    scale,   # Of its acquisition
+    zoom=1., # How many times as large as the model's its pixels are
+) -> tuple[Rows, Rows]: # float32: with its own pixels, and with pixels of the model's size
+    "A plane as the network counts"
+    def scaled(x): return scale.do(_float(x))[0,0].numpy()
+    own = held(self.without_background(rows).map(scaled, np.float32))
+    if zoom==1: return own,own
+    return own,held(resized(own, [max(round(n*zoom), 1) for n in own.shape]))
+
+# %% ../../nbs/51_refocus.engine.ipynb #blur_width
+@patch
+def blur_width(self:Refocuser,
+    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
+) -> np.ndarray:  # (...), px, 0 in focus; as `blur_width` of kernels counts it
+    "How wide the blur of every plane is; raises `ValueError` for a model that does not say"
+    if not self.guided:
+        raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
+    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
+    scale = self.scale_of(planes)
+    widths = [self.estimated_width(self.in_network_units(p, scale)[0]).item() for p in planes]
+    return np.array(widths).reshape(x.shape[:-2])
 
 # %% ../../nbs/51_refocus.engine.ipynb #keep_light
 def light_ratio(
@@ -187,47 +276,60 @@ def light_ratio(
     most=0.12, # The largest change, relative
 ) -> float:
     "What the result is multiplied by, so that it has the light of the image"
-    return min(max(before/after, 1-most), 1+most) if after>0 and before>0 else 1.
+    if before<=0 or after<=0: return 1.
+    return min(max(before/after, 1-most), 1+most)
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-need_less
 def _out_of_memory(e): return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or 'memory' in str(e).lower()
 
 @patch
 def _need_less(self:Refocuser, e):
-    "Take less memory from here on; raises what went wrong if that was something else, and `MemoryError` if there is nothing less"
+    "Take less memory from here on; raises `MemoryError` if there is nothing less, and any other error as it is"
     if not _out_of_memory(e): raise e
     least = 2*2*reach(self.model) if self.guided else self.tile
     if self.batch>1:
         self.batch //= 2
-        now = f'with {self.batch} tiles at a time'
+        change = f'with {self.batch} tiles at a time'
     elif self.tile>least:
         self.tile = max(self.tile//2, least)
-        now = f'with tiles of {self.tile} px'
-    elif self.device.type!='cpu': self.device,self.model,now = torch.device('cpu'),self.model.cpu(),'on the CPU'
-    else: raise MemoryError(f'not enough memory, even for {self.tile} x {self.tile} px at a time: close other programs') from e
-    self.remarks.append(f'out of memory: went on {now}')
+        change = f'with tiles of {self.tile} px'
+    elif self.device.type!='cpu':
+        self.device,self.model = torch.device('cpu'),self.model.cpu()
+        change = 'on the CPU'
+    else:
+        side = self.tile
+        raise MemoryError(f'not enough memory, even for {side} x {side} px at a time: close other programs') from e
+    self.remarks.append(f'out of memory: went on {change}')
 
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-network
 @patch
 def _parts(self:Refocuser, q, width):
-    "Yield what the network makes of (H,W): the number of a row, and rows from there on"
-    if not self.guided or max(q.shape)<=self.tile: return (yield 0,self.predict(torch.tensor(q[:])[None,None], width)[0,0].numpy())
+    "What the network makes of (H,W): yields the number of a row, and rows from there on"
+    if not self.guided or max(q.shape)<=self.tile:
+        yield 0,self.predict(torch.tensor(q[:])[None,None], width)[0,0].numpy()
+        return
     def run(x, *where): return self._compute(self.model.tile, x, *where, width)[:,0].numpy()
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch)
 
 @patch
-def _network(self:Refocuser, q, told, folder=None, progress=None):
-    "What the network makes of (H,W) in network units, what that is to be multiplied by, and the width it was guided by"
+def _network(self:Refocuser, q, expected, folder=None, progress=None):
+    "The network's result for (H,W) in network units, the factor that keeps its light, and the width that guided it"
     while True:
-        try:
-            canvas,before,after = KeptRows(q.shape, folder),0.,0.
-            width = self.estimated_width(q, told) if self.guided else None
-            for a,y in self._parts(q, width):
-                canvas[a:a+len(y)] = y
-                before,after = before+q[a:a+len(y)].sum(dtype=float),after+y.sum(dtype=float)
-                if progress: progress(len(y)/q.shape[0])
-            if not np.isfinite(after): raise ValueError(f'model {self.name} makes no numbers of this image: is its file damaged?')
-            return canvas,light_ratio(before, after) if self.guided else 1.,width
+        try: return self._network_once(q, expected, folder, progress)
         except (RuntimeError, MemoryError) as e: self._need_less(e)
+
+@patch
+def _network_once(self:Refocuser, q, expected, folder, progress):
+    canvas,before,after = KeptRows(q.shape, folder),0.,0.
+    width = self.estimated_width(q, expected) if self.guided else None
+    for a,y in self._parts(q, width):
+        canvas[a:a+len(y)] = y
+        before += q[a:a+len(y)].sum(dtype=float)
+        after += y.sum(dtype=float)
+        if progress: progress(len(y)/q.shape[0])
+    if not np.isfinite(after):
+        raise ValueError(f'model {self.name} makes no numbers of this image: is its file damaged?')
+    return canvas,light_ratio(before, after) if self.guided else 1.,width
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-zoom
 _ZOOMS = 1.05,4. # Pixels are near enough up to the first ratio, and can be rescaled up to the second
@@ -236,88 +338,76 @@ _ZOOMS = 1.05,4. # Pixels are near enough up to the first ratio, and can be resc
 def zoom(self:Refocuser,
     pixel_um, # Size of the pixels of an image, um; None or 0 where it is not known
 ) -> float:
-    "How many times as large as the model's pixels these are, 1 where that is near enough; raises `ValueError` where it is too far"
+    "How many times as large as the model's pixels these are, 1 if near enough; raises `ValueError` if too far"
     own = self.card.get('pixel_um')
     if not pixel_um or not own: return 1.
     ratio = max(pixel_um/own, own/pixel_um)
-    if ratio>_ZOOMS[1]: raise ValueError(f'pixels of {pixel_um:g} um: model {self.name} was made for {own:g} um, and images are rescaled by no more than {_ZOOMS[1]:g}')
+    if ratio>_ZOOMS[1]:
+        raise ValueError(f'pixels of {pixel_um:g} um: model {self.name} was made for {own:g} um, '
+                         f'and images are rescaled by no more than {_ZOOMS[1]:g}')
     return pixel_um/own if ratio>_ZOOMS[0] else 1.
 
-# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
-def _float(x): return torch.as_tensor(x.astype(np.float32))
-
-@patch
-def without_background(self:Refocuser, rows):
-    "`Rows` of a plane, without its background where the model should not see it"
-    rows,under = as_rows(rows),background_of(rows) if self._on_background else None
-    return rows if under is None else Rows(rows.shape, np.float32, lambda a,b: rows[a:b]-under[a:b])
-
-@patch
-def scale_of(self:Refocuser, planes):
-    "The scale of an acquisition of planes, as the card of the model asks for"
-    given,pixels,planes = self.card.get('scale', {}),sum(p.shape[0]*p.shape[1] for p in planes),[self.without_background(p) for p in planes]
-    fixed = given.get('offset') is not None
-    found = Scale.of_planes((_float(x) for p in planes for x in strips(p)), pixels, **({} if fixed else given))
-    return Scale.given(found.offset, **given) if fixed else found
-
-@patch
-def planes_and_scale(self:Refocuser, x):
-    "The planes of an array (...,H,W), as `Rows`, and their scale, None where there is nothing to refocus"
-    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    return planes,None if x.size==0 or x.min()==x.max() else self.scale_of(planes)
-
-@patch
-def expected_width(self:Refocuser, defocus_um):
-    if defocus_um is not None and not self.guided: raise ValueError(f'model {self.name} cannot be told a distance: leave it out, or choose another model')
-    return None if defocus_um is None else self.px_per_um*abs(defocus_um)
-
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-share
-STANDS_OUT = 0.07,0.12 # The prominence up to which a plane of nuclei is passed on, and from which on it is changed in full, in network units
+# The prominence up to which a plane of nuclei is passed on, and from which on it is changed in full, network units
+STANDS_OUT = 0.07,0.12
 
 def own_range(
-    q, # `Rows`, or an array (H,W)
+    q, # (H,W), `Rows` or array
 ) -> float: # In the unit of `q`, above 0
-    "The range that a plane of an acquisition would have by itself, as of `Scale`"
+    "The range that a plane of an acquisition would have by itself, see `Scale`"
     return Scale.of_planes((_float(x) for x in strips(q)), q.shape[0]*q.shape[1]).range.item()
 
 def own_prominence(
-    q, # `Rows`, or an array (H,W)
-) -> float: # From STANDS_OUT[1] on, at least so much
+    q, # (H,W), `Rows` or array, in network units
+) -> float: # Exact up to STANDS_OUT[1]; above, it may be more
     "`prominence`, as a share of the range that the plane would have by itself"
-    up = prominence(q)
-    return up if up>=STANDS_OUT[1] else up/own_range(q)
+    found = prominence(q)
+    return found if found>=STANDS_OUT[1] else found/own_range(q)
 
 @patch
-def share_changed(self:Refocuser, up):
-    "How much of what the network changes in a plane of this prominence is to be done, from 0 to 1"
-    return float(smoothstep(np.float64(up), *STANDS_OUT)) if self._on_background else 1.
+def share_changed(self:Refocuser,
+    prominence, # Of a plane, from `own_prominence`
+) -> float:     # 0 to 1
+    "How much of what the network changes in a plane is to be done"
+    return float(smoothstep(np.float64(prominence), *STANDS_OUT)) if self._on_background else 1.
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-plane
 @patch
-def in_network_units(self:Refocuser, rows, scale, zoom=1.):
-    "`Rows` of a plane as the network counts, and the same at the model's pixel size"
-    p = held(self.without_background(rows).map(lambda x: scale.do(_float(x))[0,0].numpy(), np.float32))
-    return p, p if zoom==1 else held(resized(p, [max(round(n*zoom), 1) for n in p.shape]))
-
-@patch
-def refocused_rows(self:Refocuser, rows, scale, told, zoom=1., folder=None, progress=None, note=None):
-    "`Rows` of a plane of an acquisition with this scale, refocused; its pixels are `zoom` times as large as the model's; `note` is called with image, result (`Rows` in network units), width of the blur, px, and `own_prominence`"
-    p,q = self.in_network_units(rows, scale, zoom)
-    y,ratio,width = self._network(q, told, folder, progress)
-    up = own_prominence(q) if note or self._on_background else None
-    share = self.share_changed(up)
+def refocused_rows(self:Refocuser,
+    rows,          # (H,W), `Rows`: a plane of an acquisition, counts
+    scale,         # Of the acquisition
+    expected,      # How wide its blur should be, px, from `expected_width`; None if that is not known
+    zoom=1.,       # How many times as large as the model's its pixels are
+    folder=None,   # Where files may be made for what is too large for the memory
+    progress=None, # Function that is told, now and then, what share has been done since
+    # Function that is called with image and result (`Rows` in network units), the width of the blur, px, and
+    # `own_prominence`
+    note=None,
+) -> Rows:         # (H,W), counts, in the data type of the plane
+    "A plane, refocused"
+    own,q = self.in_network_units(rows, scale, zoom)
+    y,ratio,width = self._network(q, expected, folder, progress)
+    shown = own_prominence(q) if note or self._on_background else None
+    share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]*ratio-q[a:b]))
-    if note: note(q, Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b]), None if width is None else width.item(), up)
-    added = change if zoom==1 else resized(change, p.shape)
-    return Rows(p.shape, rows.dtype, lambda a,b: to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype))
+    if note: note(q, _sum(q, change), None if width is None else width.item(), shown)
+    added = change if zoom==1 else resized(change, own.shape)
+    def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
+    return Rows(own.shape, rows.dtype, read)
+
+def _sum(q, change): return Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b])
 
 @patch
 def refocus(self:Refocuser,
     x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition
-    defocus_um=None, # How far out of focus it is within a tenth, um, either side, by a microscope that blurs by `blur_per_um`; None leaves it to the model to find out, plane by plane
-    pixel_um=None,   # Size of its pixels; that of the model if None
+    # How far out of focus it is within a tenth, um, either side, by a microscope that blurs by `blur_per_um`; None
+    # leaves it to the model to find out, plane by plane
+    defocus_um=None,
+    pixel_um=None,   # Size of its pixels, um; that of the model if None
 ) -> np.ndarray:  # Same shape and data type
-    "Refocus every plane of an array, all with one scale; raises `ValueError` for a distance that the model cannot be told, and for pixels over four times larger or smaller than the model's"
-    told,zoom,(planes,scale) = self.expected_width(defocus_um),self.zoom(pixel_um),self.planes_and_scale(x)
+    "Refocus every plane of an array; raises `ValueError` for a distance or pixels that do not suit the model"
+    expected,zoom = self.expected_width(defocus_um),self.zoom(pixel_um)
+    planes,scale = self.planes_and_scale(x)
     if scale is None: return x.copy()
-    return np.stack([self.refocused_rows(p, scale, told, zoom)[:] for p in planes]).reshape(x.shape)
+    new = [self.refocused_rows(p, scale, expected, zoom)[:] for p in planes]
+    return np.stack(new).reshape(x.shape)

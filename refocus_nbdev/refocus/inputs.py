@@ -63,7 +63,9 @@ def _searched_root(o):
 
 def _all_found(o, recursive):
     "Of one input, the files and the place of each result"
-    if o.suffix.lower()=='.csv': return [(o.parent/r['file'], Path(Path(r['file']).name)) for r in read_table(o, ['file'])]
+    if o.suffix.lower()=='.csv':
+        files = [o.parent/row['file'] for row in read_table(o, ['file'])]
+        return [(f, Path(f.name)) for f in files]
     files,root = image_files([o], recursive),_searched_root(o)
     if root is None: return [(f, Path(f.name)) for f in files]
     return [(f, f.relative_to(root)) for f in files if f.is_relative_to(root)] or [(o, Path(o.name))]
