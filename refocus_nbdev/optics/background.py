@@ -28,7 +28,9 @@ def _block_edges(n, side):
 
 def _means_in_strip(x, side):
     "Means (h,w) of the blocks of one strip (H,W)"
-    (top,bottom),(left,right) = (_block_edges(n, side) for n in x.shape)
+    h,w = x.shape
+    top,bottom = _block_edges(h, side)
+    left,right = _block_edges(w, side)
     by_columns = np.add.reduceat(x.astype(np.float32), left, axis=1)
     sums = np.add.reduceat(by_columns, top, axis=0)
     pixels = (bottom-top)[:,None]*(right-left)
@@ -56,7 +58,9 @@ def _refitted(terms, v, c):
     share = np.where(left>0, _UNDER, 1-_UNDER)
     weight = share/np.maximum(np.abs(left), 0.01)
     weighted = (terms*weight[:,None]).T
-    return np.linalg.solve(weighted@terms + 1e-9*np.eye(6), terms.T@(weight*v))
+    matrix = weighted@terms + 1e-9*np.eye(6)
+    right = terms.T@(weight*v)
+    return np.linalg.solve(matrix, right)
 
 def _surface(v, y, x):
     "Coefficients (3,3) in `y` and `x` of the surface under the values `v` (h,w) at the places (h,) and (w,)"
@@ -81,9 +85,11 @@ def _places(first, end, size):
 def _surface_rows(c, shape):
     "The surface with coefficients `c` (3,3) as `Rows` of `shape`, float32"
     y,x = (_places(*_block_edges(n, 1), n) for n in shape)
+    def part(a, b): return polygrid2d(y[a:b], x, c).astype(np.float32)
     def read(a, b):
-        parts = [polygrid2d(y[i:min(i+512, b)], x, c) for i in range(a, b, 512)]
-        return np.concatenate([p.astype(np.float32) for p in parts])
+        starts = range(a, b, 512)
+        parts = [part(i, min(i+512, b)) for i in starts]
+        return np.concatenate(parts)
     return Rows(shape, np.float32, read)
 
 # %% ../../nbs/25_optics.background.ipynb #background_of-function

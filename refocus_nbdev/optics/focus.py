@@ -35,7 +35,8 @@ def has_structure(
     "Whether an image shows more than noise"
     image = torch.tensor(np.asarray(x, np.float32))
     noise = noise_sigma(image[None,None]).item()
-    threshold = least*noise/(np.sqrt(2*np.pi)*sigma**3)
+    smoothing = np.sqrt(2*np.pi)*sigma**3
+    threshold = least*noise/smoothing
     strong = np.percentile(_changes(x, sigma), 99.9)
     return bool(strong>threshold)
 

@@ -33,7 +33,8 @@ _MEDIAN_OF_NOISE = 0.6745*6 # Median absolute second difference of noise with st
 def _second_differences(x):
     "Absolute second differences of (...,H,W) along both axes; empty for images under 3 pixels wide"
     if min(x.shape[-2:])<3: return x[..., :0]
-    return x.diff(n=2, dim=-1).diff(n=2, dim=-2).abs()
+    along_rows = x.diff(n=2, dim=-1)
+    return along_rows.diff(n=2, dim=-2).abs()
 
 def _noise_from(differences):
     "Standard deviation of the noise (B,1,1,1) from second differences (B,n)"
@@ -72,7 +73,8 @@ def _scale_from(values, sigma, low, high, noise_floor):
     bottom = _percentile(values, low).view(-1,1,1,1)
     top = _percentile(values, high).view(-1,1,1,1)
     rng = torch.maximum(top-bottom, noise_floor*sigma)
-    return Scale(bottom, torch.where(rng>0, rng, torch.ones_like(rng)))
+    one = torch.ones_like(rng)
+    return Scale(bottom, torch.where(rng>0, rng, one))
 
 @patch(cls_method=True)
 def of(cls:Scale,
@@ -103,8 +105,9 @@ def of_planes(cls:Scale,
     for p in planes:
         values.append(_sampled(p, every))
         differences.append(_sampled(_second_differences(p), every))
-    sigma = _noise_from(torch.cat(differences)[None])
-    return _scale_from(torch.cat(values)[None], sigma, low, high, noise_floor)
+    values = torch.cat(values)[None]
+    differences = torch.cat(differences)[None]
+    return _scale_from(values, _noise_from(differences), low, high, noise_floor)
 
 # %% ../../nbs/22_optics.intensity.ipynb #MINMAX
 MINMAX = dict(low=0., high=100., noise_floor=0.) # Arguments of `Scale.of`: the minimum becomes 0, the maximum 1

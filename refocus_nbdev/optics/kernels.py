@@ -16,7 +16,8 @@ def _phase(s, cos, z, aberration):
     "Phase (B,n), radians, at the radii `s` (n,) of the pupil, for distances `z` and `aberration` in waves (B,)"
     defocus = z[:,None]*(cos-1)
     zernike = 6*s**4-6*s**2+1
-    return 2*math.pi*(defocus + aberration[:,None]*zernike)
+    aberrated = aberration[:,None]*zernike
+    return 2*math.pi*(defocus+aberrated)
 
 def pupil_psf(
     r_um,                       # Distances from the axis (R,), µm
@@ -28,10 +29,14 @@ def pupil_psf(
     n=192,                      # Points along the pupil's radius
 )->torch.Tensor: # (B,R) intensities, not normalised
     "Intensity of a point out of focus (scalar Debye integral, Born and Wolf, Principles of Optics, 8.8; rim dimmed)"
-    s = (torch.arange(n, device=defocus_um.device)+0.5)/n
-    cos = (1-(na/index*s)**2).sqrt()
-    phase = _phase(s, cos, defocus_um*index/wavelength_um, aberration)
-    rings = torch.special.bessel_j0(2*math.pi*na/wavelength_um*s[:,None]*r_um)
+    steps = torch.arange(n, device=defocus_um.device)
+    s = (steps+0.5)/n
+    sin = na/index*s
+    cos = (1-sin**2).sqrt()
+    z = defocus_um*index/wavelength_um
+    phase = _phase(s, cos, z, aberration)
+    k = 2*math.pi*na/wavelength_um
+    rings = torch.special.bessel_j0(k*s[:,None]*r_um)
     weight = s*cos.sqrt()
     wave = rings*weight[:,None]
     real = phase.cos() @ wave
@@ -48,13 +53,15 @@ def _normalised(k):
 def _radius(radius, device):
     "Distance of each pixel of a kernel from its centre (k,k), pixels"
     y = torch.arange(-radius, radius+1., device=device)
-    return (y[:,None]**2+y**2).sqrt()
+    q2 = y[:,None]**2+y**2
+    return q2.sqrt()
 
 def _on_pixels(profiles, q):
     "Radial `profiles` (B,R) at the radii `q` (k,k), in steps of the profiles: (B,k,k) that sum to 1"
     i = q.long().clamp(max=profiles.shape[1]-2)
-    k = torch.lerp(profiles[:,i], profiles[:,i+1], q-i)
-    return _normalised(k)
+    inner = profiles[:,i]
+    outer = profiles[:,i+1]
+    return _normalised(torch.lerp(inner, outer, q-i))
 
 # %% ../../nbs/24_optics.kernels.ipynb #_beyond_focus
 def _transfer(k):
@@ -75,8 +82,10 @@ def _delta_near_focus(k, d, na=BBBC006_NA, index=1., **_):
     middle = k.shape[-1]//2
     delta = torch.zeros_like(k[:1])
     delta[..., middle, middle] = 1
-    near = d.abs()<=0.11*HOECHST_UM*index/na**2
-    return torch.where(near[:,None,None], delta, k)[:,None]
+    limit = 0.11*HOECHST_UM*index/na**2
+    near = d.abs()<=limit
+    k = torch.where(near[:,None,None], delta, k)
+    return k[:,None]
 
 # %% ../../nbs/24_optics.kernels.ipynb #defocus_kernels
 _LAYERS = (-1,-0.5,0,0.5,1) # Depths that are averaged, in units of half the thickness
@@ -105,7 +114,8 @@ def _spread(like, generator, low=0., high=1.):
     "One uniform number for each of `like` (n,), drawn on the generator's own device"
     source = like.device if generator is None else generator.device
     z = torch.rand(len(like), generator=generator, device=source)
-    return (low + (high-low)*z).to(like.device)
+    z = low + (high-low)*z
+    return z.to(like.device)
 
 def wave_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), µm; the side is drawn
@@ -123,7 +133,8 @@ def wave_kernels(
     distance = side*d*1.2*draw(1-width_jitter, 1+width_jitter)
     waves = draw(-aberration, aberration)
     largest = thickness_um or 2/blur_px_per_um(**optics)
-    half = largest*draw() + 0.3*d.abs()*draw()
+    half = largest*draw()
+    half = half + 0.3*d.abs()*draw()
     k = defocus_kernels(distance, waves, half, radius, **optics)
     return _delta_near_focus(k, d, **optics)
 
@@ -132,15 +143,20 @@ def _rimmed_disks(q, rim, ring):
     "Disks of radius `rim` over the radii `q` (k,k); `ring` is how much of the middle moves to the rim, 0 to 1"
     inside = torch.sigmoid((rim-q)/0.35)
     outwards = (q/rim.clamp(min=0.5)).clamp(max=1)
-    return inside*(1-ring+2*ring*outwards**2)
+    brightness = 1-ring+2*ring*outwards**2
+    return inside*brightness
 
 def _softened(disks, sigma):
     "Disks (B,k,k) blurred by Gaussians of `sigma` pixels (B,1,1)"
-    f2 = torch.fft.fftfreq(disks.shape[-1], device=disks.device)**2
-    gauss = torch.exp(-2*math.pi**2*sigma.clamp(min=0.3)**2*(f2[:,None]+f2))
-    spectrum = torch.fft.fft2(torch.fft.ifftshift(disks, _HW))*gauss
+    f = torch.fft.fftfreq(disks.shape[-1], device=disks.device)
+    f2 = f[:,None]**2+f**2
+    width = sigma.clamp(min=0.3)
+    gauss = torch.exp(-2*math.pi**2*width**2*f2)
+    start = torch.fft.ifftshift(disks, _HW)
+    spectrum = torch.fft.fft2(start)*gauss
     k = torch.fft.ifft2(spectrum).real
-    return torch.fft.fftshift(k, _HW).clamp(min=0)
+    k = torch.fft.fftshift(k, _HW)
+    return k.clamp(min=0)
 
 # %% ../../nbs/24_optics.kernels.ipynb #disk_kernels
 def disk_kernels(
@@ -156,7 +172,7 @@ def disk_kernels(
     width = draw(1-width_jitter, 1+width_jitter)
     softness = draw(0.25, 0.8)
     ring = draw(0, 0.6)
-    sigma = sigma_of(d, **optics).view(-1,1,1)*width
+    sigma = width*sigma_of(d, **optics).view(-1,1,1)
     rim = 2*sigma*(1-softness**2).sqrt()
     disks = _rimmed_disks(_radius(radius, d.device), rim, ring)
     k = _softened(disks, sigma*softness)
@@ -188,12 +204,15 @@ _HALF = (2*math.log(2))**0.5/(2*math.pi) # Sigma times frequency where a Gaussia
 
 def _mtf(kernels, n):
     "Transfer (B,n//2+1) of kernels (B,1,k,k) from 0 to 1/2 cycle a pixel, mean of both axes"
-    lines = torch.stack([kernels[:,0].sum(-1), kernels[:,0].sum(-2)])
-    return torch.fft.rfft(lines.float(), n).abs().mean(0)
+    k = kernels[:,0]
+    lines = torch.stack([k.sum(-1), k.sum(-2)])
+    spectra = torch.fft.rfft(lines.float(), n)
+    return spectra.abs().mean(0)
 
 def _half_frequency(mtf, n):
     "Frequency (B,1) where each transfer first falls to 1/2, cycles a pixel"
-    i = (mtf<0.5).float().argmax(1, keepdim=True).clamp(min=1)
+    halved = (mtf<0.5).float()
+    i = halved.argmax(1, keepdim=True).clamp(min=1)
     before = mtf.gather(1, i-1)
     after = mtf.gather(1, i)
     fraction = (before-0.5)/(before-after).clamp(min=1e-6)

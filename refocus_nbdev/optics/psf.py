@@ -95,7 +95,8 @@ def thick_psf(
     "`widefield_psf` averaged over the depth of a nucleus and over the soft rim of a real cone of light"
     spread = 3+0.3*abs(defocus_um)
     distances = [defocus_um+z*spread for z in np.linspace(-1, 1, 9)]
-    return np.mean([widefield_psf(d, radius=radius) for d in distances], 0)
+    layers = [widefield_psf(d, radius=radius) for d in distances]
+    return np.mean(layers, 0)
 
 # %% ../../nbs/20_optics.psf.ipynb #_profile
 def _normalised(k):
@@ -104,8 +105,9 @@ def _normalised(k):
 
 def _profile(q2, sigma, p, m=0):
     "Kernels q^m exp(-(q/a)^p) at squared radii `q2`: `sigma` is their width for any `p` and `m`"
-    log_ratio = torch.lgamma((m+2)/p)-torch.lgamma((m+4)/p)
-    a2 = 2*sigma**2*torch.exp(log_ratio)
+    total = torch.lgamma((m+2)/p)
+    moment = torch.lgamma((m+4)/p)
+    a2 = 2*sigma**2*torch.exp(total-moment)
     t = q2/a2.clamp(min=1e-6)
     tail = torch.exp(-t**(p/2))
     return _normalised(tail*t**(m/2))
@@ -133,7 +135,8 @@ def _drawn_on(x, generator):
 
 def _uniform(like, generator):
     "Uniform numbers in [0,1) of the shape of `like`, on its device"
-    z = torch.rand(like.shape, device=_drawn_on(like, generator), generator=generator)
+    source = _drawn_on(like, generator)
+    z = torch.rand(like.shape, device=source, generator=generator)
     return z.to(like.device)
 
 def _exponents(shape):
@@ -151,15 +154,22 @@ def jittered_kernels(
     "Random near-Gaussian kernels as wide as the measured blur; a single bright pixel (a delta) at focus"
     d = defocus_um.float().reshape(-1,1,1,1)
     width,shape,ratio,angle,ring = (_uniform(d, generator) for _ in range(5))
-    sigma = sigma_of(d, **optics)*(1+width_jitter*(2*width-1))
+    stretch = 1+width_jitter*(2*width-1)
+    sigma = sigma_of(d, **optics)*stretch
     p = _exponents(shape_jitter*(2*shape-1))
-    stretch = _MAX_RATIO**(shape_jitter*ratio)
-    q2 = _ellipse(radius, stretch, math.pi*angle)
+    q2 = _ellipse(radius, _MAX_RATIO**(shape_jitter*ratio), math.pi*angle)
     solid = _profile(q2, sigma, p)
     hollow = _profile(q2, sigma, torch.full_like(p, 2.), 4)
-    return _normalised(torch.lerp(solid, hollow, _MAX_RING*shape_jitter*ring**2))
+    share = _MAX_RING*shape_jitter*ring**2
+    return _normalised(torch.lerp(solid, hollow, share))
 
 # %% ../../nbs/20_optics.psf.ipynb #blur
+def _check_fits(h, w, k):
+    "Raise ValueError if a kernel of k x k pixels is larger than a field of h x w"
+    if k<=min(h, w): return
+    raise ValueError(f'A field of {h}x{w} pixels is smaller than its {k}x{k} kernel: '
+                     'blur a larger field, or make kernels of a smaller radius')
+
 def blur(
     x:torch.Tensor,       # Images (B, 1, H, W), any float type
     kernels:torch.Tensor, # Kernels (B or 1, 1, k, k), k odd and not larger than H and W
@@ -167,11 +177,11 @@ def blur(
     "Images convolved with kernels, only the valid part, by FFT; raises ValueError if a kernel is larger than the field"
     h,w = x.shape[-2:]
     k = kernels.shape[-1]
-    if min(h,w)<k: raise ValueError(f'A field of {h}x{w} pixels is smaller than its {k}x{k} kernel: '
-                                    'blur a larger field, or make kernels of a smaller radius')
+    _check_fits(h, w, k)
     padded = [next_fast_len(n, real=True) for n in (h,w)]
-    spectrum = torch.fft.rfft2(x.float(), padded)*torch.fft.rfft2(kernels.float(), padded)
-    y = torch.fft.irfft2(spectrum, padded)
+    image = torch.fft.rfft2(x.float(), padded)
+    transfer = torch.fft.rfft2(kernels.float(), padded)
+    y = torch.fft.irfft2(image*transfer, padded)
     return y[..., k-1:h, k-1:w]
 
 # %% ../../nbs/20_optics.psf.ipynb #add_noise
@@ -182,6 +192,8 @@ def add_noise(
     generator:torch.Generator=None, # Source of the random draws; torch's own if None
 )->torch.Tensor: # Like `x`; may fall below 0
     "The signal with camera noise of variance `gain`*x + `read_noise`**2; call it after `blur`"
-    z = torch.randn(x.shape, device=_drawn_on(x, generator), generator=generator, dtype=x.dtype)
-    variance = gain*x.clamp(min=0)+read_noise**2
+    source = _drawn_on(x, generator)
+    z = torch.randn(x.shape, device=source, generator=generator, dtype=x.dtype)
+    signal = x.clamp(min=0)
+    variance = gain*signal+read_noise**2
     return x+z.to(x.device)*variance**0.5

@@ -35,29 +35,34 @@ _HALF = 48 # Half width of the patch that an object is drawn on, pixels
 
 def _turned(shift, angle):
     "Coordinates along and across an axis at `angle`; the centre is moved by `shift` (dy,dx) pixels"
-    rows,columns = np.mgrid[-_HALF:_HALF+1, -_HALF:_HALF+1]
-    y = rows-shift[0]
-    x = columns-shift[1]
+    dy,dx = shift
+    pixels = np.arange(-_HALF, _HALF+1)
+    y = pixels[:,None]-dy
+    x = pixels-dx
     cos = np.cos(angle)
     sin = np.sin(angle)
     along = x*cos+y*sin
-    return along, y*cos-x*sin
+    across = y*cos-x*sin
+    return along,across
 
 def _wobble(rng, direction, rough):
     "Random relative change of an outline with the direction: the sum of four waves"
     n = np.arange(2, 6)[:,None,None]
     heights = rough*rng.standard_normal(n.shape)/(n-1)
     starts = rng.uniform(0, 2*np.pi, n.shape)
-    return (heights*np.cos(n*direction+starts)).sum(0)
+    waves = np.cos(n*direction+starts)
+    return (heights*waves).sum(0)
 
 # %% ../../nbs/21_optics.specimen.ipynb #_blob_shape
 def _blob(rng, major, minor, angle, rough, rim=5):
     "Thickness, 0 to 1, of a wobbly pancake on a patch; axes are full lengths and `rim` the radius of its edge, pixels"
     u,v = _turned(rng.uniform(-0.5, 0.5, 2), angle)
     direction = np.arctan2(v/minor, u/major)
-    outline = (1+_wobble(rng, direction, rough)).clip(0.3)
-    rho = np.hypot(2*u/major, 2*v/minor)/outline
-    inside = (np.hypot(u, v)*(1/rho-1)/rim).clip(0, 1)
+    outline = 1+_wobble(rng, direction, rough)
+    ellipse = np.hypot(2*u/major, 2*v/minor)
+    rho = ellipse/outline.clip(0.3)
+    from_outline = np.hypot(u, v)*(1/rho-1)
+    inside = (from_outline/rim).clip(0, 1)
     edge = np.sqrt(1-(1-inside)**2)
     dome = 1-0.15*rho.clip(0, 1)**2
     return edge*dome
@@ -66,13 +71,20 @@ def _blob(rng, major, minor, angle, rough, rim=5):
 def _interphase(rng, angle):
     "One nucleus between divisions, counts"
     giant = rng.random()<0.03
-    minor = np.clip(rng.normal(24, 3.5), 15, 36)*(1.6 if giant else 1)
-    major = minor*np.clip(rng.normal(1.55, 0.28), 1.03, 2.3)
-    light = 470*np.exp(0.22*rng.standard_normal())*(0.6 if giant else 1)
+    size = 1.6 if giant else 1
+    dimming = 0.6 if giant else 1
+    minor = size*np.clip(rng.normal(24, 3.5), 15, 36)
+    stretch = np.clip(rng.normal(1.55, 0.28), 1.03, 2.3)
+    light = 470*np.exp(0.22*rng.standard_normal())
     rough = 0.04 if rng.random()<0.94 else 0.15
-    return light*_blob(rng, min(major, 80), minor, angle, rough)
+    major = min(minor*stretch, 80)
+    return light*dimming*_blob(rng, major, minor, angle, rough)
 
 # %% ../../nbs/21_optics.specimen.ipynb #_mitotic
+def _moved(patch, dy, dx):
+    "A patch moved by whole pixels"
+    return np.roll(patch, (dy,dx), (0,1))
+
 def _plate(rng, angle):
     "Thickness of one condensed plate"
     major = rng.uniform(16, 26)
@@ -86,8 +98,8 @@ def _mitotic(rng, angle):
     gap = rng.uniform(7, 14)
     dy = round(gap*np.cos(angle))
     dx = round(-gap*np.sin(angle))
-    one = np.roll(_plate(rng, angle), (dy,dx), (0,1))
-    other = np.roll(_plate(rng, angle), (-dy,-dx), (0,1))
+    one = _moved(_plate(rng, angle), dy, dx)
+    other = _moved(_plate(rng, angle), -dy, -dx)
     return light*(one+other)
 
 # %% ../../nbs/21_optics.specimen.ipynb #_apoptotic
@@ -95,12 +107,15 @@ def _fragment(rng, angle):
     "One fragment near the middle of a patch, brightness 0 to 1"
     major,minor = rng.uniform(4, 13, 2)
     piece = _blob(rng, major, minor, angle, 0.1)*rng.uniform(0.4, 1)
-    return np.roll(piece, rng.integers(-9, 10, 2), (0,1))
+    dy,dx = rng.integers(-9, 10, 2)
+    return _moved(piece, dy, dx)
 
 def _apoptotic(rng, angle):
     "A few fragments near each other, counts"
-    pieces = [_fragment(rng, angle) for _ in range(rng.integers(3, 7))]
-    return rng.uniform(700, 2200)*np.max(pieces, 0)
+    number = rng.integers(3, 7)
+    pieces = [_fragment(rng, angle) for _ in range(number)]
+    light = rng.uniform(700, 2200)
+    return light*np.max(pieces, 0)
 
 def _debris(rng, angle):
     "A dim speck, counts"
@@ -111,7 +126,8 @@ def _debris(rng, angle):
 # %% ../../nbs/21_optics.specimen.ipynb #_place
 def _place(canvas, labels, cell, y, x, gap, number):
     "Draw `cell` at (y,x), labelled unless `number` is 0; False if over 5 % of it lies within `gap` pixels of others"
-    here = np.s_[y:y+cell.shape[0], x:x+cell.shape[1]]
+    h,w = cell.shape
+    here = np.s_[y:y+h, x:x+w]
     mask = cell>0.35*cell.max()
     near = binary_dilation(mask, iterations=gap) if gap else mask
     crowded = near&(labels[here]>0)
@@ -125,9 +141,12 @@ def _candidates(rng, shape, crowding):
     "Yield (y, x, angle) where a cell may go: dense where a slow wave is high, with neighbours pointing the same way"
     density = _waves(rng, shape, 50)+crowding
     turn = _waves(rng, shape, 90)
-    for y,x in rng.integers(0, shape, (shape[0]*shape[1]//500, 2)):
+    h,w = shape
+    for y,x in rng.integers(0, shape, (h*w//500, 2)):
         odds = 1/(1+np.exp(-2.5*density[y,x]))
-        if rng.random()<odds: yield y,x,1.5*turn[y,x]+0.35*rng.standard_normal()
+        if rng.random()>=odds: continue
+        angle = 1.5*turn[y,x]+0.35*rng.standard_normal()
+        yield y,x,angle
 
 # %% ../../nbs/21_optics.specimen.ipynb #make_field
 _KINDS = (_interphase, _mitotic, _apoptotic, _debris)
@@ -154,10 +173,12 @@ def make_field(
     labels = np.zeros(full, np.int32)
     _fill(rng, canvas, labels, _candidates(rng, shape, crowding))
     canvas *= _chromatin(rng, full)
-    haze = 0.04*gaussian_filter(canvas, 12)+0.04*gaussian_filter(canvas, 45)+18
-    canvas += haze
-    inner = np.s_[_HALF:-_HALF, _HALF:-_HALF]
-    return canvas[inner].astype(np.float32),labels[inner]
+    near = 0.04*gaussian_filter(canvas, 12)
+    far = 0.04*gaussian_filter(canvas, 45)
+    canvas += near+far+18
+    inner = slice(_HALF, -_HALF)
+    signal = canvas[inner,inner].astype(np.float32)
+    return signal,labels[inner,inner]
 
 # %% ../../nbs/21_optics.specimen.ipynb #make_plane
 def make_plane(
@@ -170,9 +191,11 @@ def make_plane(
     offset:float=105.,       # What the camera reads in the dark, counts
 )->np.ndarray: # uint16 frame of 0 to 4095 counts
     "A photograph of a field: wave-optics blur, crop, shot and read noise, offset, 12 bits"
+    field = torch.tensor(signal)
     kernel = torch.tensor(thick_psf(defocus_um, radius))
-    blurred = blur(torch.tensor(signal)[None,None], kernel[None,None])
-    noise = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    blurred = blur(field[None,None], kernel[None,None])
+    seed = int(rng.integers(2**31))
+    noise = torch.Generator().manual_seed(seed)
     x = add_noise(blurred, gain, read_noise, noise)
     counts = (x+offset).round().clip(0, 4095)
     return counts[0,0].numpy().astype(np.uint16)
