@@ -41,7 +41,7 @@ def _block_means(rows, side):
     means = [_means_in_strip(x, side) for x in strips(rows, side, side)]
     return np.concatenate(means).astype(np.float32)
 
-# %% ../../nbs/25_optics.background.ipynb #_surface
+# %% ../../nbs/25_optics.background.ipynb #_refitted
 _UNDER = 0.02 # Share of the blocks that are darker than the background
 _ROUNDS = 20  # Rounds of least squares
 _SECOND_ORDER = [0, 1, 2, 3, 4, 6] # Of the nine products of 1, x, x² and 1, y, y²: those of second order at most
@@ -62,6 +62,7 @@ def _refitted(terms, v, c):
     right = terms.T@(weight*v)
     return np.linalg.solve(matrix, right)
 
+# %% ../../nbs/25_optics.background.ipynb #_surface
 def _surface(v, y, x):
     "Coefficients (3,3) in `y` and `x` of the surface under the values `v` (h,w) at the places (h,) and (w,)"
     terms = _terms(y, x)

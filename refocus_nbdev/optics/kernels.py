@@ -11,7 +11,7 @@ import math, torch
 from functools import partial
 from .psf import *
 
-# %% ../../nbs/24_optics.kernels.ipynb #pupil_psf
+# %% ../../nbs/24_optics.kernels.ipynb #_phase
 def _phase(s, cos, z, aberration):
     "Phase (B,n), radians, at the radii `s` (n,) of the pupil, for distances `z` and `aberration` in waves (B,)"
     defocus = z[:,None]*(cos-1)
@@ -19,6 +19,7 @@ def _phase(s, cos, z, aberration):
     aberrated = aberration[:,None]*zernike
     return 2*math.pi*(defocus+aberrated)
 
+# %% ../../nbs/24_optics.kernels.ipynb #pupil_psf
 def pupil_psf(
     r_um,                       # Distances from the axis (R,), µm
     defocus_um,                 # Signed distances from focus (B,), µm

@@ -125,10 +125,7 @@ def _ellipse(radius, ratio, angle):
     q2 = along**2/ratio+across**2*ratio
     return q2*(ratio+1/ratio)/2
 
-# %% ../../nbs/20_optics.psf.ipynb #jittered_kernels
-_MAX_RATIO = 1.15 # Largest axis ratio
-_MAX_RING = 0.2   # Largest share of the ring
-
+# %% ../../nbs/20_optics.psf.ipynb #_uniform
 def _drawn_on(x, generator):
     "Device of the random draws for `x`: the generator's own, if there is one"
     return x.device if generator is None else generator.device
@@ -142,6 +139,10 @@ def _uniform(like, generator):
 def _exponents(shape):
     "Exponents of profiles: 1.5 for shape -1, 2 for 0, 6 for 1"
     return 2*torch.where(shape>0, 3**shape, 0.75**-shape)
+
+# %% ../../nbs/20_optics.psf.ipynb #jittered_kernels
+_MAX_RATIO = 1.15 # Largest axis ratio
+_MAX_RING = 0.2   # Largest share of the ring
 
 def jittered_kernels(
     defocus_um:torch.Tensor,        # Distances from focus, µm, shape (B,); the sign is ignored

@@ -148,7 +148,7 @@ def _candidates(rng, shape, crowding):
         angle = 1.5*turn[y,x]+0.35*rng.standard_normal()
         yield y,x,angle
 
-# %% ../../nbs/21_optics.specimen.ipynb #make_field
+# %% ../../nbs/21_optics.specimen.ipynb #_fill
 _KINDS = (_interphase, _mitotic, _apoptotic, _debris)
 _ODDS = (0.87, 0.03, 0.02, 0.08) # How often a candidate is of each kind
 
@@ -162,6 +162,7 @@ def _fill(rng, canvas, labels, candidates):
         label = 0 if kind is _debris else number
         number += _place(canvas, labels, cell, y, x, gap, label)
 
+# %% ../../nbs/21_optics.specimen.ipynb #make_field
 def make_field(
     rng:np.random.Generator, # Source of every random choice
     shape:tuple=(384,384),   # Height and width of the field, pixels
