@@ -126,7 +126,7 @@ def wave_kernels(
     aberration=0.4,                 # Largest spherical aberration of the microscope, waves
     thickness_um=None,              # Largest half thickness of the specimen, µm; None: as far as blurs by 2 px
     **optics                        # Arguments of `blur_px_per_um`
-)->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative parts sum to -0.3 at most
+)->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative parts sum to -0.3 or more
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
     d = defocus_um.float()
     draw = partial(_spread, d, generator)
