@@ -229,8 +229,8 @@ class WidthEstimator(nn.Module):
         self.wrong = wrong
         self.doubt = doubt
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
-        levels = [_level(a, b) for a,b in _steps(widths)]
-        self.body = nn.Sequential(_conv(fold**2, widths[0]), *levels)
+        stem = _conv(fold**2, widths[0])
+        self.body = nn.Sequential(stem, *[_level(a, b) for a,b in _steps(widths)])
         self.places = _zero_conv(widths[-1], bins, 1)
 
     def forward(self, x, told=None): return self.decided(self.evidence(x), told)
