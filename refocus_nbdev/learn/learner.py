@@ -28,12 +28,15 @@ class ImageMetric(Metric):
 
     def accumulate(self, learn):
         images = learn.pred if self.of=='pred' else learn.x
-        images,targets = to_np(images.float()),to_np(learn.y.float())
-        self.scores += [self.func(image[0], target[0]) for image,target in zip(images, targets)]
+        images = to_np(images.float())
+        targets = to_np(learn.y.float())
+        for image,target in zip(images, targets): self.scores.append(self.func(image[0], target[0]))
 
     @property
     def value(self):
-        if self.scores: return float(np.mean(np.clip(self.scores, None, 100)))
+        if not self.scores: return
+        clipped = np.clip(self.scores, None, 100)
+        return float(np.mean(clipped))
 
     @property
     def name(self): return self.func.__name__ + ('_input' if self.of=='input' else '')
@@ -61,9 +64,11 @@ class GuideWidth(Callback):
         "Add the width of each crop to the inputs of the network"
         with in_bf16(self.x.device): evidence = estimator.evidence(self.x.as_subclass(Tensor))
         self.surprise = estimator.surprise(evidence, (true+0.5).log()).mean()
-        given = true*torch.exp(self.jitter*torch.randn_like(true))
+        noise = self.jitter*torch.randn_like(true)
+        given = true*torch.exp(noise)
         own = estimator.expected(evidence).detach().exp()-0.5
-        self.learn.xb = self.x, torch.where(torch.rand_like(true)<0.5, own, given)
+        takes_own = torch.rand_like(true)<0.5
+        self.learn.xb = self.x, torch.where(takes_own, own, given)
 
     def after_loss(self):
         if self.guiding: self.learn.loss_grad = self.loss_grad + self.share*self.surprise
@@ -79,7 +84,8 @@ def refocus_learner(
     **kwargs        # For fastai's `unet_learner`
 ) -> Learner:
     "A fastai `Learner` that refocuses"
-    common = dict(loss_func=loss_func or ScaledL1Loss(), metrics=ifnone(metrics, refocus_metrics()), **kwargs)
+    loss_func = loss_func or ScaledL1Loss()
+    common = dict(loss_func=loss_func, metrics=ifnone(metrics, refocus_metrics()), **kwargs)
     if arch is None: arch = FoldedUnet()
     if not isinstance(arch, nn.Module):
         return unet_learner(dls, arch, normalize=False, n_in=1, n_out=1, cbs=cbs, **common)
@@ -141,8 +147,8 @@ def encoder_cut(
     "Where to cut an encoder so that the file has weights for all that is left"
     names = load_file(weights).keys()
     parts = [n for n,_ in arch(weights=None).named_children()]
-    def is_there(part): return part not in ('fc','classifier') and any(n.startswith(f'{part}.') for n in names)
-    last = max(i for i,part in enumerate(parts) if is_there(part))
+    there = {n.split('.')[0] for n in names}-{'fc','classifier'}
+    last = max(i for i,part in enumerate(parts) if part in there)
     return last+1-len(parts)
 
 # %% ../../nbs/48_learn.learner.ipynb #Bf16
@@ -185,12 +191,17 @@ class Average(Callback):
     def after_step(self):
         self.steps += 1
         decay = min(self.decay, self.steps/(9+self.steps))
-        state = {k: v for k,v in self.model.state_dict().items() if v.is_floating_point()}
-        torch._foreach_lerp_([self.mean[k] for k in state], list(state.values()), 1-decay)
+        means,values = [],[]
+        for name,value in self.model.state_dict().items():
+            if not value.is_floating_point(): continue
+            means.append(self.mean[name])
+            values.append(value)
+        torch._foreach_lerp_(means, values, 1-decay)
 
     def weights(self):
         "A copy of the network's state"
-        return {k: v.detach().clone() for k,v in self.model.state_dict().items()}
+        state = self.model.state_dict()
+        return {k: v.detach().clone() for k,v in state.items()}
 
 # %% ../../nbs/48_learn.learner.ipynb #Average-validate
 @patch
@@ -220,10 +231,12 @@ class EpochLog(Callback):
     def after_validate(self):
         names = ['size', 'epoch', *self.recorder.metric_names[1:-1], 'seconds']
         seconds = round(time.time()-self.recorder.start_epoch)
-        row = [self.x.shape[-1], self.epoch, *map(float, self.recorder.log[1:]), seconds]
+        size = self.x.shape[-1]
+        values = map(float, self.recorder.log[1:])
+        row = [f'{v:.6g}' for v in (size, self.epoch, *values, seconds)]
         with open(self.path, 'a') as f:
             if not f.tell(): f.write(','.join(names) + '\n')
-            f.write(','.join(f'{v:.6g}' for v in row) + '\n')
+            f.write(','.join(row) + '\n')
 
 # %% ../../nbs/48_learn.learner.ipynb #Clock
 class Clock(Callback):

@@ -62,7 +62,9 @@ _BLUR = {'px_per_um', 'max_um'}
 
 def _wrong_kinds(card):
     "Entries of a card that are not of the type they should be"
-    return {k: card[k] for k,kind in _KINDS.items() if k in card and not isinstance(card[k], kind)}
+    there = _KINDS.keys() & card.keys()
+    ordered = [k for k in _KINDS if k in there]
+    return {k: card[k] for k in ordered if not isinstance(card[k], _KINDS[k])}
 
 def _part(card, key):
     "An entry that is a dictionary; an empty one where it isn't"
@@ -71,7 +73,8 @@ def _part(card, key):
 
 def _no_numbers(part, names):
     "Entries of these names that are neither a number nor None"
-    return {k: v for k,v in part.items() if k in names and not isinstance(v, (int, float, type(None)))}
+    numbers = int, float, type(None)
+    return {k: v for k,v in part.items() if k in names and not isinstance(v, numbers)}
 
 def _wrong_entries(card):
     "Names and values in a card that cannot be used"
@@ -84,7 +87,8 @@ def _wrong_entries(card):
 # %% ../../nbs/47_learn.modelfile.ipynb #fault
 def _fault(card):
     "What is wrong with a card, as text; None if nothing is"
-    if not isinstance(card, dict) or not isinstance(card.get('network'), str): return 'its card names no network'
+    network = card.get('network') if isinstance(card, dict) else None
+    if not isinstance(network, str): return 'its card names no network'
     for name,value in _wrong_entries(card): return f'its card says {name}={value!r}'
 
 # %% ../../nbs/47_learn.modelfile.ipynb #oversized

@@ -23,7 +23,8 @@ def reflected(
     "Pixel numbers from `-before` to `n+after`, reflected at both ends as often as needed"
     if n<=1: return torch.zeros(before+n+after, dtype=torch.int64, device=device)
     period = 2*n-2
-    i = torch.arange(-before, n+after, device=device) % period
+    walk = torch.arange(-before, n+after, device=device)
+    i = walk % period
     return torch.minimum(i, period-i)
 
 # %% ../../nbs/46_learn.networks.ipynb #reflect_pad
@@ -47,7 +48,9 @@ def pad_to_multiple(
 ) -> Tensor:      # (B,C,h,w), both sides multiples of `multiple`
     "Reflect an image at its bottom and right, up to the next multiples of `multiple`"
     h,w = x.shape[-2:]
-    return reflect_pad(x, 0, -h%multiple, 0, -w%multiple)
+    below = -h%multiple
+    right = -w%multiple
+    return reflect_pad(x, 0, below, 0, right)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_size
 def _without_factor(n, p):
@@ -87,18 +90,22 @@ class WienerStack(nn.Module):
 
     def filters(self, h, w, device):
         "(n,h,w//2+1) filters for an image of `h` by `w`"
-        sigmas = torch.tensor(self.sigmas, device=device, dtype=torch.float32)[:,None,None]
-        H = torch.exp(-2*torch.pi**2*sigmas**2*_squared_frequencies(h, w, device))
-        return H*(1+self.noise)/(H**2+self.noise)
+        K = self.noise
+        sigmas = torch.tensor(self.sigmas, device=device, dtype=torch.float32)
+        exponent = -2*torch.pi**2*sigmas[:,None,None]**2
+        f2 = _squared_frequencies(h, w, device)
+        H = torch.exp(exponent*f2)
+        return H*(1+K)/(H**2+K)
 
 # %% ../../nbs/46_learn.networks.ipynb #WienerStack-forward
 @patch
 def _with_margins(self:WienerStack, x):
     "The image, reflected by the margin and a little more, up to fast sizes"
     h,w = x.shape[-2:]
-    bottom = fast_size(h+2*self.margin)-h-self.margin
-    right = fast_size(w+2*self.margin)-w-self.margin
-    return reflect_pad(x, self.margin, bottom, self.margin, right)
+    m = self.margin
+    height = fast_size(h+2*m)
+    width = fast_size(w+2*m)
+    return reflect_pad(x, m, height-h-m, m, width-w-m)
 
 @patch
 def forward(self:WienerStack, x):
@@ -106,9 +113,12 @@ def forward(self:WienerStack, x):
     with torch.autocast(x.device.type, enabled=False):
         padded = self._with_margins(x.float())
         size = padded.shape[-2:]
-        deconvolved = torch.fft.irfft2(torch.fft.rfft2(padded)*self.filters(*size, x.device), s=size)
-    m = self.margin
-    return torch.cat([x.float(), deconvolved[..., m:m+h, m:m+w]], 1)
+        spectrum = torch.fft.rfft2(padded)
+        products = spectrum*self.filters(*size, x.device)
+        deconvolved = torch.fft.irfft2(products, s=size)
+    rows = slice(self.margin, self.margin+h)
+    columns = slice(self.margin, self.margin+w)
+    return torch.cat([x.float(), deconvolved[..., rows, columns]], 1)
 
 # %% ../../nbs/46_learn.networks.ipynb #ConvBlock
 def _conv(ni, nf, stride=1):
@@ -116,7 +126,10 @@ def _conv(ni, nf, stride=1):
     conv = nn.Conv2d(ni, nf, 3, stride, 1, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
 
-def _conv_without_relu(nf): return nn.Sequential(nn.Conv2d(nf, nf, 3, 1, 1, bias=False), nn.BatchNorm2d(nf))
+def _conv_without_relu(nf):
+    "A 3x3 convolution with batch norm"
+    conv = nn.Conv2d(nf, nf, 3, 1, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(nf))
 
 def _shortcut(ni, nf): return nn.Identity() if ni==nf else nn.Conv2d(ni, nf, 1)
 
@@ -130,7 +143,9 @@ class ConvBlock(nn.Module):
         self.convs = nn.Sequential(_conv(ni, nf), *_conv_without_relu(nf))
         self.shortcut = _shortcut(ni, nf)
 
-    def forward(self, x): return F.relu(self.convs(x) + self.shortcut(x), inplace=True)
+    def forward(self, x):
+        y = self.convs(x) + self.shortcut(x)
+        return F.relu(y, inplace=True)
 
 # %% ../../nbs/46_learn.networks.ipynb #levels
 def _steps(widths):
@@ -143,7 +158,9 @@ def _level(a, b):
 
 def _doublings(widths):
     "For each level but the lowest, a layer that doubles the resolution of the level below"
-    return nn.ModuleList([nn.ConvTranspose2d(b, a, 2, 2) for a,b in _steps(widths)])
+    layers = nn.ModuleList()
+    for a,b in _steps(widths): layers.append(nn.ConvTranspose2d(b, a, 2, 2))
+    return layers
 
 def _zero_conv(*args, **kwargs):
     "A convolution that gives zeros until it has learned something"
@@ -155,7 +172,8 @@ def _zero_conv(*args, **kwargs):
 def _with_skip(skip, y):
     "The channels of both; `y` is one pixel too long where the side of `skip` is odd"
     h,w = skip.shape[-2:]
-    return torch.cat([skip, y[..., :h, :w]], 1)
+    cropped = y[..., :h, :w]
+    return torch.cat([skip, cropped], 1)
 
 # %% ../../nbs/46_learn.networks.ipynb #FoldedUnet
 class FoldedUnet(nn.Module):
@@ -170,23 +188,31 @@ class FoldedUnet(nn.Module):
         self.fold = fold
         self.multiple = fold
         self.physics = WienerStack(sigmas, noise) if sigmas else nn.Identity()
-        self.stem = _conv((1+len(sigmas))*fold**2, widths[0])
-        top = ConvBlock(widths[0], widths[0])
-        self.downs = nn.ModuleList([top, *[_level(a, b) for a,b in _steps(widths)]])
+        images = 1+len(sigmas)
+        top = widths[0]
+        self.stem = _conv(images*fold**2, top)
+        self.downs = nn.ModuleList([ConvBlock(top, top)])
+        for a,b in _steps(widths): self.downs.append(_level(a, b))
         self.ups = _doublings(widths)
-        self.blocks = nn.ModuleList([ConvBlock(2*a, a) for a in widths[:-1]])
-        self.head = _zero_conv(widths[0], fold**2, 3, padding=1)
+        self.blocks = nn.ModuleList()
+        for a in widths[:-1]: self.blocks.append(ConvBlock(2*a, a))
+        self.head = _zero_conv(top, fold**2, 3, padding=1)
 
-    def forward(self, x):
-        cells = F.pixel_unshuffle(self.physics(x), self.fold)
-        y = self.stem(cells.contiguous(memory_format=torch.channels_last))
-        skips = []
-        for down in self.downs:
-            y = down(y)
-            skips.append(y)
-        levels = list(zip(self.ups, self.blocks, skips))
-        for up,block,skip in reversed(levels): y = block(_with_skip(skip, up(y)))
-        return x + F.pixel_shuffle(self.head(y), self.fold).to(x)
+# %% ../../nbs/46_learn.networks.ipynb #FoldedUnet-forward
+@patch
+def forward(self:FoldedUnet, x):
+    cells = F.pixel_unshuffle(self.physics(x), self.fold)
+    cells = cells.contiguous(memory_format=torch.channels_last)
+    y = self.stem(cells)
+    skips = []
+    for down in self.downs:
+        y = down(y)
+        skips.append(y)
+    levels = list(zip(self.ups, self.blocks, skips))
+    for up,block,skip in reversed(levels): y = block(_with_skip(skip, up(y)))
+    y = self.head(y)
+    unfolded = F.pixel_shuffle(y, self.fold)
+    return x + unfolded.to(x)
 
 # %% ../../nbs/46_learn.networks.ipynb #tiles
 def tile_starts(
@@ -197,7 +223,8 @@ def tile_starts(
     "The first pixels of about as many tiles as fit, spread evenly over a side"
     k = min(max(round(n/side), 1), most)
     if k==1: return [max(n-side, 0)//2]
-    return [(n-side)*i//(k-1) for i in range(k)]
+    room = n-side
+    return [room*i//(k-1) for i in range(k)]
 
 def in_tiles(
     x:Tensor, # (B,C,H,W)
@@ -205,8 +232,10 @@ def in_tiles(
 ) -> Tensor:  # (B,n,C,h,w); h and w are `side`, or the sides of `x` where these are smaller
     "Tiles spread evenly over an image, 1 to 20 along each side; they may overlap, or leave gaps"
     h,w = x.shape[-2:]
-    rows = [x[..., top:top+side, :] for top in tile_starts(h, side)]
-    tiles = [row[..., left:left+side] for row in rows for left in tile_starts(w, side)]
+    tiles = []
+    for top in tile_starts(h, side):
+        row = x[..., top:top+side, :]
+        for left in tile_starts(w, side): tiles.append(row[..., left:left+side])
     return torch.stack(tiles, 1)
 
 # %% ../../nbs/46_learn.networks.ipynb #WidthEstimator
@@ -229,8 +258,8 @@ class WidthEstimator(nn.Module):
         self.wrong = wrong
         self.doubt = doubt
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
-        stem = _conv(fold**2, widths[0])
-        self.body = nn.Sequential(stem, *[_level(a, b) for a,b in _steps(widths)])
+        self.body = nn.Sequential(_conv(fold**2, widths[0]))
+        for a,b in _steps(widths): self.body.append(_level(a, b))
         self.places = _zero_conv(widths[-1], bins, 1)
 
     def forward(self, x, told=None): return self.decided(self.evidence(x), told)
@@ -242,18 +271,21 @@ def evidence(self:WidthEstimator,
 ) -> Tensor:  # (B,bins) logarithms of likelihoods, up to a constant
     "How likely the image is for each width of the blur"
     tiles = in_tiles(x, self.tile)
+    shape = tiles.shape[:2]
     padded = pad_to_multiple(tiles.flatten(0, 1), self.multiple)
     cells = F.pixel_unshuffle(padded, self.fold)
-    places = self.places(self.body(cells.contiguous(memory_format=torch.channels_last)))
+    cells = cells.contiguous(memory_format=torch.channels_last)
+    places = self.places(self.body(cells))
     of_tiles = places.float().sum((-2,-1))
-    return of_tiles.unflatten(0, tiles.shape[:2]).mean(1)
+    return of_tiles.unflatten(0, shape).mean(1)
 
 @patch
 def expected(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
 ) -> Tensor:         # (B,) logarithms of widths (px) + 1/2
     "The mean of the bins, weighed by their probabilities"
-    return (evidence.softmax(1)*self.log_widths).sum(1)
+    probabilities = evidence.softmax(1)
+    return (probabilities*self.log_widths).sum(1)
 
 # %% ../../nbs/46_learn.networks.ipynb #surprise
 @patch
@@ -263,9 +295,10 @@ def surprise(self:WidthEstimator,
 ) -> Tensor:          # (B,), 0 or more
     "The cross-entropy between the true widths and the evidence"
     step = self.log_widths[1]-self.log_widths[0]
-    distance = (self.log_widths-log_width[:,None]).abs()/step
-    share = (1-distance).clamp(min=0)
-    return -(share*evidence.log_softmax(1)).sum(1)
+    distance = (self.log_widths-log_width[:,None]).abs()
+    share = (1-distance/step).clamp(min=0)
+    costs = share*evidence.log_softmax(1)
+    return -costs.sum(1)
 
 # %% ../../nbs/46_learn.networks.ipynb #weighed
 @patch
@@ -274,8 +307,9 @@ def near(self:WidthEstimator,
     error:float,      # Their relative error
 ) -> Tensor:          # (B,bins), each row adds up to 1
     "The probability of each bin when the width is known up to a relative error"
-    distance = (self.log_widths-log_width[:,None])/error
-    return (-distance**2/2).softmax(1)
+    distance = self.log_widths-log_width[:,None]
+    squared = (distance/error)**2
+    return (-squared/2).softmax(1)
 
 @patch
 def weighed(self:WidthEstimator,
@@ -283,9 +317,10 @@ def weighed(self:WidthEstimator,
     told:Tensor,     # (B,) widths that the user gives, px
 ) -> Tensor:         # (B,) logarithms of widths (px) + 1/2
     "The expected width from the evidence and from widths that the user gives"
-    found = evidence.softmax(1) @ self.near(self.log_widths, self.doubt)
-    right = (1-self.wrong)*self.near((told+0.5).log(), self.within)
-    given = right + self.wrong/len(self.log_widths)
+    spread = self.near(self.log_widths, self.doubt)
+    found = evidence.softmax(1) @ spread
+    right = self.near((told+0.5).log(), self.within)
+    given = (1-self.wrong)*right + self.wrong/len(self.log_widths)
     return self.expected(found.log()+given.log())
 
 # %% ../../nbs/46_learn.networks.ipynb #decided
@@ -304,9 +339,11 @@ TAPS = (0.7,2e-3),(0.85,2e-3),(1,2e-3),(1.15,2e-3),(1.35,2e-3),(1,3e-4),(1,2e-2)
 def _transfer(sigma, h, w, step=1.):
     "Transfer functions of Gaussians of `sigma` (...,1,1) px, for an `rfft2` of `h` by `w` pixels, `step` px apart"
     c = -2*torch.pi**2*sigma**2
-    down = torch.fft.fftfreq(h, step, device=sigma.device)[:,None]
+    down = torch.fft.fftfreq(h, step, device=sigma.device)
     across = torch.fft.rfftfreq(w, step, device=sigma.device)
-    return torch.exp(c*down**2)*torch.exp(c*across**2)
+    rows = torch.exp(c*down[:,None]**2)
+    columns = torch.exp(c*across**2)
+    return rows*columns
 
 # %% ../../nbs/46_learn.networks.ipynb #WienerTaps
 class WienerTaps(nn.Module):
@@ -339,7 +376,8 @@ def filters(self:WienerTaps,
     factors,shares = zip(*self.taps)
     factor = torch.tensor(factors, device=width.device)[:,None,None]
     K = torch.tensor(shares, device=width.device)[:,None,None]
-    H = _transfer(factor*width[:,None,None,None], h, w, 2.)
+    sigma = factor*width[:,None,None,None]
+    H = _transfer(sigma, h, w, 2.)
     return H*(1+K)/(H*H+K)
 
 @patch
@@ -350,14 +388,18 @@ def denoiser(self:WienerTaps,
 ) -> Tensor:      # (B,1,h,w//2+1), 0 to 1
     "The share of each frequency that is kept"
     factor,K = self.passed
-    H2 = _transfer(factor*width[:,None,None,None], h, w)**2
+    sigma = factor*width[:,None,None,None]
+    H2 = _transfer(sigma, h, w)**2
     return H2*(1+K)/(H2+K)
 
 # %% ../../nbs/46_learn.networks.ipynb #filtered
 def _low(spectrum, h, w):
     "The quarter of a spectrum that belongs to half the resolution of an image of `h` by `w`"
     columns = spectrum[..., :w//4+1]
-    return torch.cat([columns[..., :h//4, :], columns[..., -(h//4):, :]], -2)
+    n = h//4
+    first = columns[..., :n, :]
+    last = columns[..., -n:, :]
+    return torch.cat([first, last], -2)
 
 @patch
 def filtered(self:WienerTaps,
@@ -366,17 +408,23 @@ def filtered(self:WienerTaps,
 ) -> tuple:       # Denoised (B,1,H,W), and deconvolved (B,n,H/2,W/2), None without taps
     "The denoised image and its deconvolutions"
     h,w = x.shape[-2:]
+    half = h//2,w//2
     with torch.autocast(x.device.type, enabled=False):
         spectrum = torch.fft.rfft2(x.float())
-        clean = torch.fft.irfft2(spectrum*self.denoiser(width, h, w), s=(h,w))
+        denoiser = self.denoiser(width, h, w)
+        clean = torch.fft.irfft2(spectrum*denoiser, s=(h,w))
         if not self.taps: return clean,None
-        products = _low(spectrum, h, w)*self.filters(width, h//2, w//2)
-        return clean, torch.fft.irfft2(products, s=(h//2,w//2))/4
+        filters = self.filters(width, *half)
+        products = _low(spectrum, h, w)*filters
+        deconvolved = torch.fft.irfft2(products, s=half)
+        return clean,deconvolved/4
 
 # %% ../../nbs/46_learn.networks.ipynb #cut
 def _window(x, top, left, h, w, step):
     "A rectangle, in pixels, of an image whose pixels are `step` apart"
-    return x[..., top//step:(top+h)//step, left//step:(left+w)//step]
+    rows = slice(top//step, (top+h)//step)
+    columns = slice(left//step, (left+w)//step)
+    return x[..., rows, columns]
 
 def cut(
     clean:Tensor, # (B,1,H,W), from `WienerTaps.filtered`
@@ -388,8 +436,8 @@ def cut(
 ) -> tuple:       # (B,1,h,w), and (B,n,h/2,w/2) or None
     "The parts of both that cover a rectangle"
     part = _window(clean, top, left, h, w, 1)
-    if deconvolved is None: return part,None
-    return part, _window(deconvolved, top, left, h, w, 2)
+    if deconvolved is not None: deconvolved = _window(deconvolved, top, left, h, w, 2)
+    return part,deconvolved
 
 @patch
 def forward(self:WienerTaps, x, width):
@@ -398,7 +446,8 @@ def forward(self:WienerTaps, x, width):
     below = self.padded(h)-h-m
     right = self.padded(w)-w-m
     padded = reflect_pad(x, m, below, m, right)
-    return cut(*self.filtered(padded, width.float()), m, m, h, w)
+    clean,deconvolved = self.filtered(padded, width.float())
+    return cut(clean, deconvolved, m, m, h, w)
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedBlock
 _CODE = 32 # Numbers that stand for a width inside the network
@@ -423,14 +472,19 @@ class GuidedBlock(nn.Module):
         self.film = _zero_linear(_CODE, 2*nf)
 
     def forward(self, x, code):
-        scale,shift = self.film(code)[..., None, None].chunk(2, 1)
-        y = self.second(self.first(x)*(1+scale)+shift)
-        return F.relu(y + self.shortcut(x), inplace=True)
+        film = self.film(code)[..., None, None]
+        scale,shift = film.chunk(2, 1)
+        y = self.first(x)
+        y = self.second(y*(1+scale)+shift)
+        y = y + self.shortcut(x)
+        return F.relu(y, inplace=True)
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet
 def _width_code():
     "From the logarithm of a width (B,1) to its code (B,32)"
-    return nn.Sequential(nn.Linear(1, _CODE), nn.ReLU(), nn.Linear(_CODE, _CODE), nn.ReLU())
+    first = nn.Linear(1, _CODE)
+    second = nn.Linear(_CODE, _CODE)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU())
 
 def _guided_level(width, n): return nn.ModuleList([GuidedBlock(width, width) for _ in range(n)])
 
@@ -451,16 +505,20 @@ class GuidedUnet(nn.Module):
         self.estimator = WidthEstimator(fold=fold)
         self.taps = WienerTaps(taps)
         self.code = _width_code()
-        self._build(widths, blocks, fold**2, len(self.taps.taps)*(fold//2)**2)
+        more = len(self.taps.taps)*(fold//2)**2
+        self._build(widths, blocks, fold**2, more)
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet-build
 @patch
 def _build(self:GuidedUnet, widths, blocks, image_channels, more_channels):
     self.stem = _conv(image_channels+more_channels, widths[0])
-    self.enter = nn.ModuleList([nn.Identity(), *[_conv(a, b, 2) for a,b in _steps(widths)]])
-    self.downs = nn.ModuleList([_guided_level(w, n) for w,n in zip(widths, blocks)])
+    self.enter = nn.ModuleList([nn.Identity()])
+    for a,b in _steps(widths): self.enter.append(_conv(a, b, 2))
+    self.downs = nn.ModuleList()
+    for width,n in zip(widths, blocks): self.downs.append(_guided_level(width, n))
     self.ups = _doublings(widths)
-    self.blocks = nn.ModuleList([GuidedBlock(2*a, a) for a in widths[:-1]])
+    self.blocks = nn.ModuleList()
+    for a in widths[:-1]: self.blocks.append(GuidedBlock(2*a, a))
     self.head = _zero_conv(widths[0], image_channels, 3, padding=1)
 
 @patch(as_prop=True)
@@ -493,7 +551,8 @@ def correction(self:GuidedUnet,
     code:Tensor, # (B,32), see `code`
 ) -> Tensor:     # (B,fold**2,H/fold,W/fold)
     "The folded pixels that are added to the denoised image"
-    skips = self._down(self.stem(x.contiguous(memory_format=torch.channels_last)), code)
+    x = x.contiguous(memory_format=torch.channels_last)
+    skips = self._down(self.stem(x), code)
     y = skips[-1]
     levels = list(zip(self.ups, self.blocks, skips))
     for up,block,skip in reversed(levels): y = block(_with_skip(skip, up(y)), code)
@@ -510,18 +569,24 @@ def refocused(self:GuidedUnet,
     width:Tensor, # (B,) px
 ) -> Tensor:      # (B,1,H,W)
     "The refocused image, from the results of `WienerTaps` at this width"
-    folded = [F.pixel_unshuffle(x.float(), self.fold)]
-    if deconvolved is not None: folded.append(F.pixel_unshuffle(deconvolved, self.fold//2))
-    code = self.code((width+0.5).log()[:,None]-1.5)
-    y = F.pixel_shuffle(self.correction(torch.cat(folded, 1), code), self.fold).float()
-    strength = smoothstep(width, *self.fade).view(-1,1,1,1)
-    return x + strength*(clean-x+y)
+    inputs = F.pixel_unshuffle(x.float(), self.fold)
+    if deconvolved is not None:
+        more = F.pixel_unshuffle(deconvolved, self.fold//2)
+        inputs = torch.cat([inputs, more], 1)
+    log_width = (width+0.5).log()[:,None]
+    code = self.code(log_width-1.5)
+    y = self.correction(inputs, code)
+    y = F.pixel_shuffle(y, self.fold)
+    strength = smoothstep(width, *self.fade)
+    change = clean-x+y.float()
+    return x + strength.view(-1,1,1,1)*change
 
 @patch
 def forward(self:GuidedUnet, x, width=None):
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    return self.refocused(x, *self.taps(x, width), width)
+    clean,deconvolved = self.taps(x, width)
+    return self.refocused(x, clean, deconvolved, width)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16
 def fast_bf16(
@@ -536,7 +601,8 @@ def in_bf16(
     device, # A torch device, or its name
 ):          # A context manager
     "Compute in bfloat16 where the device is fast at it, in float32 elsewhere"
-    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=fast_bf16(device))
+    kind = torch.device(device).type
+    return torch.autocast(kind, torch.bfloat16, enabled=fast_bf16(device))
 
 # %% ../../nbs/46_learn.networks.ipynb #fastai_unet
 def fastai_unet(

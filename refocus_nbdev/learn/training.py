@@ -102,7 +102,8 @@ def _validation_batch(dls):
 def _feature_loss(dls, vgg, layers=None, **kwargs):
     "A `FeatureLoss`, and a validation batch to weigh it on"
     x,y = _validation_batch(dls)
-    loss = FeatureLoss(*vgg_features(vgg.weights, vgg.build, layers), **kwargs).to(x.device)
+    features = vgg_features(vgg.weights, vgg.build, layers)
+    loss = FeatureLoss(*features, **kwargs).to(x.device)
     loss.arch = vgg.arch
     return loss,(x,y)
 
@@ -172,7 +173,9 @@ class _Rest:
         self.dl = dl
         self.done = done
     def __len__(self): return len(self.dl)
-    def __iter__(self): return itertools.islice(iter(self.dl), len(self.dl)-self.done)
+    def __iter__(self):
+        left = len(self.dl)-self.done
+        return itertools.islice(iter(self.dl), left)
     def __getattr__(self, k): return getattr(self.__dict__['dl'], k)
 
 # %% ../../nbs/49_learn.training.ipynb #Checkpoint
@@ -193,14 +196,15 @@ class Checkpoint(Callback):
 
     def before_train(self):
         self.done = 0
-        here = self.stage,self.epoch
-        if not self.state or (self.state['stage'],self.state['epoch'])!=here: return
+        if not self._is_here(): return
         self.done = self.state['done']
-        self.learn.pct_train += self.done/len(self.dl)/self.n_epoch
+        share = self.done/len(self.dl)
+        self.learn.pct_train += share/self.n_epoch
         self.learn.dl = _Rest(self.dl, self.done)
 
     def after_step(self):
-        if time.monotonic()-self.saved>=self.every_s: self.save(self.epoch, self.done+self.iter+1)
+        age = time.monotonic()-self.saved
+        if age>=self.every_s: self.save(self.epoch, self.done+self.iter+1)
 
     def after_validate(self): self.save(self.epoch+1, 0)
 
@@ -238,7 +242,9 @@ def restore(self:Checkpoint) -> int: # The epoch in which training stood
     except RuntimeError as e:
         raise ModelError(f'{self.path}: the checkpoint of another network; train without --resume') from e
     self.learn.create_opt()
-    self.opt.load_state_dict({**self.opt.state_dict(), 'state': self.state['opt']})
+    opt = self.opt.state_dict()
+    opt['state'] = self.state['opt']
+    self.opt.load_state_dict(opt)
     self.learn.average.mean = self.state['mean']
     self.learn.average.steps = self.state['steps']
     return self.state['epoch']
@@ -252,6 +258,13 @@ def begin(self:Checkpoint,
     self.stage = stage
     if self.state and self.state['stage']==stage: return self.restore()
     return 0
+
+@patch
+def _is_here(self:Checkpoint):
+    "Did training stand in this epoch when the checkpoint was written?"
+    if not self.state: return False
+    then = self.state['stage'],self.state['epoch']
+    return then==(self.stage,self.epoch)
 
 # %% ../../nbs/49_learn.training.ipynb #fit-stage
 def _set_frozen(learn, frozen):
@@ -267,6 +280,11 @@ def _fit_stage(learn, stage, number, saver):
     lr = rates[-1] if untrained else slice(*rates)
     learn.fit_one_cycle(stage.epochs, lr, pct_start=stage.pct_start, wd=stage.wd, start_epoch=start)
 
+def _stage_to_resume(saver):
+    "The number of the stage in a checkpoint, 0 where there is none"
+    if saver is None or not saver.path.exists(): return 0
+    return saver.load()['stage']
+
 # %% ../../nbs/49_learn.training.ipynb #fit_stages
 def fit_stages(
     stages,          # A list of `Stage`s
@@ -281,10 +299,12 @@ def fit_stages(
     done=noop,       # Called after each stage with the learner, its weights averaged, and the number of stages done
 ) -> Learner:        # With averaged weights
     "Run one cycle for each stage, carrying weights over"
-    saver = Checkpoint(checkpoint, f'{plan}{list(stages)}', every_s) if checkpoint else None
+    plan = f'{plan}{list(stages)}'
+    saver = Checkpoint(checkpoint, plan, every_s) if checkpoint else None
     watchers = [*L(cbs), *L(saver)]
-    learn = learn_of(dls_of(stages[0])).add_cbs([Bf16(), Average(average), ChannelsLast(), *watchers])
-    first = saver.load()['stage'] if saver and resume and saver.path.exists() else 0
+    learn = learn_of(dls_of(stages[0]))
+    learn.add_cbs([Bf16(), Average(average), ChannelsLast(), *watchers])
+    first = _stage_to_resume(saver) if resume else 0
     for i in range(first, len(stages)):
         if i: learn.dls = dls_of(stages[i])
         _fit_stage(learn, stages[i], i, saver)
@@ -292,7 +312,8 @@ def fit_stages(
         learn.average.use()
         with learn.removed_cbs([learn.average, *watchers]): done(learn, i+1)
         if i+1<len(stages): learn.model.load_state_dict(last)
-    return learn.remove_cbs([learn.average, *watchers])
+    learn.remove_cbs([learn.average, *watchers])
+    return learn
 
 # %% ../../nbs/49_learn.training.ipynb #hash_files
 def hash_files(
@@ -300,7 +321,8 @@ def hash_files(
 ) -> str:  # 64 hexadecimal digits
     "One SHA-256 of the names and contents of files, in the order of their names"
     lines = sorted(f'{Path(f).name} {file_hash(f)}' for f in files)
-    return hashlib.sha256('\n'.join(lines).encode()).hexdigest()
+    text = '\n'.join(lines)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 # %% ../../nbs/49_learn.training.ipynb #make_card
 def make_card(
@@ -314,15 +336,18 @@ def make_card(
     "The card of a model: how to rebuild it, what it saw, what it scored on validation groups"
     with learn.no_bar(), learn.no_logging(): scores = learn.validate()
     names = ['loss', *(m.name for m in learn.recorder.metrics)]
-    return dict(
-        **network, version=__version__, licence='Apache-2.0', stages=stages, files=len(files),
-        files_sha256=files_sha256, validation=dict(zip(names, map(float, scores))), **about)
+    validation = dict(zip(names, map(float, scores)))
+    origin = dict(version=__version__, licence='Apache-2.0', stages=stages)
+    seen = dict(files=len(files), files_sha256=files_sha256)
+    return dict(**network, **origin, **seen, validation=validation, **about)
 
 # %% ../../nbs/49_learn.training.ipynb #no-worse
 def _loss_of(learn, path):
     "The validation loss of a model file of the learner's network, on the learner's batches"
-    trained = {k: v.clone() for k,v in learn.model.state_dict().items()}
-    learn.model.load_state_dict(read_model(path)[0].state_dict())
+    state = learn.model.state_dict()
+    trained = {k: v.clone() for k,v in state.items()}
+    known,_ = read_model(path)
+    learn.model.load_state_dict(known.state_dict())
     with learn.no_bar(), learn.no_logging(): loss = learn.validate()[0]
     learn.model.load_state_dict(trained)
     return loss
@@ -372,20 +397,26 @@ def _begin(recipe, init):
     return known,card
 
 # %% ../../nbs/49_learn.training.ipynb #progress
-def _number_text(v): return str(v) if isinstance(v, (int,str)) else f'{v:.4g}'
+def _number_text(v):
+    if isinstance(v, (int,str)): return str(v)
+    return f'{v:.4g}'
 
 def _time_left(learn):
     "A remark on how long the stage will take, empty after its last epoch"
     seconds = time.time()-learn.recorder.start_epoch
-    minutes = (learn.n_epoch-learn.epoch-1)*seconds/60
-    return f'; about {max(minutes, 1):.0f} min of this stage left' if minutes else ''
+    epochs = learn.n_epoch-learn.epoch-1
+    if not epochs: return ''
+    minutes = max(epochs*seconds/60, 1)
+    return f'; about {minutes:.0f} min of this stage left'
 
 def _with_plain_rows(learn):
     "Let a learner print each epoch as a line"
     def print_row(values):
         names = learn.recorder.metric_names
         if len(values)<len(names): return
-        entries = [f'{n} {_number_text(v)}' for n,v in zip(names, values) if v is not None]
+        entries = []
+        for name,value in zip(names, values):
+            if value is not None: entries.append(f'{name} {_number_text(value)}')
         print(', '.join(entries) + _time_left(learn), flush=True)
     learn.logger = print_row
     return learn
@@ -395,9 +426,11 @@ def _some(n, what): return f'{n} {what}{"s"*(n>1)}'
 
 def _plan_text(recipe, files, groups, valid):
     "What will be trained on, and what is held out"
-    cycles = f'{_some(sum(s.epochs for s in recipe.stages), "epoch")} in {_some(len(recipe.stages), "stage")}'
+    epochs = sum(s.epochs for s in recipe.stages)
+    cycles = _some(epochs, 'epoch')+' in '+_some(len(recipe.stages), 'stage')
     images = f'{len(files)} files of {len(groups)} groups (wells, or connected fields)'
-    names = ', '.join(sorted(valid)[:8]) + (' ...' if len(valid)>8 else '')
+    names = ', '.join(sorted(valid)[:8])
+    if len(valid)>8: names += ' ...'
     return f'{cycles}, on {images}; held out to validate on: {len(valid)} ({names})'
 
 _LEGEND = (
@@ -428,11 +461,14 @@ class _StageWriter:
     def card_after(self, learn, n):
         "The card of the learner's network after `n` stages"
         recipe = self.recipe
-        network = dict(network=self.card['network'], args={**self.card['args'], **getattr(learn, 'encoder', {})})
-        stages = [*self.card.get('stages', []), *map(asdict, recipe.stages[:n])]
-        training = dict(loss=recipe.loss, perceptual=_perceptual(learn.loss_func), average=recipe.average)
-        scale = recipe.scale or _SCALE
-        return make_card(network, learn, self.files, stages=stages, scale=scale, **training, **self.entries)
+        args = self.card['args'] | getattr(learn, 'encoder', {})
+        network = dict(network=self.card['network'], args=args)
+        before = self.card.get('stages', [])
+        stages = [*before, *map(asdict, recipe.stages[:n])]
+        perceptual = _perceptual(learn.loss_func)
+        training = dict(loss=recipe.loss, perceptual=perceptual, average=recipe.average)
+        training['scale'] = recipe.scale or _SCALE
+        return make_card(network, learn, self.files, stages=stages, **training, **self.entries)
 
 # %% ../../nbs/49_learn.training.ipynb #stage-writer-call
 @patch
@@ -467,9 +503,10 @@ def train(
     hashes = dict(files_sha256=hash_files(files), init=file_hash(init) if init else None)
     if log and not resume: Path(log).unlink(missing_ok=True)
     def learn_of(dls): return _with_plain_rows(recipe_learner(recipe, dls, weights, model))
-    settings = dict(average=recipe.average, cbs=EpochLog(log) if log else [])
-    settings['plan'] = repr((replace(recipe, stages=()), *hashes.values(), about.get('held_out')))
-    settings['done'] = _StageWriter(recipe, card, out, files, init, {**hashes, **about})
+    cbs = EpochLog(log) if log else []
+    plan = repr((replace(recipe, stages=()), *hashes.values(), about.get('held_out')))
+    write = _StageWriter(recipe, card, out, files, init, hashes|about)
+    settings = dict(cbs=cbs, average=recipe.average, plan=plan, done=write)
     learn = fit_stages(recipe.stages, dls_of, learn_of, checkpoint, resume, **settings)
     checkpoint.unlink(missing_ok=True)
     return learn
@@ -491,7 +528,8 @@ def unseen_wells(
 ) -> set:      # Names of wells; empty where the model was trained on other images
     "The wells that a model has not been trained on, of those that were held out from it"
     unseen = set(card.get('held_out', []))
-    return {p.field.well for p in pairs if p.field.well in unseen or Path(p.sharp).name in unseen}
+    def is_unseen(p): return p.field.well in unseen or Path(p.sharp).name in unseen
+    return {p.field.well for p in pairs if is_unseen(p)}
 
 def unseen_groups(
     files,     # Image files
@@ -517,16 +555,18 @@ def dls_split_as(
 # %% ../../nbs/49_learn.training.ipynb #train_from_pairs
 def _pairs_of(root, planes, target, channel):
     "The pairs of some planes of a plate, or of all planes but the target"
-    others = planes or [z for z in planes_in(root) if z!=target]
-    return bbbc006_pairs(root, others, target, channel)
+    if not planes: planes = [z for z in planes_in(root) if z!=target]
+    return bbbc006_pairs(root, planes, target, channel)
+
+def _files_of(pairs): return sorted({f for p in pairs for f in p[:2]})
 
 def _train_on_pairs(pairs, split, out, recipe, **kwargs):
     "Train on pairs that are split into wells for training and validation"
     def dls_of(s): return pair_dls(pairs, split.valid, s.size, s.bs, scale=recipe.scale, crops=s.crops)
-    files = sorted({f for p in pairs for f in p[:2]})
     groups = len(split.train | split.valid)
     unseen = sorted(split.valid | split.test)
-    return train(recipe, dls_of, out, files, blur='pairs of planes', groups=groups, held_out=unseen, **kwargs)
+    about = dict(blur='pairs of planes', groups=groups, held_out=unseen)
+    return train(recipe, dls_of, out, _files_of(pairs), **about, **kwargs)
 
 # %% ../../nbs/49_learn.training.ipynb #train_from_pairs-all
 def train_from_pairs(
@@ -552,9 +592,10 @@ def train_from_pairs(
     named = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_wells, pairs))
     wells = [p.field.well for p in pairs]
     split = split_wells(wells, valid_pct, valid_wells=named, test_wells=test_wells, seed=seed)
-    pairs = keep([p for p in pairs if p.field.well not in split.test])
+    pairs = [p for p in pairs if p.field.well not in split.test]
+    pairs = keep(pairs)
     set_seed(seed)
-    _print_plan(recipe, {f for p in pairs for f in p[:2]}, split.train | split.valid, split.valid)
+    _print_plan(recipe, _files_of(pairs), split.train | split.valid, split.valid)
     if not dry_run: return _train_on_pairs(pairs, split, out, recipe, init=init, **kwargs)
 
 # %% ../../nbs/49_learn.training.ipynb #sizes
@@ -565,7 +606,8 @@ def _shortest_side(file):
 def _names_text(files):
     "The first five of some files, as text"
     names = ', '.join(map(str, sorted(files)[:5]))
-    return names + (f' and {len(files)-5} more' if len(files)>5 else '')
+    if len(files)>5: names += f' and {len(files)-5} more'
+    return names
 
 def _check_sizes(files, groups, valid, size, margin):
     "Print which images are too small for crops of `size`; raises `ImageError` if that leaves no training or validation"
@@ -583,13 +625,22 @@ def _check_sizes(files, groups, valid, size, margin):
 # %% ../../nbs/49_learn.training.ipynb #sharp-split
 def _split_of(groups, named, valid_pct, test_wells, seed):
     "The groups for training, validation and tests; validation by name, or as a share"
-    valid = named or held_out([g for g in groups if g not in test_wells], valid_pct, seed)
+    others = [g for g in groups if g not in test_wells]
+    valid = named or held_out(others, valid_pct, seed)
     return split_wells(groups, valid_wells=valid, test_wells=test_wells)
 
 def _without(files, groups, left_out):
     "Files and their groups, without some groups"
-    kept = [(f, g) for f,g in zip(files, groups) if g not in left_out]
-    return [f for f,_ in kept], [g for _,g in kept]
+    files_left,groups_left = [],[]
+    for file,group in zip(files, groups):
+        if group in left_out: continue
+        files_left.append(file)
+        groups_left.append(group)
+    return files_left,groups_left
+
+def _names_in(files, groups, chosen):
+    "Names of the files of some groups, sorted"
+    return sorted(Path(f).name for f,g in zip(files, groups) if g in chosen)
 
 def _blur_entry(simulate):
     "What a card says of simulated defocus"
@@ -625,16 +676,16 @@ def train_from_sharp(
     **kwargs        # For `train`
 ) -> Learner:       # None if dry_run
     """Train from in-focus images alone
-
     Raises `ImageError` for files that cannot be read or are too small, `ValueError` for groups that are unknown
     or too few, or for a recipe with a scale."""
     _check_scale(recipe.scale)
     groups = groups_of(files)
     named = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_groups, files, groups))
     split = _split_of(groups, named, valid_pct, test_wells, seed)
-    unseen = sorted(Path(f).name for f,g in zip(files, groups) if g in split.valid | split.test)
+    unseen = _names_in(files, groups, split.valid | split.test)
     files,groups = _without(files, groups, split.test)
-    _check_sizes(files, groups, split.valid, max(s.size for s in recipe.stages), simulate.radius)
+    largest = max(s.size for s in recipe.stages)
+    _check_sizes(files, groups, split.valid, largest, simulate.radius)
     set_seed(seed)
     _print_plan(recipe, files, set(groups), split.valid)
     if dry_run: return
