@@ -178,6 +178,11 @@ class _Rest:
         return itertools.islice(iter(self.dl), left)
     def __getattr__(self, k): return getattr(self.__dict__['dl'], k)
 
+def _stood_at(state, stage, epoch):
+    "Did training stand in this epoch of this stage when a state was saved? False without a state"
+    if not state: return False
+    return state['stage']==stage and state['epoch']==epoch
+
 # %% ../../nbs/49_learn.training.ipynb #Checkpoint
 class Checkpoint(Callback):
     "Save the state of training from time to time, and resume from it"
@@ -196,7 +201,7 @@ class Checkpoint(Callback):
 
     def before_train(self):
         self.done = 0
-        if not self._is_here(): return
+        if not _stood_at(self.state, self.stage, self.epoch): return
         self.done = self.state['done']
         share = self.done/len(self.dl)
         self.learn.pct_train += share/self.n_epoch
@@ -258,13 +263,6 @@ def begin(self:Checkpoint,
     self.stage = stage
     if self.state and self.state['stage']==stage: return self.restore()
     return 0
-
-@patch
-def _is_here(self:Checkpoint):
-    "Did training stand in this epoch when the checkpoint was written?"
-    if not self.state: return False
-    then = self.state['stage'],self.state['epoch']
-    return then==(self.stage,self.epoch)
 
 # %% ../../nbs/49_learn.training.ipynb #fit-stage
 def _set_frozen(learn, frozen):
