@@ -109,6 +109,7 @@ def _with_margins(self:WienerStack, x):
 
 @patch
 def forward(self:WienerStack, x):
+    "The image and its deconvolutions, (B,1+n,H,W)"
     h,w = x.shape[-2:]
     with torch.autocast(x.device.type, enabled=False):
         padded = self._with_margins(x.float())
@@ -201,6 +202,7 @@ class FoldedUnet(nn.Module):
 # %% ../../nbs/46_learn.networks.ipynb #FoldedUnet-forward
 @patch
 def forward(self:FoldedUnet, x):
+    "The refocused image, (B,1,H,W)"
     cells = F.pixel_unshuffle(self.physics(x), self.fold)
     cells = cells.contiguous(memory_format=torch.channels_last)
     y = self.stem(cells)
@@ -441,6 +443,7 @@ def cut(
 
 @patch
 def forward(self:WienerTaps, x, width):
+    "The denoised image and its deconvolutions, see `filtered`, for an image with even sides"
     h,w = x.shape[-2:]
     m = self.margin
     below = self.padded(h)-h-m
@@ -583,6 +586,7 @@ def refocused(self:GuidedUnet,
 
 @patch
 def forward(self:GuidedUnet, x, width=None):
+    "The refocused image, (B,1,H,W), for widths (B,) in px, or for its own estimate"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
     clean,deconvolved = self.taps(x, width)
