@@ -561,8 +561,6 @@ def correction(self:GuidedUnet,
     for up,block,skip in reversed(levels): y = block(_with_skip(skip, up(y)), code)
     return self.head(y)
 
-GuidedUnet._unet = GuidedUnet.correction
-
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet-refocused
 @patch
 def refocused(self:GuidedUnet,
