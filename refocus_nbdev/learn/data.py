@@ -71,8 +71,10 @@ def load_scaled(
     "The whole field that a crop will be taken from, in units of a scale; raises `ImageError`"
     version = _version(c.item)
     scale = _scale(c.item, version, tuple(sorted(spec.items())))
-    shifted = _read_counts(c.item, version)[None]-scale.offset.item()
-    return TensorImageBW(shifted/scale.range.item(), tile=c.tile)
+    offset = scale.offset.item()
+    span = scale.range.item()
+    counts = _read_counts(c.item, version)[None]
+    return TensorImageBW((counts-offset)/span, tile=c.tile)
 
 # %% ../../nbs/40_learn.data.ipynb #load_sharp
 @lru_cache(maxsize=512)
@@ -214,11 +216,14 @@ def specks(
     "Bright specks at random places"
     n,_,h,w = shape
     u = torch.rand(n, 1, h+2*radius, w+2*radius, device=device)
-    points = (u<density)*_log_within((u/density).clamp(max=1), light)
-    sigmas = _log_within(torch.rand(n, device=device), sigma_px)
+    brightness = _log_within((u/density).clamp(max=1), light)
+    points = (u<density)*brightness
+    widths = torch.rand(n, device=device)
+    sigmas = _log_within(widths, sigma_px)
     k = jittered_kernels(sigmas/SIGMA_PX_PER_UM, radius=radius)
     peaks = k.amax((-2,-1), keepdim=True)
-    return blur(points, k/peaks).clamp(min=0)
+    spots = blur(points, k/peaks)
+    return spots.clamp(min=0)
 
 def _within(u, span):
     "Numbers from 0 to 1, spread evenly over a span"
@@ -247,10 +252,13 @@ class VaryScene(ItemTransform):
         x = b[1].as_subclass(torch.Tensor)
         u = torch.rand(5, len(x), 1, 1, 1).to(x.device)
         crowded = u[0]<self.crowd
-        x = x + crowded*(0.3+0.9*u[1])*x.roll(1, 0).flip(-1)
+        light = 0.3+0.9*u[1]
+        others = x.roll(1, 0).flip(-1)
+        x = x + crowded*light*others
         bent = u[2]<self.share
         gamma = torch.exp(self.gamma*(2*u[3]-1)*bent)
-        x = torch.where(x>0, x.clamp(min=1e-6)**gamma, x)
+        powers = x.clamp(min=1e-6)**gamma
+        x = torch.where(x>0, powers, x)
         dirty = (u[4]<self.debris).flatten()
         if dirty.any(): x[dirty] += specks(x[dirty].shape, x.device)
         return (TensorImageBW(x),)*2
@@ -268,21 +276,28 @@ def center_crop(
 # %% ../../nbs/40_learn.data.ipynb #tilted_blur
 def _ramps(n, shape, gen, device):
     "Images (n,1,H,W) that rise from 0 to 1 across, each in another direction"
-    y,x = (torch.linspace(-1, 1, k, device=device) for k in shape)
+    h,w = shape
+    y = torch.linspace(-1, 1, h, device=device)[:,None]
+    x = torch.linspace(-1, 1, w, device=device)
     angle = 2*math.pi*torch.rand(n,1,1,1, generator=gen).to(device)
-    across = angle.cos()*x+angle.sin()*y[:,None]
-    return 0.5+0.5*across/(angle.cos().abs()+angle.sin().abs())
+    cos = angle.cos()
+    sin = angle.sin()
+    across = cos*x+sin*y
+    return 0.5+0.5*across/(cos.abs()+sin.abs())
 
 def _tilted_blur(scene, um, tilt_um, kernels, gen):
     "Images (n,1,H,W) that lie deeper at one side, and the mean widths of their blur (n,)"
     n = len(um)
     seed = int(torch.randint(2**40, (1,), generator=gen))
     depth = tilt_um/2*torch.rand(n, generator=gen).to(um)
-    ends = [kernels((um+s*depth).clamp(min=0), torch.Generator().manual_seed(seed)) for s in (-1,1)]
-    higher,deeper = (blur(scene, k) for k in ends)
-    ramps = _ramps(n, higher.shape[-2:], gen, higher.device)
-    width = sum(blur_width(k) for k in ends)/2
-    return torch.lerp(higher, deeper, ramps), width
+    def kernels_at(um): return kernels(um.clamp(min=0), torch.Generator().manual_seed(seed))
+    upper = kernels_at(um-depth)
+    lower = kernels_at(um+depth)
+    high = blur(scene, upper)
+    deep = blur(scene, lower)
+    ramps = _ramps(n, high.shape[-2:], gen, high.device)
+    width = (blur_width(upper)+blur_width(lower))/2
+    return torch.lerp(high, deep, ramps), width
 
 # %% ../../nbs/40_learn.data.ipynb #draws
 _DRAWN = 'um','near','peak','gain','read','blank','jitter','tilt'
@@ -295,6 +310,11 @@ def _draws(n, valid, gen, device):
     u['near'] = torch.ones_like(u['near'])
     u['tilt'] = torch.ones_like(u['tilt'])
     return u
+
+def _distances(u, near, near_um, max_um):
+    "Distances (n,) up to `max_um`; up to `near_um` for the share `near` of them"
+    farthest = torch.where(u['near']<near, min(max_um, near_um), max_um)
+    return (u['um']*farthest).flatten()
 
 # %% ../../nbs/40_learn.data.ipynb #SimulateDefocus
 class SimulateDefocus(ItemTransform):
@@ -331,7 +351,9 @@ def _simulated(self:SimulateDefocus, sharp):
     seed = self.seed if self.valid else random.getrandbits(40)
     gen = torch.Generator().manual_seed(seed)
     u = _draws(len(sharp), self.valid, gen, sharp.device)
-    scene = sharp*_log_within(u['peak'], self.peak)*(u['blank']>self.blank)
+    peak = _log_within(u['peak'], self.peak)
+    shown = u['blank']>self.blank
+    scene = sharp*peak*shown
     blurred,width = self._blurred(scene, u, gen)
     gain = _log_within(u['gain'], self.gain)
     read_noise = _within(u['read'], self.read_noise)
@@ -344,11 +366,11 @@ def _simulated(self:SimulateDefocus, sharp):
 @patch
 def _blurred(self:SimulateDefocus, scene, u, gen):
     "Blurred images (B,1,H,W) and the widths of their blur (B,)"
-    kernels = lambda um, gen: self.kernels(um, gen, self.radius)
-    farthest = torch.where(u['near']<self.near, min(self.max_um, self.near_um), self.max_um)
-    um = (u['um']*farthest).flatten()
+    def kernels(um, gen): return self.kernels(um, gen, self.radius)
+    um = _distances(u, self.near, self.near_um, self.max_um)
     k = kernels(um, gen)
-    x,width = blur(scene, k),blur_width(k)
+    x = blur(scene, k)
+    width = blur_width(k)
     tilted = (u['tilt']<self.tilted).flatten()
     if tilted.any(): x[tilted],width[tilted] = _tilted_blur(scene[tilted], um[tilted], self.tilt_um, kernels, gen)
     return x,width

@@ -72,9 +72,10 @@ def parts(self:FeatureLoss,
     with torch.no_grad(): targ_features = self.features(targ)
     costs = [image_mean((pred-targ).abs())]
     for w,p,t in zip(self.wgts, self.features(pred), targ_features):
-        unlike = (gram_matrix(p)-gram_matrix(t)).abs()
-        costs.append(w*image_mean((p-t).abs()))
-        costs.append(self.gram*w**2*image_mean(unlike))
+        feat = image_mean((p-t).abs())
+        gram = image_mean((gram_matrix(p)-gram_matrix(t)).abs())
+        costs.append(w*feat)
+        costs.append(self.gram*w**2*gram)
     return costs
 
 # %% ../../nbs/43_learn.losses.ipynb #per_image
@@ -88,7 +89,7 @@ def per_image(self:FeatureLoss,
     for name,cost in zip(self.metric_names, costs): setattr(self, name, cost.detach().mean())
     return sum(costs)
 
-# %% ../../nbs/43_learn.losses.ipynb #calibrate
+# %% ../../nbs/43_learn.losses.ipynb #weight
 def _checked_shares(shares, n):
     shares = shares or [1/(n+1)]*n
     if len(shares)==n and min(shares)>0 and sum(shares)<1: return shares
@@ -101,6 +102,12 @@ def _unweighted_terms(loss, blurred, sharp):
     pixel,*terms = (getattr(probe, name).item() for name in probe.metric_names)
     return pixel, terms[::2], terms[1::2]
 
+def _weight(cost, feat, gram, factor):
+    "The weight w of a layer for which w*feat + factor*w**2*gram is its cost"
+    root = (feat*feat+4*factor*gram*cost)**0.5
+    return 2*cost/(feat+root)
+
+# %% ../../nbs/43_learn.losses.ipynb #calibrate
 def calibrate(
     loss:FeatureLoss, # Its `wgts` are set in place
     blurred:Tensor, # Images out of focus (n, 1, h, w), such as 12 µm, in the unit used in training
@@ -114,7 +121,7 @@ def calibrate(
         raise ValueError('The blurred images do not differ from the sharp ones in every layer: '
                          'give pairs that are out of focus and in focus')
     costs = [share*pixel/(1-sum(shares)) for share in shares]
-    loss.wgts = [2*c/(f+(f*f+4*loss.gram*g*c)**0.5) for c,f,g in zip(costs, feats, grams)]
+    loss.wgts = [_weight(*terms, loss.gram) for terms in zip(costs, feats, grams)]
     return loss
 
 # %% ../../nbs/43_learn.losses.ipynb #shares

@@ -59,11 +59,14 @@ def intensity_slope(
     "Slope of the least-squares line of the image on the target, without the background"
     t = np.asarray(target, np.float64)
     p = np.asarray(pred, np.float64)
-    bright = t>np.percentile(target, 1)+above*signal_range(target)
+    black = np.percentile(target, 1)
+    bright = t>black+above*signal_range(target)
     if not bright.any(): return 0.
-    d = t[bright]-t[bright].mean()
+    t = t[bright]
+    d = t-t.mean()
     squares = (d*d).sum() or 1.
-    return float((d*p[bright]).sum()/squares)
+    products = (d*p[bright]).sum()
+    return float(products/squares)
 
 # %% ../../nbs/44_learn.metrics.ipynb #light_kept
 def light_kept(
@@ -86,7 +89,8 @@ def at_best(
     t = np.asarray(target, np.float64)
     d = p-p.mean()
     squares = (d*d).sum() or 1.
-    return (d*t).sum()/squares*d + t.mean()
+    gain = (d*t).sum()/squares
+    return gain*d + t.mean()
 
 # %% ../../nbs/44_learn.metrics.ipynb #scale_invariant_psnr
 def scale_invariant_psnr(
@@ -120,11 +124,12 @@ def shows_something(
 def _nuclei_mask(x, diameter):
     "Pixels of a smooth image (H,W) above Otsu's threshold and the local mean, without specks and holes"
     low = np.percentile(x, 5)
-    otsu = threshold_otsu(np.minimum(x, np.percentile(x, 99.5)))
+    clipped = np.minimum(x, np.percentile(x, 99.5))
+    otsu = threshold_otsu(clipped)
     window = 2*(int(3*diameter)//2)+1
     local = threshold_local(x, window, method='gaussian')
-    mask = (x > low + (otsu-low)*0.7) & (x > local)
-    opened = ndi.binary_opening(mask, iterations=2)
+    bright = x > low + (otsu-low)*0.7
+    opened = ndi.binary_opening(bright & (x > local), iterations=2)
     return ndi.binary_fill_holes(opened)
 
 def _split_nuclei(mask, diameter):
@@ -144,10 +149,13 @@ def find_nuclei(
 ) -> np.ndarray:  # (H,W) labels, 0 background
     "Label the nuclei of a fluorescence image: Otsu and local threshold, then a distance watershed"
     x = ndi.gaussian_filter(np.asarray(image, np.float64), diameter/20)
-    if np.ptp(x)==0 or not shows_something(image, diameter): return np.zeros(x.shape, int)
-    found = _split_nuclei(_nuclei_mask(x, diameter), diameter)
+    if np.ptp(x)==0: return np.zeros(x.shape, int)
+    if not shows_something(image, diameter): return np.zeros(x.shape, int)
+    mask = _nuclei_mask(x, diameter)
+    found = _split_nuclei(mask, diameter)
     areas = np.bincount(found.ravel())
-    return np.where(areas[found]>int(diameter**2/12), found, 0)
+    least = int(diameter**2/12)
+    return np.where(areas[found]>least, found, 0)
 
 # %% ../../nbs/44_learn.metrics.ipynb #nucleus_px
 NUCLEUS_UM = 20*BBBC006_PIXEL_UM # Diameter of a typical nucleus: the 20 px that `find_nuclei` takes, on BBBC006
@@ -174,11 +182,15 @@ def nuclei_f1(
 
 def _overlap(found, labels):
     "Intersection over union (n,m) of n nuclei found and m labelled ones; labels without gaps"
-    n,m = found.max()+1,labels.max()+1
-    together = np.bincount(found.ravel()*m + labels.ravel(), minlength=n*m)
-    intersection = together.reshape(n, m)
-    union = intersection.sum(1, keepdims=True) + intersection.sum(0, keepdims=True) - intersection
-    return (intersection/np.maximum(union, 1))[1:,1:]
+    n = found.max()+1
+    m = labels.max()+1
+    pairs = found.ravel()*m + labels.ravel()
+    intersection = np.bincount(pairs, minlength=n*m).reshape(n, m)
+    found_areas = intersection.sum(1, keepdims=True)
+    areas = intersection.sum(0, keepdims=True)
+    union = found_areas + areas - intersection
+    iou = intersection/np.maximum(union, 1)
+    return iou[1:,1:]
 
 def _consecutive(labels):
     "Labels 0 to n in place of any others, and n"
@@ -240,17 +252,17 @@ def measure_nuclei(
     labels,m = _consecutive(labels)
     grown = expand_labels(labels, around)
     outside = _outside(found, (grown, labels))
-    low,low_target = _background(pred, outside),_background(target, outside)
+    low = _background(pred, outside)
+    low_target = _background(target, outside)
     match = _best_match(found, labels, m)
-    return dict(
-        label=ids[ids!=0],
-        area=_areas(labels, m),
-        light=_light(target, labels, low_target, m),
-        light_inside=_light(pred, labels, low, m),
-        grown_light_in_focus=_light(target, grown, low_target, m),
-        grown_light=_light(pred, grown, low, m),
-        found_area=np.r_[np.nan, _areas(found, n)][match],
-        found_light=np.r_[np.nan, _light(pred, found, low, n)][match])
+    rows = dict(label=ids[ids!=0], area=_areas(labels, m))
+    rows['light'] = _light(target, labels, low_target, m)
+    rows['light_inside'] = _light(pred, labels, low, m)
+    rows['grown_light_in_focus'] = _light(target, grown, low_target, m)
+    rows['grown_light'] = _light(pred, grown, low, m)
+    rows['found_area'] = np.r_[np.nan, _areas(found, n)][match]
+    rows['found_light'] = np.r_[np.nan, _light(pred, found, low, n)][match]
+    return rows
 
 # %% ../../nbs/44_learn.metrics.ipynb #trend
 def trend(
@@ -261,5 +273,7 @@ def trend(
     measured = np.isfinite(values)
     v = np.asarray(values, np.float64)[measured]
     t = np.asarray(truth, np.float64)[measured]
-    if len(v)<3 or np.ptp(t)==0: return dict(n=len(v), slope=np.nan, r2=np.nan)
-    return dict(n=len(v), slope=float(linregress(t, v).slope), r2=pearson(v, t)**2)
+    n = len(v)
+    if n<3 or np.ptp(t)==0: return dict(n=n, slope=np.nan, r2=np.nan)
+    line = linregress(t, v)
+    return dict(n=n, slope=float(line.slope), r2=pearson(v, t)**2)

@@ -46,9 +46,9 @@ class ImageLoss(nn.Module):
                              'an image can only be compared with one of its own size')
         pred = pred.as_subclass(Tensor).float()
         targ = targ.detach().as_subclass(Tensor).float()
-        if self.unit is None: return reduce_loss(self.per_image(pred, targ), self.reduction)
-        unit = self.unit(targ)
-        return reduce_loss(self.per_image(pred/unit, targ/unit), self.reduction)
+        unit = 1 if self.unit is None else self.unit(targ)
+        costs = self.per_image(pred/unit, targ/unit)
+        return reduce_loss(costs, self.reduction)
 
 # %% ../../nbs/41_learn.pixel_losses.ipynb #ScaledL1Loss
 class ScaledL1Loss(ImageLoss):
@@ -75,33 +75,41 @@ class CharbonnierLoss(ScaledL1Loss):
         squared = (pred-targ)**2
         return image_mean((squared+self.eps**2).sqrt()-self.eps)
 
-# %% ../../nbs/41_learn.pixel_losses.ipynb #ssim_map
+# %% ../../nbs/41_learn.pixel_losses.ipynb #window
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _window(n, device, sigma=1.5, radius=5):
     "Weights (n,n) of all pixels of a row in the window around each; the last pixel is repeated beyond the border"
     steps = torch.arange(-radius, radius+1)
     gauss = torch.exp(-steps.float()**2/(2*sigma**2))
-    near = (torch.arange(n)[:,None]+steps).clamp(0, n-1)
-    weights = (gauss/gauss.sum()).expand(n, -1)
-    return torch.zeros(n, n).scatter_add_(1, near, weights).to(device)
+    weights = gauss/gauss.sum()
+    rows = torch.arange(n)[:,None]
+    near = (rows+steps).clamp(0, n-1)
+    window = torch.zeros(n, n)
+    window.scatter_add_(1, near, weights.expand(n, -1))
+    return window.to(device)
 
 def _window_mean(x):
     h,w = x.shape[-2:]
-    return _window(h, x.device) @ x @ _window(w, x.device).T
+    along_columns = _window(h, x.device)
+    along_rows = _window(w, x.device)
+    return along_columns @ x @ along_rows.T
 
+# %% ../../nbs/41_learn.pixel_losses.ipynb #ssim_map
 def ssim_map(
     pred:Tensor, # Images, float32 (n, 1, h, w)
     targ:Tensor, # Images to compare with, same shape and unit
     span, # Data range of the target in the same unit, above 0: a number or (n, 1, 1, 1)
 )->Tensor: # (n, 1, h, w), from -1 to 1
     "Local structural similarity, 11-pixel Gaussian window of sigma 1.5 (Wang et al. 2004, doi:10.1109/TIP.2003.819861)"
-    c1,c2 = (0.01*span)**2,(0.03*span)**2
+    c1 = (0.01*span)**2
+    c2 = (0.03*span)**2
     products = pred, targ, pred*pred, targ*targ, pred*targ
     with torch.autocast(pred.device.type, enabled=False): mp,mt,pp,tt,pt = map(_window_mean, products)
     luminance = (2*mp*mt+c1)/(mp*mp+mt*mt+c1)
-    structure = luminance*(2*(pt-mp*mt)+c2)
-    return structure/(pp-mp*mp+tt-mt*mt+c2)
+    covariance = pt-mp*mt
+    variances = pp-mp*mp+tt-mt*mt
+    return luminance*(2*covariance+c2)/(variances+c2)
 
 # %% ../../nbs/41_learn.pixel_losses.ipynb #SSIMLoss
 class SSIMLoss(ImageLoss):
@@ -114,16 +122,20 @@ class SSIMLoss(ImageLoss):
         self.floor = floor
 
     def per_image(self, pred, targ):
-        span = targ.amax((1,2,3), keepdim=True)-targ.amin((1,2,3), keepdim=True)
-        similarity = ssim_map(pred, targ, span.clamp(min=self.floor))
+        high = targ.amax((1,2,3), keepdim=True)
+        low = targ.amin((1,2,3), keepdim=True)
+        span = (high-low).clamp(min=self.floor)
+        similarity = ssim_map(pred, targ, span)
         return 1-image_mean(similarity)
 
-# %% ../../nbs/41_learn.pixel_losses.ipynb #slope_error
+# %% ../../nbs/41_learn.pixel_losses.ipynb #bright
 def _bright(targ):
     "1 for pixels above 15 % of the 1 to 99.9 % range of each target (n,p), else 0"
     shares = torch.tensor([0.01, 0.999], device=targ.device)
-    lo,hi = torch.quantile(targ[:, ::7], shares, 1)[..., None]
-    return (targ>lo+0.15*(hi-lo)).float()
+    some = targ[:, ::7]
+    lo,hi = torch.quantile(some, shares, 1)[..., None]
+    bright = targ>lo+0.15*(hi-lo)
+    return bright.float()
 
 def _deviation(x, mask):
     "Distance of each pixel (n,p) from the mean under a mask, 0 outside"
@@ -131,18 +143,24 @@ def _deviation(x, mask):
     mean = (mask*x).sum(1, keepdim=True)/n_pixels
     return mask*(x-mean)
 
+# %% ../../nbs/41_learn.pixel_losses.ipynb #slope_error
 def slope_error(
     pred:Tensor, # Images, float32 (n, 1, h, w)
     targ:Tensor, # Images to compare with, same shape and unit
     fade:float=0.1, # Unexplained share of the target's variance that makes the demand e times weaker, above 0
 )->Tensor: # (n,), 0 where the slope is 1
     "Squared distance from 1 of the slope of `pred` on `targ`, over pixels above 15 % of the target's 1 to 99.9 % range"
-    p,t = pred.flatten(1),targ.flatten(1)
+    p = pred.flatten(1)
+    t = targ.flatten(1)
     bright = _bright(t)
-    dp,dt = _deviation(p, bright),_deviation(t, bright)
-    slope = (dp*dt).sum(1)/(dt**2).sum(1).clamp(min=1e-6)
-    unexplained = ((p-t)**2).mean(1)/t.var(1).clamp(min=1e-6)
-    return (slope-1)**2*torch.exp(-unexplained.detach()/fade)
+    dp = _deviation(p, bright)
+    dt = _deviation(t, bright)
+    squares = (dt**2).sum(1).clamp(min=1e-6)
+    slope = (dp*dt).sum(1)/squares
+    mse = ((p-t)**2).mean(1)
+    unexplained = mse/t.var(1).clamp(min=1e-6)
+    demand = torch.exp(-unexplained.detach()/fade)
+    return (slope-1)**2*demand
 
 # %% ../../nbs/41_learn.pixel_losses.ipynb #FidelityLoss
 class FidelityLoss(ImageLoss):
@@ -167,4 +185,5 @@ class FidelityLoss(ImageLoss):
         mse = image_mean(d**2)
         structure = self.structure*self.unlike.per_image(pred, targ)
         slope = self.slope*slope_error(pred, targ, self.fade)
-        return image_mean(d.abs()) + 0.1*torch.log1p(mse/self.floor) + (structure+slope)
+        logarithm = 0.1*torch.log1p(mse/self.floor)
+        return image_mean(d.abs()) + logarithm + (structure+slope)

@@ -64,8 +64,11 @@ def _random(net, seed):
 
 def _convolutional(weights):
     "The weights of the convolutional part, by their names in it"
-    kept = {k: v for k,v in weights.items() if not k.startswith('classifier.')}
-    return {k.removeprefix('features.'): v.float() for k,v in kept.items()}
+    kept = {}
+    for name,values in weights.items():
+        if name.startswith('classifier.'): continue
+        kept[name.removeprefix('features.')] = values.float()
+    return kept
 
 def _imagenet(arch):
     "torchvision's ImageNet weights; raises `OSError` where they cannot be downloaded"
@@ -110,7 +113,8 @@ def vgg_features(
         raise ValueError(f'{weights} holds layers {reached} of {arch.__name__}, which does not fit layers={layers} '
                          f'with wgts={wgts}: pass one weight per layer, and no layer beyond these')
     net = net[:max(chosen)+1]
-    net.load_state_dict({k: loaded[k] for k in net.state_dict()}, assign=True)
+    needed = {k: loaded[k] for k in net.state_dict()}
+    net.load_state_dict(needed, assign=True)
     return FrozenVGG(*net), chosen, list(wgts)
 
 def _weights(weights, net, arch, seed):
