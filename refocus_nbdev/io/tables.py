@@ -75,7 +75,7 @@ def _nearest(path, by_ending):
 def match_rows(
     table, # Parts of a row's path, from `path_parts`, to its value
     files, # Paths
-) -> tuple[dict, set]: # Each file to its value; and the files whose row is uncertain. Files without a row are in neither
+) -> tuple[dict, set]: # Each file to its value; and the files whose row is uncertain; those without one are in neither
     "Which row of a table belongs to which file"
     places = {f: path_parts(os.path.abspath(f)) for f in files}
     rows = _by_ending(table)
