@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 import numpy as np
+from fastcore.basics import patch
 from .strips import *
 
 # %% ../../nbs/12_io.planes.ipynb #ImageError
@@ -80,17 +81,16 @@ class Reader:
         new = change(plane)
         return self.rows(plane) if new is None else as_rows(new)
 
-    def place(self,
-        plane:Plane, # One of `planes`
-    ) -> dict: # series, channel, and the number on each other axis but Y and X
-        "Where a plane is, for a row of a table"
-        others = {axis.lower(): i for axis,i in plane.where.items() if axis!='C'}
-        return dict(series=plane.series, channel=self.channels[plane.channel], **others)
-
-    @property
-    def pixel_um(self):
-        "Size of a pixel in um, None where the file does not say; raises `ImageError` where it says two"
-        return one_size(self.path, self.sizes_um)
+# %% ../../nbs/12_io.planes.ipynb #Reader-place
+@patch
+def place(self:Reader,
+    plane:Plane, # One of `planes`
+) -> dict: # series, channel, and the number on each other axis but Y and X
+    "Where a plane is, for a row of a table"
+    place = dict(series=plane.series, channel=self.channels[plane.channel])
+    for axis,i in plane.where.items():
+        if axis!='C': place[axis.lower()] = i
+    return place
 
 # %% ../../nbs/12_io.planes.ipynb #number_channels
 def _channel_keys(names, places):
@@ -113,7 +113,9 @@ def number_channels(
     found = {}
     for n,series in groupby(planes, lambda p: p.series):
         series = list(series)
-        keys = _channel_keys(names[n] if n<len(names) else [], {p.where.get('C', 0) for p in series})
+        own_names = names[n] if n<len(names) else []
+        places = {p.where.get('C', 0) for p in series}
+        keys = _channel_keys(own_names, places)
         for key,name in keys.values():
             number = len(found)
             found.setdefault(key, (number, name or str(number+1)))
@@ -131,7 +133,8 @@ def fitting_axes(
 ) -> str:
     "The letters in capitals; raises `ImageError` if they do not fit the image"
     axes = given.upper()
-    if len(axes)==len(shape) and axes[-2:]=='YX' and len(set(axes))==len(axes): return axes
+    is_distinct = len(set(axes))==len(axes)
+    if is_distinct and len(axes)==len(shape) and axes[-2:]=='YX': return axes
     raise ImageError(f'{path}: axes {given} do not fit an image of shape {tuple(shape)}; '
                      f'give one letter for each side, such as {found}, with Y and X last')
 
@@ -184,3 +187,9 @@ def one_size(
         raise ImageError(f'{path}: its series have pixels of different size ({both}); '
                          'save them as files of their own, or give one size with --pixel-um')
     return each[0]
+
+# %% ../../nbs/12_io.planes.ipynb #pixel_um
+@patch(as_prop=True)
+def pixel_um(self:Reader):
+    "Size of a pixel in um, None where the file does not say; raises `ImageError` where it says two"
+    return one_size(self.path, self.sizes_um)

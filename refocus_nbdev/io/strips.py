@@ -31,7 +31,8 @@ class Rows:
         dtype=None, # Data type that `f` returns; that of these rows if None
     ):
         "The picture after a function of its pixels"
-        return Rows(self.shape, dtype or self.dtype, lambda first,end: f(self[first:end]))
+        def read(first, end): return f(self[first:end])
+        return Rows(self.shape, dtype or self.dtype, read)
 
 # %% ../../nbs/11_io.strips.ipynb #as_rows
 def as_rows(
@@ -94,11 +95,13 @@ def resized(
     scale = height/new_height
     reach = _REACH[by]*max(scale, 1)+1
     def read(first, end):
-        top = max(math.floor(first*scale-reach), 0)
-        bottom = min(math.ceil(end*scale+reach), height)
+        above,below = first*scale,end*scale
+        top = max(math.floor(above-reach), 0)
+        bottom = min(math.ceil(below+reach), height)
         strip = PILImage.fromarray(rows[top:bottom].astype(np.float32))
-        box = 0, first*scale-top, width, end*scale-top
-        return np.asarray(strip.resize((new_width, end-first), by, box=box))
+        box = 0, above-top, width, below-top
+        new = strip.resize((new_width, end-first), by, box=box)
+        return np.asarray(new)
     return Rows(shape, np.float32, read)
 
 # %% ../../nbs/11_io.strips.ipynb #shrink
@@ -108,7 +111,9 @@ def shrink(
 ) -> Rows: # (h,w), in the same data type
     "A smaller picture of the same scene: each pixel is the mean of those that it covers"
     dtype = rows.dtype
-    def in_dtype(x): return (x if dtype.kind=='f' else x.round()).astype(dtype)
+    def in_dtype(x):
+        if dtype.kind!='f': x = x.round()
+        return x.astype(dtype)
     return resized(rows, shape, _BOX).map(in_dtype, dtype)
 
 # %% ../../nbs/11_io.strips.ipynb #KeptRows
@@ -134,10 +139,12 @@ class KeptRows(Rows):
 
     def __setitem__(self, rows, x):
         first,end,_ = rows.indices(self.shape[0])
-        if self.file is None: self.pixels[first:end] = x
-        else:
-            self.file.seek(first*self.row_bytes)
-            self.file.write(np.ascontiguousarray(x, np.float32).data)
+        if self.file is None:
+            self.pixels[first:end] = x
+            return
+        x = np.ascontiguousarray(x, np.float32)
+        self.file.seek(first*self.row_bytes)
+        self.file.write(x.data)
 
 # %% ../../nbs/11_io.strips.ipynb #held
 def held(

@@ -52,7 +52,9 @@ def _as_list(x):
 
 def _ome_size(pixels):
     "Width and height of a pixel, um, from an element `Pixels`; None where it does not say"
-    return tuple(um_of(pixels.get(f'PhysicalSize{a}'), pixels.get(f'PhysicalSize{a}Unit', 'µm')) for a in 'XY')
+    units = [pixels.get(f'PhysicalSize{axis}Unit', 'µm') for axis in 'XY']
+    sizes = [pixels.get(f'PhysicalSize{axis}') for axis in 'XY']
+    return tuple(map(um_of, sizes, units))
 
 def _ome_names(pixels):
     "Names of the channels, None for those without one"
@@ -60,9 +62,11 @@ def _ome_names(pixels):
 
 def _ome_images(xml):
     "For each image in some OME-XML, the size of a pixel and the names of the channels"
-    images = _as_list(tifffile.xml2dict(xml)['OME'].get('Image'))
-    pixels = [p for i in images for p in _as_list(i.get('Pixels'))]
-    return [(_ome_size(p), _ome_names(p)) for p in pixels]
+    root = tifffile.xml2dict(xml)['OME']
+    found = []
+    for image in _as_list(root.get('Image')):
+        for pixels in _as_list(image.get('Pixels')): found.append((_ome_size(pixels), _ome_names(pixels)))
+    return found
 
 # %% ../../nbs/14_io.tiff.ipynb #_imagej_entries
 _COUNTS = 'ImageJ', 'images', 'hyperstack', 'frames', 'slices', 'channels'
@@ -115,37 +119,49 @@ def _is_grey(page):
 
 def _axes_and_sides(path, series, given=None):
     "Letters for the axes of a series, and its shape; raises `ImageError` for `given` letters that do not fit"
-    if given: return fitting_axes(path, given, series.shape, series.axes), series.shape
-    ends_in_yx = series.axes[-2:]=='YX'
-    kept = [(a,n) for a,n in zip(series.axes, series.shape) if ends_in_yx or a in 'YX' or n>1]
+    axes,sides = series.axes,series.shape
+    if given: return fitting_axes(path, given, sides, axes), sides
+    if axes[-2:]=='YX': return axes, sides
+    kept = [(a,n) for a,n in zip(axes, sides) if a in 'YX' or n>1]
     return ''.join(a for a,_ in kept), tuple(n for _,n in kept)
 
 # %% ../../nbs/14_io.tiff.ipynb #_planes_of
 def _pages_of(series, sides):
     "The page of each plane of a series, None where it is not in this file"
     if not series.is_truncated: return series.pages
-    return [series.pages[0]]*int(np.prod(sides[:-2]))
+    count = int(np.prod(sides[:-2]))
+    return [series.pages[0]]*count
 
 def _where(index, axes, sides):
     "Place of a plane on each axis but Y and X"
-    return dict(zip(axes[:-2], map(int, np.unravel_index(index, sides[:-2]))))
+    place = np.unravel_index(index, sides[:-2])
+    return dict(zip(axes[:-2], map(int, place)))
+
+def _grey_pages(pages):
+    "The grey pages among some, by their numbers"
+    found = {}
+    for i,page in enumerate(pages):
+        if page is None: continue
+        page = page.aspage()
+        if _is_grey(page): found[i] = page
+    return found
 
 def _planes_of(path, n, series, axes, sides):
     "The grey planes of series number `n`; raises `ImageError` where it claims too much, or does not end in YX"
-    if series.is_truncated and series.nbytes>path.stat().st_size:
-        raise ImageError(f'{path}: claims {series.nbytes/1e9:.3g} GB of pixels, and is smaller: it is damaged')
-    pages = [(i, p.aspage()) for i,p in enumerate(_pages_of(series, sides)) if p is not None]
-    grey = [(i,p) for i,p in pages if _is_grey(p)]
-    if grey and axes[-2:]!='YX':
+    claimed = series.nbytes
+    if series.is_truncated and claimed>path.stat().st_size:
+        raise ImageError(f'{path}: claims {claimed/1e9:.3g} GB of pixels, and is smaller: it is damaged')
+    pages = _grey_pages(_pages_of(series, sides))
+    if pages and axes[-2:]!='YX':
         raise ImageError(f'{path}: axes {axes}; the last two must be Y and X: save it so, '
                          'or give --axes if it is wrong about them')
-    return [Plane(n, i, _where(i, axes, sides), p.shape, p) for i,p in grey]
+    return [Plane(n, i, _where(i, axes, sides), page.shape, page) for i,page in pages.items()]
 
 # %% ../../nbs/14_io.tiff.ipynb #_check_planes
 def _why_not_grey(page):
     "Why the first page of a file is not a grey plane"
-    values = page.photometric.name in _GREY and page.samplesperpixel
-    if values and values>1:
+    values = page.samplesperpixel
+    if page.photometric.name in _GREY and values and values>1:
         return (f'each pixel of this grey image has {values} values (one may be transparency); '
                 'save each as a grey image of its own first')
     return 'this is a colour picture; save each channel as a grey image of 8 or 16 bits first'
@@ -158,15 +174,24 @@ def _check_planes(path, tif, planes):
                          'open it in ImageJ and save it again')
 
 # %% ../../nbs/14_io.tiff.ipynb #_sizes_and_names
+def _shared_names(names, sides):
+    "Names of the channels of each series, if all images in the OME-XML have the same; none where their number differs"
+    first = names[0]
+    if any(own!=first for own in names): first = []
+    found = []
+    for axes,shape in sides:
+        count = dict(zip(axes, shape)).get('C', 1)
+        found.append(first if len(first)==count else [])
+    return found
+
 def _ome_sizes_and_names(tif, first_pages, sides):
-    "As `_sizes_and_names`, from OME-XML"
+    "What `_sizes_and_names` returns, from OME-XML"
     images = _ome_images(tif.ome_metadata) or [((None,None), [])]
-    sizes = [size for size,_ in images]
-    names = [own for _,own in images]
-    if len(images)==len(tif.series) and tif.series[0].kind=='ome': return [sizes[n] for n in sorted(first_pages)], names
-    shared = names[0] if all(own==names[0] for own in names) else []
-    counts = [dict(zip(*s)).get('C', 1) for s in sides]
-    return sizes, [shared if len(shared)==count else [] for count in counts]
+    sizes,names = map(list, zip(*images))
+    series = tif.series
+    is_whole = len(images)==len(series) and series[0].kind=='ome'
+    if not is_whole: return sizes, _shared_names(names, sides)
+    return [sizes[n] for n in sorted(first_pages)], names
 
 def _sizes_and_names(tif, planes, sides):
     "Width and height of the pixels of each series with planes, um; and the names of the channels of each series"
@@ -265,7 +290,9 @@ def _unpacked(page, index):
     file.seek(page.dataoffsets[index])
     packed = file.read(page.databytecounts[index])
     x,at,_ = page.decode(packed, index, jpegtables=page.jpegtables)
-    return None if x is None else x[0,:,:,0], at[2], at[3]
+    _,_,row,column,_ = at
+    if x is not None: x = x[0,:,:,0]
+    return x, row, column
 
 def _parts_at(page, first, end):
     "Numbers of the strips or tiles that hold the rows from `first` to before `end`"
@@ -275,9 +302,11 @@ def _parts_at(page, first, end):
 
 def _put(x, part, top, left):
     "Copy a part into an image, as far as it lies in it"
-    inside = part[max(-top, 0):max(len(x)-top, 0), :x.shape[1]-left]
+    height,width = x.shape
+    inside = part[max(-top, 0):max(height-top, 0), :width-left]
+    rows,columns = inside.shape
     start = max(top, 0)
-    x[start:start+len(inside), left:left+inside.shape[1]] = inside
+    x[start:start+rows, left:left+columns] = inside
 
 # %% ../../nbs/14_io.tiff.ipynb #TiffReader-unpacked
 @patch
@@ -299,11 +328,14 @@ def _unpacked_rows(self:TiffReader, page, first, end):
 # %% ../../nbs/14_io.tiff.ipynb #TiffReader-rows
 def _stored_rows(page, at, first, end):
     "Rows of a page whose pixels lie in the file as they are, from byte `at` on"
-    file = page.parent.filehandle
-    nbytes = page.imagewidth*page.dtype.itemsize
+    tif = page.parent
+    file = tif.filehandle
+    width = page.imagewidth
+    nbytes = width*page.dtype.itemsize
     file.seek(at+first*nbytes)
-    dtype = page.dtype.newbyteorder(page.parent.byteorder)
-    return np.frombuffer(file.read((end-first)*nbytes), dtype).reshape(end-first, page.imagewidth)
+    data = file.read((end-first)*nbytes)
+    dtype = page.dtype.newbyteorder(tif.byteorder)
+    return np.frombuffer(data, dtype).reshape(end-first, width)
 
 def _turned(x, page):
     "Pixels with bright for dark, if bright is dark in this page"
@@ -332,19 +364,24 @@ def rows(self:TiffReader,
     plane:Plane, # One of `planes`
 ) -> Rows:       # (H,W), in the file's own data type, never scaled or clipped; large is bright
     "The pixels of a plane, some rows at a time; raises `ImageError` for those that are damaged"
-    series,page = self.tif.series[plane.series],plane.page
-    at = series.dataoffset+plane.index*page.nbytes if series.is_truncated else None
-    return self._page_rows(page, at).map(lambda x: _turned(x, page))
+    series = self.tif.series[plane.series]
+    page = plane.page
+    at = None
+    if series.is_truncated: at = series.dataoffset+plane.index*page.nbytes
+    def turned(x): return _turned(x, page)
+    return self._page_rows(page, at).map(turned)
 
 # %% ../../nbs/14_io.tiff.ipynb #_layout
 _DEFLATE = 8
+_INCH = 2
 _LOSSLESS = {1:1, 5:5, 8:8, 32773:32773, 32946:8, 34925:34925, 50000:50000} # Compression of a page: that of its copy
 
 def _resolution(page):
     "Arguments of `TiffWriter.write` for the resolution of a page"
-    both = [page.tags[n].value for n in ('XResolution','YResolution') if n in page.tags]
-    if len(both)<2 or not (both[0][1] and both[1][1]): return {}
-    unit = page.tags['ResolutionUnit'].value if 'ResolutionUnit' in page.tags else 2
+    tags = page.tags
+    both = [tags[n].value for n in ('XResolution','YResolution') if n in tags]
+    if len(both)<2 or any(not value[1] for value in both): return {}
+    unit = tags['ResolutionUnit'].value if 'ResolutionUnit' in tags else _INCH
     return dict(resolution=both, resolutionunit=int(unit))
 
 def _parts(page):
@@ -384,8 +421,12 @@ def _raw_tag(tag, file):
 
 def _raw_tags(page, written_anew=lambda tag: False):
     "The tags that a copy of a page has as they are"
-    kept = [t for t in page.tags if t.code not in _NOT_COPIED and not written_anew(t)]
-    return [_raw_tag(t, page.parent.filehandle) for t in kept]
+    file = page.parent.filehandle
+    found = []
+    for tag in page.tags:
+        if tag.code in _NOT_COPIED or written_anew(tag): continue
+        found.append(_raw_tag(tag, file))
+    return found
 
 # %% ../../nbs/14_io.tiff.ipynb #_first_tags
 _DESCRIPTION,_SOFTWARE,_IMAGEJ_LENGTHS,_IMAGEJ = 270,305,50838,50839 # Codes of tags
@@ -397,9 +438,13 @@ def _text_tag(code, text):
 
 def _imagej_tags(page, text):
     "ImageJ's own tags, with a line more in `Info`"
-    old = page.tags['IJMetadata'].value if 'IJMetadata' in page.tags else {}
-    info = f'{old["Info"].rstrip()}\n' if old.get('Info') else ''
-    return list(tifffile.tifffile.imagej_metadata_tag({**old, 'Info':f'{info}{text}\n'}, page.parent.byteorder))
+    tags = page.tags
+    entries = dict(tags['IJMetadata'].value) if 'IJMetadata' in tags else {}
+    before = entries.get('Info')
+    if before: text = f'{before.rstrip()}\n{text}'
+    entries['Info'] = f'{text}\n'
+    written = tifffile.tifffile.imagej_metadata_tag(entries, page.parent.byteorder)
+    return list(written)
 
 def _is_written_anew(tag):
     "Is a tag of the first page replaced in a copy?"
@@ -424,11 +469,14 @@ def _tiles(rows, height, width):
 
 def _write_page(out, pixels, page, **kwargs):
     "Write `pixels`, an array or `Rows`, as a page with the layout of `page`"
-    layout = _layout(page)
-    if 'tile' not in layout or not isinstance(pixels, Rows): return out.write(pixels[:], **layout, **kwargs)
-    dtype = pixels.dtype.newbyteorder(page.parent.byteorder)
-    tiles = _tiles(pixels.map(lambda x: x.astype(dtype)), *layout['tile'])
-    out.write(tiles, shape=pixels.shape, dtype=dtype, **layout, **kwargs)
+    options = _layout(page)|kwargs
+    if 'tile' in options and isinstance(pixels, Rows):
+        dtype = pixels.dtype.newbyteorder(page.parent.byteorder)
+        def in_order(x): return x.astype(dtype)
+        options.update(shape=pixels.shape, dtype=dtype)
+        pixels = _tiles(pixels.map(in_order), *options['tile'])
+    else: pixels = pixels[:]
+    out.write(pixels, **options)
 
 # %% ../../nbs/14_io.tiff.ipynb #reword
 def _replace(tag, early, late):
@@ -458,7 +506,9 @@ def reword(
 def _new_pixels(self:TiffReader, plane, change):
     "New pixels for the page of a plane, None where it stays as it is"
     new = change(plane)
-    return None if new is None else as_rows(new).map(lambda x: _turned(x, plane.page))
+    if new is None: return None
+    def turned(x): return _turned(x, plane.page)
+    return as_rows(new).map(turned)
 
 @patch
 def _as_it_was(self:TiffReader, page):
@@ -474,26 +524,32 @@ def _smaller(self:TiffReader, page, larger):
     return shrink(larger, page.shape)
 
 # %% ../../nbs/14_io.tiff.ipynb #TiffReader-copy-pages-2
+_BIG = 3.9e9 # Bytes, from which a TIFF needs larger offsets
+
 @patch
 def _copy_page(self:TiffReader, out, page, plane, new, text):
     "Write a page and its smaller versions; `new` are the new pixels of the last plane, None where it stays"
-    pixels = new if plane and new is not None else self._smaller(page, new if page.is_reduced else None)
+    if plane: pixels = self._as_it_was(page) if new is None else new
+    else: pixels = self._smaller(page, new if page.is_reduced else None)
     levels = [p.aspage() for p in page.pages or ()]
     tags = _first_tags(self.tif, text) if page.index==0 else _raw_tags(page)
     _write_page(out, pixels, page, subifds=len(levels), extratags=tags)
+    larger = new if plane else None
     for level in levels:
-        pixels = self._smaller(level, new if plane else None)
+        pixels = self._smaller(level, larger)
         _write_page(out, pixels, level, extratags=_raw_tags(level))
 
 @patch
 def _copy_pages(self:TiffReader, path, change, text):
     "Write the pages one after the other"
+    tif = self.tif
     planes = {p.page.index: p for p in self.planes}
-    is_large = sum(p.page.nbytes for p in self.planes)>3.9e9
-    options = dict(bigtiff=self.tif.is_bigtiff or is_large, byteorder=self.tif.byteorder, ome=False, shaped=False)
+    size = sum(p.page.nbytes for p in self.planes)
+    is_big = tif.is_bigtiff or size>_BIG
     new = None
-    with tifffile.TiffWriter(path, **options) as out:
-        for page in (p.aspage() for p in self.tif.pages):
+    with tifffile.TiffWriter(path, bigtiff=is_big, byteorder=tif.byteorder, ome=False, shaped=False) as out:
+        for page in tif.pages:
+            page = page.aspage()
             plane = planes.get(page.index)
             if plane: new = self._new_pixels(plane, change)
             self._copy_page(out, page, plane, new, text)
@@ -510,7 +566,8 @@ def _imagej_options(self:TiffReader, text):
 @patch
 def _copy_stack(self:TiffReader, path, change, text):
     "Write planes that lie behind one page"
-    tif,page = self.tif,self.tif.pages.first
+    tif = self.tif
+    page = tif.pages.first
     planes = (_turned(self.changed(p, change)[:], page) for p in self.planes)
     shape = tif.series[0].shape
     options = dict(shape=shape, dtype=page.dtype, photometric=page.photometric, software=text, truncate=True)
