@@ -6,7 +6,7 @@
 __all__ = ['quiet_tifffile', 'TiffReader', 'reword']
 
 # %% ../../nbs/14_io.tiff.ipynb #imports
-import logging
+import logging, threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -79,12 +79,13 @@ def _imagej_entries(tif):
 # %% ../../nbs/14_io.tiff.ipynb #quiet_tifffile
 @contextmanager
 def quiet_tifffile():
-    "Drops what tifffile logs inside"
+    "Drops what tifffile logs inside, in this thread"
     logger = logging.getLogger('tifffile')
-    def drop(record): return False
-    logger.addFilter(drop)
+    own_thread = threading.get_ident()
+    def is_of_others(record): return record.thread!=own_thread
+    logger.addFilter(is_of_others)
     try: yield
-    finally: logger.removeFilter(drop)
+    finally: logger.removeFilter(is_of_others)
 
 @contextmanager
 def _reading_tiff(path):
