@@ -93,15 +93,30 @@ class PngReader(Reader):
             self.kept = _png_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
-        self.planes = [Plane(0, 0, {}, self.shape)]
+        self.planes = [Plane(0, 0, {}, self.pixels.shape)]
 
-    @property
-    def shape(self): return self.pixels.shape
-    @property
-    def dtype(self): return self.pixels.dtype
-    @property
-    def software(self): return self.words.get('Software')
-    def rows(self, plane): return as_rows(self.pixels)
+# %% ../../nbs/17_io.images.ipynb #PngReader-about
+@patch(as_prop=True)
+def shape(self:PngReader):
+    "(H,W)"
+    return self.pixels.shape
+
+@patch(as_prop=True)
+def dtype(self:PngReader):
+    "Data type of the pixels"
+    return self.pixels.dtype
+
+@patch(as_prop=True)
+def software(self:PngReader):
+    "What made the file, None where it does not say"
+    return self.words.get('Software')
+
+@patch
+def rows(self:PngReader,
+    plane:Plane, # The only one of `planes`
+) -> Rows:       # (H,W)
+    "The pixels, some rows at a time"
+    return as_rows(self.pixels)
 
 # %% ../../nbs/17_io.images.ipynb #PngReader-copy
 _HEADER = 33 # Bytes up to the end of the first chunk

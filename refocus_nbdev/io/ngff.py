@@ -35,7 +35,7 @@ def _ome(group):
 
 # %% ../../nbs/15_io.ngff.ipynb #_images
 def _by_number(item):
-    "Sorts groups by their numbers, and those with other names behind"
+    "Key for sorting groups: numbers by their value, before other names"
     name,_ = item
     return not name.isdigit(), int(name) if name.isdigit() else name
 

@@ -59,7 +59,10 @@ class Plane:
     channel: int = 0 # Number among the channels of the file, from 0
 
     @property
-    def size(self): return self.shape[0]*self.shape[1]
+    def size(self):
+        "Number of pixels"
+        height,width = self.shape
+        return height*width
 
 # %% ../../nbs/12_io.planes.ipynb #Reader
 class Reader:
