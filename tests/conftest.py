@@ -101,3 +101,9 @@ def big_plate(tmp_path_factory):
 def contents(folder):
     "Every file below `folder` with its bytes"
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(Path(folder).rglob('*')) if p.is_file()}
+
+def tracked():
+    "The files of the repository: what else lies in its folder, such as an environment, is nobody's business"
+    listed = subprocess.run(['git', 'ls-files'], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode: pytest.skip('not a git repository')
+    return [ROOT/p for p in listed.stdout.splitlines() if (ROOT/p).is_file()]

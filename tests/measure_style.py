@@ -3,7 +3,8 @@
 Syntax nodes are all `ast` nodes, load and store contexts too, of a function's body without its docstring. Signature and
 decorators are not counted, and a nested function counts within its parent and once more by itself. Nodes a statement
 are the nodes of all those bodies over their statements, so code outside functions is not counted. Lines are those of
-the modules that are not blank, without the `# %%` marks of cells and without `_modidx.py`.
+the modules that are not blank, without what nbdev writes itself: `# %%` marks of cells, lists of names (`__all__`) and
+`_modidx.py`.
 
 A definition is a public function, class or patched method at the top of an exported cell. It is shown where the next
 code cell of its notebook that is not exported reads its name, whether or not exported cells lie between; a patched
@@ -51,12 +52,16 @@ def trees(package=PACKAGE):
 
 # Lines
 
+def without_names(text):
+    "A module's text with blank lines in place of the list of its names"
+    return re.sub(r'^__all__ = \[.*?\]', lambda m: '\n'*m[0].count('\n'), text, flags=re.M|re.S)
+
 @cache
 def lines(package=PACKAGE):
-    "All lines of a package that are neither blank nor the mark of a cell"
+    "All lines of a package that are neither blank nor written by nbdev"
     found = []
     for path,text in modules(package).items():
-        numbered = enumerate(text.split('\n'), 1)
+        numbered = enumerate(without_names(text).split('\n'), 1)
         found += [Line(path, i, len(l)) for i,l in numbered if l.strip() and not l.startswith('# %%')]
     return found
 

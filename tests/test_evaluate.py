@@ -208,8 +208,9 @@ def test_targets_that_lie_off_are_named(in_process, wells):
     assert 'px lower and ' in said.text and 'px farther left' in sums['hints'][0] and 'px off the predictions' in (wells/'report'/'report.html').read_text()
 
 def test_half_widths_are_no_predictions(in_process, wells):
-    from refocus_nbdev.io.provenance import HALF_WIDTHS
-    for f in (wells/'out').iterdir(): tifffile.imwrite(f, tifffile.imread(f), software=HALF_WIDTHS+'refocus_nbdev')
+    from refocus_nbdev.io.provenance import Provenance
+    half_widths = Provenance('0', half_widths=True).text
+    for f in (wells/'out').iterdir(): tifffile.imwrite(f, tifffile.imread(f), software=half_widths)
     said,sums = evaluated(in_process, wells)
     assert said.code==1 and sums['compared']==0 and said.text.count('holds half widths of intervals')==4
     assert 'holds half widths' in in_process('calibrate', wells/'out', wells/'sharp', '--model', 'nuclei-fast', '--out', wells/'m.safetensors').text

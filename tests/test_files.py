@@ -189,3 +189,13 @@ def test_scales_are_shared_by_the_names_of_channels(small, tmp_path):
     assert scales(ome(tmp_path/'c.ome.tif', named('ER','DNA')))==[None,dna]
     tifffile.imwrite(tmp_path/'d.tif', X, **GREY)
     assert len(scales(tmp_path/'d.tif'))==1 and scales(tmp_path/'d.tif')[0] is dna
+
+def test_messages_of_tifffile_are_dropped_only_while_we_read(tmp_path, caplog):
+    path = tmp_path/'odd.tif'
+    tifffile.imwrite(path, X[0], **GREY, metadata=None, byteorder='<')
+    software,no_type = struct.pack('<HH', 305, 2),struct.pack('<HH', 305, 99)
+    path.write_bytes(path.read_bytes().replace(software, no_type, 1))
+    with open_image(path) as f: copy_image(f, tmp_path/'copy.tif', f.rows, 'a network')
+    assert not caplog.records and read_image(tmp_path/'copy.tif').software=='a network'
+    with tifffile.TiffFile(path) as t: assert t.pages[0].shape==X[0].shape
+    assert [r.name for r in caplog.records]==['tifffile']

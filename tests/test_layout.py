@@ -1,7 +1,7 @@
 import ast, importlib, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import nbformat, pytest, readme
-from conftest import ROOT
+from conftest import ROOT, tracked
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 PACKAGE = ROOT/'refocus_nbdev'
@@ -49,12 +49,6 @@ def test_notebook_is_clean(nb):
 
 @notebook
 def test_notebook_is_small(nb): assert nb.stat().st_size < 300_000
-
-def tracked():
-    "Files of the repository, the new ones too that git does not ignore"
-    listed = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode: pytest.skip('not a git repository')
-    return [ROOT/p for p in listed.stdout.splitlines() if (ROOT/p).is_file()]
 
 def test_no_file_is_large(): assert not [p for p in tracked() if p.stat().st_size > 20_000_000]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from packaging.requirements import Requirement
-from conftest import ROOT, SAMPLE, contents
+from conftest import ROOT, SAMPLE, contents, tracked
 
 FROM_THE_INDEX = {'refocus-nbdev', 'fastai', 'fastcore', 'fasttransform', 'fastprogress', 'fastdownload'}
 
@@ -50,8 +50,11 @@ def index(work):
 
 @pytest.fixture(scope='module')
 def wheel(work, index):
-    unbuilt = shutil.ignore_patterns('.git', 'data', 'nbs', 'tests', 'build', '*.egg-info', '__pycache__')
-    shutil.copytree(ROOT, work/'source', ignore=unbuilt)
+    for path in tracked():
+        place = path.relative_to(ROOT)
+        if place.parts[0] in ('data', 'nbs', 'tests'): continue
+        (work/'source'/place).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, work/'source'/place)
     said(sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '-w', work, work/'source', cwd=work)
     return next(work.glob('*.whl'))
 

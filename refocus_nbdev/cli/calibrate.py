@@ -46,16 +46,16 @@ def _calibrate(cases, target, out, refocuser, model, reading):
     return int(bool(failed))
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_print_intervals
-_WITHIN = ('each group asked by what others promise: {mean:.1%} of pixels lie within, '
-           'of groups {least:.0%} at least')
+_WITHIN = ('each group tested with intervals from the others: {mean:.1%} of pixels lie within, '
+           '{least:.0%} in the worst group')
 
 def _print_intervals(own, name, out):
     "Print how wide the new intervals are, and how well they hold"
-    if own.wider==own.wider: print(f'half widths are {own.wider:.2f} times those of {name}, on the mean')
+    if own.wider==own.wider: print(f'half widths are {own.wider:.2f} times those of {name}, on average')
     if len(own.asked):
         by_group = own.asked.groupby('group').within.mean()
         print(_WITHIN.format(mean=own.asked.within.mean(), least=by_group.min()))
-    if own.groups<20: print(f'a promise from {own.groups} groups makes intervals wide: 20 or more are better')
+    if own.groups<20: print(f'intervals from {own.groups} groups are wide: 20 groups or more are better')
     print(f'the model is {out}; use it with: refocus run INPUT --model {out} --uncertainty')
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_guided_refocuser
@@ -63,7 +63,7 @@ def _guided_refocuser(model, device):
     "A model that estimates the width of a blur, by which intervals go; raises `UsageError` for any other"
     refocuser = load_refocuser(model, device)
     if refocuser.guided: return refocuser
-    raise UsageError(f'model {refocuser.name} does not find out how wide a blur is, which intervals go by; '
+    raise UsageError(f'model {refocuser.name} does not estimate the width of a blur, on which intervals depend; '
                      'choose another model')
 
 # %% ../../nbs/78_cli.calibrate.ipynb #calibrate

@@ -79,8 +79,7 @@ def _understood(jobs, most=5):
     if len(alike)>most: yield f'and {counted(len(alike)-most, "other kind")} of files; --json tells them all'
 
 # %% ../../nbs/71_cli.run.ipynb #_remarks
-_UNSIZED = ('{files}, which was taken to be {um:g} um, as the model was made for; '
-            '--pixel-um says so if it is another')
+_UNSIZED = '{files}: taken to be {um:g} um, as the model expects; if that is wrong, give --pixel-um'
 
 def _remarks(jobs, refocuser):
     "Lines on all files together"

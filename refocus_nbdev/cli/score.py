@@ -38,7 +38,7 @@ def _distances_given(defocus_um, files):
 _NO_STACK = ('--step-um is for stacks, and no file has an axis Z; '
              '--axes ZYX says so where they are wrong about their axes, '
              'and --defocus-um is for planes in files of their own')
-_NO_FOCUS = ('no stack shows where it is in focus, or has five planes in which something is to be seen: '
+_NO_FOCUS = ('no stack shows where it is in focus, or too few planes show anything (five are needed): '
              '--step-um is for stacks from their focus to well beyond it')
 
 def _is_stack(path, axes):
@@ -54,8 +54,8 @@ def _distances_in_stacks(planes, step_um):
     return known
 
 # %% ../../nbs/75_cli.score.ipynb #_print_scores
-_UNSIZED = ('files that do not give the size of their pixels were taken to have those of the model; '
-            '--pixel-um says so if they are of another')
+_UNSIZED = ('files that do not give the size of their pixels were taken to have pixels as the model expects; '
+            'if that is wrong, give --pixel-um')
 
 def _print_scores(planes, paths):
     "Print how many planes are out of focus, and how far"
@@ -74,9 +74,9 @@ def _print_distances(um, total):
 
 # %% ../../nbs/75_cli.score.ipynb #_print_blur
 _BLUR = ('this microscope blurs by {found:.2g} um for each um out of focus '
-         '({least:.2g} to {most:.2g} by single planes, {planes:.0f} of them), and {taken:.2g} was taken; '
-         'with that, distances are off by {off:.1f} um on the mean. '
-         'For other images of this microscope: --blur-per-um {found:.2g}, of score and of run')
+         '({least:.2g} to {most:.2g} in single planes, {planes:.0f} of them). The estimates assumed {taken:.2g}, '
+         'and are off by {off:.1f} um on average. '
+         'For other images of this microscope, give --blur-per-um {found:.2g} to score and to run')
 
 def _print_blur(estimated, known, refocuser):
     "Print how much the microscope blurs, and by how much the estimates were wrong"

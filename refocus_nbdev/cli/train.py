@@ -123,10 +123,9 @@ def _train_on_sharp(files, recipe, options):
 
 def _train_on_pairs(pairs, recipe, options):
     from refocus_nbdev.learn.training import train_from_pairs
-    choice = dict(target=target_of(options.target), channel=channel_of(options.channel))
-    choice['planes'] = sorted({p.field.z for p in pairs})
     keep = _registered if options.registered else list
-    train_from_pairs(options.data[0], options.out, recipe, keep=keep, **choice, **_training_options(options))
+    training = _training_options(options)
+    train_from_pairs(options.data[0], options.out, recipe, keep=keep, pairs=pairs, **training)
 
 # %% ../../nbs/73_cli.train.ipynb #_report
 _WORSE = ('WARNING: on what it was not trained on, this model is worse than doing nothing; '

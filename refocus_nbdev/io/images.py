@@ -29,12 +29,12 @@ _all_ = ['ImageError']
 @dataclass
 class MicroscopeImage:
     "Pixels, and what their file said about them"
-    pixels: np.ndarray           # As in the file: uint8, uint16 or float32, any number of axes, the last two are Y and X
-    axes: str = 'YX'             # One letter for each axis, as tifffile names them (T, C, Z, Y, X; Q or I where unknown)
-    pixel_um: float|None = None  # Size of a pixel in um, None where the file does not say
-    kind: str = 'tiff'           # The container: tiff, imagej, ome, png or zarr
-    compression: str|None = None # What tifffile calls the compression of the file, None for none
-    metadata: dict = field(default_factory=dict) # ImageJ's or OME's own entries, handed back on writing
+    pixels: np.ndarray           # As in the file: uint8, uint16 or float32; any number of axes, Y and X last
+    axes: str = 'YX'             # One letter for each axis, as in tifffile: T, C, Z, Y, X; Q or I where unknown
+    pixel_um: float|None = None  # Size of a pixel, um, None where the file does not say
+    kind: str = 'tiff'           # Kind of file: tiff, imagej, ome, png or zarr
+    compression: str|None = None # tifffile's name for the compression of the file, None for none
+    metadata: dict = field(default_factory=dict) # ImageJ's or OME's own entries, which are written back
     software: str|None = None    # What made the file, as it says itself
     source: Path|None = None     # The file it came from
 
@@ -42,156 +42,245 @@ class MicroscopeImage:
     def planes(self) -> np.ndarray: # A view of shape (n, Y, X)
         return self.pixels.reshape(-1, *self.pixels.shape[-2:])
 
-# %% ../../nbs/17_io.images.ipynb #PngReader
-_NOT_GREY = {'1':'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits first'} | dict.fromkeys(('LA','La','PA'), 'is grey with transparency; save it as a grey image of 8 or 16 bits, without its alpha channel, first')
-_WRITTEN = b'tEXt', b'zTXt', b'iTXt', b'tRNS' # Chunks that are written anew, or are about the old pixels
+# %% ../../nbs/17_io.images.ipynb #_png_chunks
+_WRITTEN_ANEW = b'tEXt', b'zTXt', b'iTXt', b'tRNS'
+_SIGNATURE = 8 # Bytes before the first chunk
+_AROUND = 12   # Bytes of a chunk beside its content: length, name and checksum
 
 def _png_chunks(path):
-    "What is in a PNG beside its pixels and words"
-    data,at,kept = Path(path).read_bytes(),8,b''
-    while at+12<=len(data):
-        n,name = struct.unpack('>I4s', data[at:at+8])
-        if name[:1].islower() and name not in _WRITTEN: kept += data[at:at+12+n]
-        at += 12+n
+    "The chunks of a PNG that a copy keeps, as bytes"
+    data = Path(path).read_bytes()
+    at,kept = _SIGNATURE,b''
+    while at+_AROUND<=len(data):
+        length,name = struct.unpack('>I4s', data[at:at+8])
+        end = at+_AROUND+length
+        is_optional = name[:1].islower()
+        if is_optional and name not in _WRITTEN_ANEW: kept += data[at:end]
+        at = end
     return kept
 
+# %% ../../nbs/17_io.images.ipynb #PngReader
+_COLOUR = 'is a colour picture; save each channel as a grey image of 8 or 16 bits first'
+_ALPHA = 'is grey with transparency; save it as a grey image of 8 or 16 bits, without its alpha channel, first'
+_MASK = 'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits first'
+_NOT_GREY = {'1':_MASK, 'LA':_ALPHA, 'La':_ALPHA, 'PA':_ALPHA} # By PIL's names for kinds of pixels
+
+def _check_png(path, im):
+    "Raises `ImageError` for a PNG, opened by PIL, in colour or with several pictures"
+    if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
+    pictures = getattr(im, 'n_frames', 1)
+    if pictures>1:
+        raise ImageError(f'{path}: is an animation of {pictures} pictures; save each as a file of its own first')
+
+# %% ../../nbs/17_io.images.ipynb #PngReader-2
 class PngReader(Reader):
     "The plane of a grey PNG; raises `ImageError` for a picture in colour, or several"
-    kind,axes,compression,metadata,sizes_um,channels = 'png','YX',None,{},[(None,None)],['1']
+    kind = 'png'
+    axes = 'YX'
+    compression = None
+    metadata = {}
+    sizes_um = [(None,None)]
+    channels = ['1']
     def __init__(self,
-        path, # A PNG that is there
+        path,      # A PNG that is there
         axes=None, # YX, if anything
     ):
         self.path = Path(path)
         with reading(path, 'PNG'), PILImage.open(path, formats=['PNG']) as im:
-            if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, "is a colour picture; save each channel as a grey image of 8 or 16 bits first")}')
-            if getattr(im, 'n_frames', 1)>1: raise ImageError(f'{path}: is an animation of {im.n_frames} pictures; save each as a file of its own first')
-            x,self.words,self.kept = np.array(im),dict(im.text),_png_chunks(path)
+            _check_png(path, im)
+            x = np.array(im)
+            self.words = dict(im.text)
+            self.kept = _png_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
-        self.planes = [Plane(0, 0, {}, self.shape)]
+        self.planes = [Plane(0, 0, {}, self.pixels.shape)]
 
-    @property
-    def shape(self): return self.pixels.shape
-    @property
-    def dtype(self): return self.pixels.dtype
-    @property
-    def software(self): return self.words.get('Software')
-    def rows(self, plane): return as_rows(self.pixels)
+# %% ../../nbs/17_io.images.ipynb #PngReader-about
+@patch(as_prop=True)
+def shape(self:PngReader):
+    "(H,W)"
+    return self.pixels.shape
+
+@patch(as_prop=True)
+def dtype(self:PngReader):
+    "Data type of the pixels"
+    return self.pixels.dtype
+
+@patch(as_prop=True)
+def software(self:PngReader):
+    "What made the file, None where it does not say"
+    return self.words.get('Software')
+
+@patch
+def rows(self:PngReader,
+    plane:Plane, # The only one of `planes`
+) -> Rows:       # (H,W)
+    "The pixels, some rows at a time"
+    return as_rows(self.pixels)
 
 # %% ../../nbs/17_io.images.ipynb #PngReader-copy
+_HEADER = 33 # Bytes up to the end of the first chunk
+
 def _save_png(path, x, words, kept=b''):
+    "Write pixels (H,W) and words as a PNG, with other chunks behind its header"
     info = PngImagePlugin.PngInfo()
-    for k,v in words.items(): info.add_itxt(k, v) if not v.isascii() else info.add_text(k, v)
+    for name,word in words.items():
+        add = info.add_text if word.isascii() else info.add_itxt
+        add(name, word)
     PILImage.fromarray(x).save(path, format='PNG', pnginfo=info)
-    if kept: # behind the header of 33 bytes
-        data = Path(path).read_bytes()
-        Path(path).write_bytes(data[:33]+kept+data[33:])
+    if not kept: return
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[:_HEADER]+kept+data[_HEADER:])
 
 @patch
 def copy(self:PngReader,
-    path,    # Where to; whatever is there is replaced
-    change,  # Function from a plane to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,    # What made them, or a function that returns it (see `as_words`): the copy says so
+    path,   # Where to; whatever is there is replaced
+    change, # Function from a plane to an array (H,W) or `Rows` of the same data type, or to None where it stays
+    text,   # What made them, or a function that returns it (see `as_words`): the copy says so
 ):
-    "Write a PNG that is the same but for its pixels"
+    "Write a PNG that differs only in its pixels"
     pixels = self.changed(self.planes[0], change)[:]
-    _save_png(path, pixels, {**self.words, 'Software':made_by(as_words(text)(), self.software)}, self.kept)
+    made = made_by(as_words(text)(), self.software)
+    _save_png(path, pixels, {**self.words, 'Software':made}, self.kept)
+
+# %% ../../nbs/17_io.images.ipynb #_wrong
+_DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
+
+def _wrong_dtype(image):
+    "What is wrong with the data types of an open image, if anything"
+    odd = next((p for p in image.planes if image.rows(p).dtype not in _DTYPES), None)
+    if odd is None: return None
+    dtype = image.rows(odd).dtype
+    if not image.planes[-1].series: return f'pixels are {dtype}; convert to uint8, uint16 or float32 first'
+    return (f'pixels of series {odd.series} (the first is 0) are {dtype}; convert them to uint8, uint16 or float32, '
+            'or save the other series as files of their own')
+
+def _bytes_on_disk(path):
+    "Bytes of a file, or of all files in a folder"
+    files = path.rglob('*') if path.is_dir() else [path]
+    return sum(f.stat().st_size for f in files)
+
+def _wrong_size(image):
+    "What is wrong with the size that an open image claims to have, if anything"
+    if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
+    claimed = sum(p.size for p in image.planes)*image.dtype.itemsize
+    held = _bytes_on_disk(image.path)
+    if claimed<=max(1e9, 2000*held): return None
+    return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
 
 # %% ../../nbs/17_io.images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr', *VENDORS)
-_DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
 
+def _why_missing(path):
+    "Why there is no file at a path"
+    if glob.has_magic(str(path)): return 'nothing matches'
+    return 'this folder is no Zarr' if path.is_dir() else 'there is no such file'
+
+def _reader(path):
+    "The class that reads a file; raises `ImageError` where there is none"
+    if is_zarr(path): return ZarrReader
+    if not path.is_file(): raise ImageError(f'{path}: {_why_missing(path)}')
+    suffix = path.suffix.lower()
+    if suffix=='.zarr' or suffix not in IMAGE_SUFFIXES:
+        raise ImageError(f'{path}: only TIFF, PNG, OME-Zarr, CZI, ND2 and LIF are read; save the image as one of these')
+    if suffix in VENDORS: return VendorReader
+    return PngReader if suffix=='.png' else TiffReader
+
+def _check(image):
+    "Raises `ImageError` for an open image that cannot be used"
+    with reading(image.path, image.kind):
+        wrong = _wrong_dtype(image)
+        if not wrong:
+            for name in ('axes','shape','channels','software','metadata','compression'): getattr(image, name)
+            wrong = _wrong_size(image)
+    if wrong: raise ImageError(f'{image.path}: {wrong}')
+
+# %% ../../nbs/17_io.images.ipynb #open_image-2
 def open_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a CZI, ND2 or LIF
     axes=None, # Letters for its axes, such as CYX, if it is wrong about them
-): # A `TiffReader`, `PngReader`, `ZarrReader` or `VendorReader`, to be used in a `with`
-    "Open one file; raises `ImageError` when it is missing, damaged, in colour, empty, or not of uint8, uint16 or float32"
+):             # A `TiffReader`, `PngReader`, `ZarrReader` or `VendorReader`, to be used in a `with`
+    "Open one file; raises `ImageError` if it is missing, damaged, in colour, empty, or not uint8, uint16 or float32"
     path = Path(path)
     image = _reader(path)(path, axes)
-    try:
-        with reading(path, image.kind): wrong = _wrong(image)
-        if wrong: raise ImageError(f'{path}: {wrong}')
-        return image
+    try: _check(image)
     except ImageError:
         image.__exit__()
         raise
-
-def _reader(path):
-    if is_zarr(path): return ZarrReader
-    if not path.is_file(): raise ImageError(f'{path}: {"nothing matches" if glob.has_magic(str(path)) else "this folder is no Zarr" if path.is_dir() else "there is no such file"}')
-    suffix = path.suffix.lower()
-    if suffix=='.zarr' or suffix not in IMAGE_SUFFIXES: raise ImageError(f'{path}: only TIFF, PNG, OME-Zarr, CZI, ND2 and LIF are read; save the image as one of these')
-    return PngReader if suffix=='.png' else VendorReader if suffix in VENDORS else TiffReader
-
-# %% ../../nbs/17_io.images.ipynb #_wrong
-def _wrong(image):
-    "What is wrong with an image, if anything: its pixels, what it says of itself, or that it says it holds more than any compression can get into it"
-    odd = next((p for p in image.planes if image.rows(p).dtype not in _DTYPES), None)
-    if odd and image.planes[-1].series: return f'pixels of series {odd.series} (the first is 0) are {image.rows(odd).dtype}; convert them to uint8, uint16 or float32, or save the other series as files of their own'
-    if odd: return f'pixels are {image.rows(odd).dtype}; convert to uint8, uint16 or float32 first'
-    for about in ('axes','shape','channels','software','metadata','compression'): getattr(image, about)
-    if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
-    claimed = sum(p.size for p in image.planes)*image.dtype.itemsize
-    held = sum(f.stat().st_size for f in image.path.rglob('*')) if image.path.is_dir() else image.path.stat().st_size
-    if claimed>max(1e9, 2000*held): return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
+    return image
 
 # %% ../../nbs/17_io.images.ipynb #read_image
 def read_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
     axes=None, # Letters for its axes, such as CYX, if it is wrong about them
-) -> MicroscopeImage: # Pixels in the file's own data type, never scaled or clipped; of its first series, where it has several
+) -> MicroscopeImage: # Pixels of its first series, in the file's own data type, never scaled or clipped
     "Read one file; raises `ImageError` as `open_image` does, and for pixels that are not square"
     with open_image(path, axes) as f:
-        planes = [p for p in f.planes if p.series==f.planes[0].series]
-        if len({p.shape for p in planes})>1: raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
+        first = f.planes[0].series
+        planes = [p for p in f.planes if p.series==first]
+        if len({p.shape for p in planes})>1:
+            raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
         pixels = np.stack([f.read(p) for p in planes]).reshape(f.shape)
-        return MicroscopeImage(pixels, f.axes, one_size(f.path, f.sizes_um[:1]), f.kind, f.compression, f.metadata, f.software, f.path)
+        um = one_size(f.path, f.sizes_um[:1])
+        return MicroscopeImage(pixels, f.axes, um, f.kind, f.compression, f.metadata, f.software, f.path)
 
 # %% ../../nbs/17_io.images.ipynb #chosen_channels
-def chosen_channels(
-    image,    # An open one, of `open_image`
-    channels, # Names as the file has them, or numbers from 1; None for all
-) -> set[int]: # Numbers from 0
-    "The channels of a file that are meant; raises `ImageError` for those it does not have, and for a name that several have"
-    names = [n.lower() for n in image.channels]
-    if channels is None: return set(range(len(names)))
-    numbers = {n:i for i,n in enumerate(names)} | {str(i+1):i for i in range(len(names)) if str(i+1) not in names}
-    unknown = [c for c in map(str, channels) if c.lower() not in numbers]
-    if unknown: raise ImageError(f'{image.path}: has no channel {unknown[0]}; it has {_listed(image.channels)}')
-    twice = [c for c in map(str, channels) if names.count(c.lower())>1]
-    if twice: raise ImageError(f'{image.path}: {names.count(twice[0].lower())} channels are called {twice[0]}; choose by number: {_listed(image.channels)}')
-    return {numbers[str(c).lower()] for c in channels}
-
 def _listed(names):
     "Channels in words: their numbers, and their names where they have any"
     numbers = [str(i+1) for i in range(len(names))]
-    return '1 to '+numbers[-1] if names==numbers and len(names)>1 else ', '.join(n if n==i else f'{n} ({i})' for n,i in zip(names, numbers))
+    if names==numbers and len(names)>1: return '1 to '+numbers[-1]
+    return ', '.join(n if n==i else f'{n} ({i})' for n,i in zip(names, numbers))
+
+def _channel_numbers(names):
+    "The number of each channel, from 0, by its name in small letters, and by its number from 1"
+    by_name = {name: i for i,name in enumerate(names)}
+    by_number = {str(i+1): i for i in range(len(names))}
+    return by_number|by_name
+
+def chosen_channels(
+    image,    # An open one, from `open_image`
+    channels, # Names as the file has them, or numbers from 1; None for all
+) -> set[int]: # Numbers from 0
+    "The channels of a file that are meant; raises `ImageError` for those it lacks, and for a name that several have"
+    names = [n.lower() for n in image.channels]
+    if channels is None: return set(range(len(names)))
+    wanted = [str(c) for c in channels]
+    numbers = _channel_numbers(names)
+    for c in wanted:
+        if c.lower() in numbers: continue
+        raise ImageError(f'{image.path}: has no channel {c}; it has {_listed(image.channels)}')
+    for c in wanted:
+        count = names.count(c.lower())
+        if count<=1: continue
+        choice = _listed(image.channels)
+        raise ImageError(f'{image.path}: {count} channels are called {c}; choose by number: {choice}')
+    return {numbers[c.lower()] for c in wanted}
 
 # %% ../../nbs/17_io.images.ipynb #size_of
 def size_of(
-    image,         # An open one, of `open_image`
-    pixel_um=None, # Size of its pixels, where the user gives it
-) -> tuple[float|None, str]: # um, None where nobody says; and who does: user, file, or else model
+    image,         # An open one, from `open_image`
+    pixel_um=None, # Size of its pixels, um, where the user gives it
+) -> tuple[float|None, str]: # um, None where nobody says; and who says it: user, file, or else model
     "The size of the pixels of a file, and who says so; raises `ImageError` where only the file does, and says two"
     if pixel_um: return float(pixel_um),'user'
-    return image.pixel_um,'file' if image.pixel_um else 'model'
+    um = image.pixel_um
+    return um, 'file' if um else 'model'
 
 # %% ../../nbs/17_io.images.ipynb #Reading
 class Reading(NamedTuple):
     "How a file was understood"
-    axes: str            # Its axes, a letter each
-    channels: list       # Names of the channels that are chosen
-    pixel_um: float|None # The size of its pixels that is reckoned with, um
+    axes: str            # One letter for each axis
+    channels: list       # Names of the chosen channels
+    pixel_um: float|None # Size of a pixel that is computed with, um
     sized_by: str        # Who gave that size: user, file or model
 
 def reading_of(
     image,         # An open one, from `open_image`
     channels=None, # Names, or numbers from 1, of those that are meant; None for all
     pixel_um=None, # Size of its pixels, um, where the user gives it
-    model_um=None, # The model's, um, where nobody gives any
+    model_um=None, # Size of the pixels that a model was made for, um, which is taken where nobody gives any
 ) -> Reading:
-    "How a file is understood, by its head; raises `ImageError` for channels that it does not have"
+    "How a file is understood, without reading its pixels; raises `ImageError` for channels that it does not have"
     names = [image.channels[c] for c in sorted(chosen_channels(image, channels))]
     um,by = size_of(image, pixel_um)
     return Reading(image.axes, names, um or model_um, by)
@@ -200,11 +289,15 @@ def reading_of(
 def check_finite(
     im:MicroscopeImage, # Any image
 ) -> MicroscopeImage:   # The same image
-    "Raises `ImageError` when a pixel is NaN, infinite, or too large to compute with in float32"
-    if im.pixels.dtype.kind!='f': return im
-    bad = int((~np.isfinite(im.pixels)).sum())
-    if bad: raise ImageError(f'{im.source}: {bad} of {im.pixels.size} pixels are NaN or infinite; mask or replace them first')
-    if im.pixels.size and (most := np.abs(im.pixels).max())>1e30: raise ImageError(f'{im.source}: pixels up to {most:.1e} are too large to compute with; divide them first')
+    "The image; raises `ImageError` when a pixel is NaN, infinite, or too large to compute with in float32"
+    pixels = im.pixels
+    if pixels.dtype.kind!='f' or not pixels.size: return im
+    bad = int((~np.isfinite(pixels)).sum())
+    if bad:
+        raise ImageError(f'{im.source}: {bad} of {pixels.size} pixels are NaN or infinite; mask or replace them first')
+    most = np.abs(pixels).max()
+    if most>1e30:
+        raise ImageError(f'{im.source}: pixels up to {most:.1e} are too large to compute with; divide them first')
     return im
 
 # %% ../../nbs/17_io.images.ipynb #to_dtype
@@ -212,52 +305,67 @@ def to_dtype(
     x:np.ndarray, # Float values, any shape
     dtype,        # uint8, uint16 or float32
 ) -> np.ndarray:  # The same values in `dtype`, rounded and clipped to its range where it is an integer
-    "Bring computed values back into a file's data type"
+    "Computed values in the data type of a file"
     dtype = np.dtype(dtype)
     if dtype.kind=='f': return x.astype(dtype)
-    info = np.iinfo(dtype)
-    return np.clip(np.rint(x), info.min, info.max).astype(dtype)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(x), limits.min, limits.max).astype(dtype)
 
 # %% ../../nbs/17_io.images.ipynb #copy_image
 def copy_image(
-    image,  # An open one, of `open_image`
+    image,  # An open one, from `open_image`
     path,   # Where to; the folder must exist
-    change, # Function from one of its `planes` to the new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
+    change, # Function from one of its `planes` to an array (H,W) or `Rows` of its data type, or to None where it stays
     text,   # What made them (ASCII), or a function that returns it (see `as_words`): the copy says so
 ) -> Path:  # `path`
-    "Copy one file, atomically, with other pixels in its planes; raises `ImageError` when that fails, leaving nothing behind"
+    "Copy one file with other pixels in its planes; raises `ImageError` when that fails, and leaves nothing behind"
     with atomically(path, ImageError) as tmp: image.copy(tmp, change, text)
     return Path(path)
 
 def copy_name(
     path, # A file that `open_image` takes
 ) -> str:
-    "What a copy of a file is called: as it is itself, or .ome.tif where its format has no free writer"
+    "Name for a copy of a file: its own, or one that ends in .ome.tif where its format cannot be written"
     path = Path(path)
-    return path.stem+'.ome.tif' if path.suffix.lower() in VENDORS else path.name
+    is_vendor = path.suffix.lower() in VENDORS
+    return path.stem+'.ome.tif' if is_vendor else path.name
 
 # %% ../../nbs/17_io.images.ipynb #_tiff_options
+def _resolution_options(im):
+    "Arguments for the size of a pixel, in a plain TIFF or in ImageJ's kind"
+    if im.kind!='imagej':
+        per_cm = 1e4/im.pixel_um
+        return dict(resolution=(per_cm, per_cm), resolutionunit='CENTIMETER')
+    per_unit = UM_PER_UNIT.get(im.metadata.get('unit', 'um'), 1)/im.pixel_um
+    return dict(resolution=(per_unit, per_unit), resolutionunit='NONE')
+
+def _ome_size(im):
+    "OME's entries for the size of a pixel"
+    um,unit = im.pixel_um,'µm'
+    return dict(PhysicalSizeX=um, PhysicalSizeXUnit=unit, PhysicalSizeY=um, PhysicalSizeYUnit=unit)
+
 def _tiff_options(im):
     "Arguments of `tifffile.imwrite` that put `im` back into its own kind of TIFF"
-    opts = dict(photometric='minisblack', compression=im.compression, software=im.software or 'refocus_nbdev', metadata={'axes':im.axes})
-    if im.kind=='imagej': opts.update(imagej=True, compression=None, metadata={**im.metadata, 'axes':im.axes})
+    axes = {'axes':im.axes}
+    software = im.software or 'refocus_nbdev'
+    opts = dict(photometric='minisblack', compression=im.compression, software=software, metadata=axes)
+    if im.kind=='imagej': opts.update(imagej=True, compression=None, metadata={**im.metadata, **axes})
     if im.kind=='ome':
-        um = {'PhysicalSizeX':im.pixel_um, 'PhysicalSizeXUnit':'µm', 'PhysicalSizeY':im.pixel_um, 'PhysicalSizeYUnit':'µm'} if im.pixel_um else {}
-        opts.update(ome=True, metadata={**im.metadata, **um, 'axes':im.axes})
-    elif im.pixel_um:
-        per_unit = {'imagej':UM_PER_UNIT.get(im.metadata.get('unit','um'), 1)}.get(im.kind, 1e4)/im.pixel_um
-        opts.update(resolution=(per_unit, per_unit), resolutionunit='NONE' if im.kind=='imagej' else 'CENTIMETER')
+        size = _ome_size(im) if im.pixel_um else {}
+        opts.update(ome=True, metadata={**im.metadata, **size, **axes})
+    elif im.pixel_um: opts.update(_resolution_options(im))
     if im.kind=='tiff' and 'I' in im.axes: opts['metadata'] = None
     return opts
 
 # %% ../../nbs/17_io.images.ipynb #write_image
 def write_image(
     path,               # Where to; the folder must exist
-    im:MicroscopeImage, # What to write; its `kind` decides the format, its `software` says what made these pixels (ASCII)
+    im:MicroscopeImage, # What to write; its `kind` is the format, its `software` says what made these pixels (ASCII)
 ) -> Path:              # `path`
-    "Write one file, atomically; raises `ImageError` when that fails, leaving nothing behind"
-    if im.kind=='zarr': raise ImageError(f'{path}: a new Zarr is not written, only copies of one: use copy_image, or set kind to ome')
-    with atomically(path, ImageError) as tmp:
+    "Write one new file; raises `ImageError` when that fails, and leaves nothing behind"
+    if im.kind=='zarr':
+        raise ImageError(f'{path}: a new Zarr is not written, only copies of one: use copy_image, or set kind to ome')
+    with atomically(path, ImageError) as tmp, quiet_tifffile():
         if im.kind=='png': _save_png(tmp, im.pixels, {'Software':im.software or 'refocus_nbdev'})
         else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im))
     return Path(path)
@@ -265,21 +373,22 @@ def write_image(
 # %% ../../nbs/17_io.images.ipynb #as_refocused
 def as_refocused(
     path,          # A result, or any other image
-    channels=None, # What is known better, and goes before what the file says: names or numbers of the channels
-    axes=None,     # Letters for its axes
-    pixel_um=None, # Size of its pixels
-) -> dict: # channels, axes, pixel_um; None for what was not given
-    "How a result was made of its file, for others to read it likewise; raises `ImageError` for axes that do not fit"
+    channels=None, # Names or numbers of the channels, which go before what the file says
+    axes=None,     # Letters for its axes, likewise
+    pixel_um=None, # Size of its pixels, um, likewise
+) -> dict:         # channels, axes, pixel_um; None for what was not given
+    "How a result was made, so that it can be read likewise; raises `ImageError` for axes that do not fit"
     with open_image(path, axes) as f: made = read_provenance(f.software)
     if made is None: return dict(channels=channels, axes=axes, pixel_um=pixel_um)
-    own = made.channels and list(made.channels)
-    return dict(channels=own if channels is None else channels, axes=axes or made.axes, pixel_um=pixel_um or made.pixel_um)
+    if channels is None: channels = made.channels and list(made.channels)
+    return dict(channels=channels, axes=axes or made.axes, pixel_um=pixel_um or made.pixel_um)
 
+# %% ../../nbs/17_io.images.ipynb #open_as
 def open_as(
-    path,      # A file, as of `open_image`
+    path,      # A file that `open_image` takes
     axes=None, # Letters for its axes
-): # As of `open_image`
-    "Open a file, with these axes where it can have them, or else with its own; raises `ImageError`"
+):             # A reader, from `open_image`
+    "Open a file with these axes, or with its own where they do not fit; raises `ImageError`"
     try: return open_image(path, axes)
     except ImageError:
         if axes is None: raise

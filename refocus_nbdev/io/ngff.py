@@ -19,24 +19,99 @@ def is_zarr(
     path, # Anything
 ) -> bool:
     "Is this the folder of a Zarr?"
-    return (Path(path)/'zarr.json').is_file() or (Path(path)/'.zgroup').is_file()
+    folder = Path(path)
+    return (folder/'zarr.json').is_file() or (folder/'.zgroup').is_file()
 
 def _zarr(path):
+    "The package zarr; raises `ImageError` where it is missing"
     try: import zarr
-    except ImportError as e: raise ImageError(f"{path}: Zarr needs a package more: pip install 'refocus_nbdev[zarr]'") from e
+    except ImportError as e:
+        raise ImageError(f"{path}: Zarr needs a package more: pip install 'refocus_nbdev[zarr]'") from e
     return zarr
 
-# %% ../../nbs/15_io.ngff.ipynb #_ome
-def _ome(group): return group.attrs.get('ome') or dict(group.attrs)
+def _ome(group):
+    "The attributes of a group that OME defines"
+    return group.attrs.get('ome') or dict(group.attrs)
+
+# %% ../../nbs/15_io.ngff.ipynb #_images
+def _by_number(item):
+    "Key for sorting groups: numbers by their value, before other names"
+    name,_ = item
+    return not name.isdigit(), int(name) if name.isdigit() else name
 
 def _images(group):
     "Groups with pictures in them, in the order of their paths"
-    import zarr
     if 'multiscales' in _ome(group): return [group]
-    inside = sorted(((int(k) if k.isdigit() else k, g) for k,g in group.groups() if k!='labels'), key=lambda o: (isinstance(o[0], str), o[0]))
-    return [i for _,g in inside for i in _images(g)]
+    inside = [(name,g) for name,g in group.groups() if name!='labels']
+    images = []
+    for _,g in sorted(inside, key=_by_number): images += _images(g)
+    return images
+
+def _multiscale(group):
+    "The description of an image"
+    return _ome(group)['multiscales'][0]
+
+def _levels(group):
+    "The arrays of an image, the largest first"
+    return [group[d['path']] for d in _multiscale(group)['datasets']]
+
+# %% ../../nbs/15_io.ngff.ipynb #_zarr_size
+def _scales(image):
+    "The factors of an image, for its largest level and for all"
+    found = []
+    for described in (image['datasets'][0], image):
+        transformations = described.get('coordinateTransformations', [])
+        found += [t['scale'] for t in transformations if t.get('type')=='scale']
+    return found
+
+def _unit(axis):
+    "Unit of an axis, None where it has none; in old versions an axis is a letter"
+    return axis.get('unit') if isinstance(axis, dict) else None
+
+def _zarr_size(image):
+    "Width and height of the pixels of an image, um, None where it does not say"
+    scales = _scales(image)
+    if not scales: return None, None
+    axes = image.get('axes', ['y','x'])
+    factors = [float(np.prod([s[i] for s in scales])) for i in (-1,-2)]
+    return um_of(factors[0], _unit(axes[-1])), um_of(factors[1], _unit(axes[-2]))
+
+def _labels(group):
+    "Names of the channels of an image, as far as they are known: OMERO's viewer keeps them"
+    channels = _ome(group).get('omero', {}).get('channels', [])
+    return [c.get('label') for c in channels]
+
+# %% ../../nbs/15_io.ngff.ipynb #_check_image
+def _check_chunks(path, array):
+    "Raises `ImageError` for chunks that are too large to unpack"
+    itemsize = array.dtype.itemsize
+    whole = np.prod(array.shape, dtype=float)*itemsize
+    parts = dict(chunks=array.chunks, shards=getattr(array, 'shards', None))
+    for name,sides in parts.items():
+        if sides: check_part(path, name, np.prod(sides, dtype=float)*itemsize, whole)
+
+def _check_image(path, axes, levels):
+    "Raises `ImageError` for an image that claims too much, or whose axes do not fit"
+    shape = levels[0].shape
+    planes = np.prod(shape[:-2], dtype=float)
+    if planes>1e6: raise ImageError(f'{path}: claims {planes:.3g} planes: it is damaged')
+    if axes[-2:]!='YX' or len(axes)!=len(shape):
+        raise ImageError(f'{path}: axes {axes} of an image of shape {shape}; it needs a letter for each side, '
+                         'and Y and X last: save it so, or give --axes if it is wrong about them')
+    for array in levels: _check_chunks(path, array)
+
+def _check_alone(path, group):
+    "Raises `ImageError` for a group with several images in it"
+    count = len(_ome(group)['multiscales'])
+    if count>1: raise ImageError(f'{path}: {group.name} holds {count} multiscales; save each as a group of its own')
 
 # %% ../../nbs/15_io.ngff.ipynb #ZarrReader
+def _letters(group, ndim):
+    "Letters for the axes of an image"
+    axes = _multiscale(group).get('axes', 'tczyx'[-ndim:])
+    names = [a if isinstance(a, str) else a['name'] for a in axes]
+    return ''.join(name[0] for name in names).upper()
+
 class ZarrReader(Reader):
     "The planes of an OME-Zarr, one at a time; raises `ImageError` where it holds none"
     kind = 'zarr'
@@ -44,113 +119,123 @@ class ZarrReader(Reader):
         path,      # A folder that is there
         axes=None, # Letters for the axes of its first image, such as CYX, if it is wrong about them
     ):
-        self.path,self.given,self.planes = Path(path),axes,[]
+        self.path = Path(path)
+        self.given = axes
+        self.planes = []
         zarr = _zarr(path)
         with reading(path, 'OME-Zarr'):
             self.root = zarr.open(str(path), mode='r')
-            if not hasattr(self.root, 'groups'): raise ImageError(f'{path}: this Zarr is an array alone, with nothing that says what it is: save it as OME-Zarr')
-            self.images = _images(self.root)
-            for n,g in enumerate(self.images): self._find_planes(n, g)
-            if not self.planes: raise ImageError(f'{path}: this Zarr holds no OME image (no group in it has multiscales)')
-            self.sizes_um = [_zarr_size(_ome(g)['multiscales'][0]) for g in self.images]
-            self.channels = number_channels(self.planes, [[c.get('label') for c in _ome(g).get('omero', {}).get('channels', [])] for g in self.images])
+            self._find_images()
+            self.sizes_um = [_zarr_size(_multiscale(g)) for g in self.images]
+            self.channels = number_channels(self.planes, [_labels(g) for g in self.images])
 
-    def _levels(self, group): return [group[d['path']] for d in _ome(group)['multiscales'][0]['datasets']]
+# %% ../../nbs/15_io.ngff.ipynb #ZarrReader-2
+@patch
+def _find_images(self:ZarrReader):
+    "Look through the groups of the file"
+    if not hasattr(self.root, 'groups'):
+        raise ImageError(f'{self.path}: this Zarr is an array alone, with nothing that says what it is: '
+                         'save it as OME-Zarr')
+    self.images = _images(self.root)
+    for n,group in enumerate(self.images): self._find_planes(n, group)
+    if not self.planes: raise ImageError(f'{self.path}: this Zarr holds no OME image (no group in it has multiscales)')
 
-    def _letters(self, n, group, a):
-        found = ''.join((o if isinstance(o, str) else o['name'])[0] for o in _ome(group)['multiscales'][0].get('axes', 'tczyx'[-a.ndim:])).upper()
-        return fitting_axes(self.path, self.given, a.shape, found) if n==0 and self.given else found
+@patch
+def _find_planes(self:ZarrReader, n, group):
+    "Add the planes of image number `n`"
+    _check_alone(self.path, group)
+    levels = _levels(group)
+    full = levels[0]
+    axes = _letters(group, full.ndim)
+    if n==0:
+        if self.given: axes = fitting_axes(self.path, self.given, full.shape, axes)
+        self.axes = axes
+    _check_image(self.path, axes, levels)
+    places = np.ndindex(full.shape[:-2])
+    self.planes += [Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)) for i,at in enumerate(places)]
 
-    def _find_planes(self, n, group):
-        if len(_ome(group)['multiscales'])>1: raise ImageError(f'{self.path}: {group.name} holds {len(_ome(group)["multiscales"])} multiscales; save each as a group of its own')
-        full,*_ = levels = self._levels(group)
-        axes = self._letters(n, group, full)
-        if n==0: self.axes = axes
-        if np.prod(full.shape[:-2], dtype=float)>1e6: raise ImageError(f'{self.path}: claims {np.prod(full.shape[:-2], dtype=float):.3g} planes: it is damaged')
-        if axes[-2:]!='YX' or len(axes)!=full.ndim: raise ImageError(f'{self.path}: axes {axes} of an image of shape {full.shape}; it needs a letter for each side, and Y and X last: save it so, or give --axes if it is wrong about them')
-        for a in levels: self._check_chunks(a)
-        for i,at in enumerate(np.ndindex(full.shape[:-2])):
-            self.planes.append(Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)))
-
-    def _check_chunks(self, a):
-        for name,unit in (('chunks', a.chunks), ('shards', getattr(a, 'shards', None))):
-            if unit: check_part(self.path, name, np.prod(unit, dtype=float)*a.dtype.itemsize, np.prod(a.shape, dtype=float)*a.dtype.itemsize)
-
-# %% ../../nbs/15_io.ngff.ipynb #ZarrReader-about
-@patch(as_prop=True)
-def _first(self:ZarrReader): return self.planes[0].page[0]
-
-@patch(as_prop=True)
-def shape(self:ZarrReader):
-    "Sides of the first image, as `axes` names them"
-    return self._first.shape
-
-@patch(as_prop=True)
-def dtype(self:ZarrReader):
-    "The data type of its pixels"
-    return self._first.dtype
+# %% ../../nbs/15_io.ngff.ipynb #ZarrReader-rows
+@patch
+def _first_array(self:ZarrReader):
+    "The largest array of the first image"
+    array,_ = self.planes[0].page
+    return array
 
 @patch
 def rows(self:ZarrReader,
     plane:Plane, # One of `planes`
 ) -> Rows:       # (H,W), in the array's own data type
-    "The pixels of a plane, some at a time; raises `ImageError` for those that are damaged"
+    "The pixels of a plane, some rows at a time; raises `ImageError` for those that are damaged"
     array,at = plane.page
-    def read(a, b):
-        with reading(self.path, 'OME-Zarr'): x = np.asarray(array[(*at, slice(a, b))])
-        return x.astype(x.dtype.newbyteorder('='), copy=False)
-    return Rows(plane.shape, array.dtype.newbyteorder('='), read)
+    dtype = array.dtype.newbyteorder('=')
+    def read(first, end):
+        with reading(self.path, 'OME-Zarr'): x = np.asarray(array[(*at, slice(first, end))])
+        return x.astype(dtype, copy=False)
+    return Rows(plane.shape, dtype, read)
 
-# %% ../../nbs/15_io.ngff.ipynb #ZarrReader-metadata
-def _zarr_size(image):
-    "Width and height of the pixels of an entry of `multiscales` in um, None where it is not said"
-    scales = [t['scale'] for o in (image['datasets'][0], image) for t in o.get('coordinateTransformations', []) if t.get('type')=='scale']
-    axes = image.get('axes', ['y','x'])
-    unit = lambda a: a.get('unit') if isinstance(a, dict) else None
-    return tuple(um_of(float(np.prod([s[i] for s in scales])), unit(axes[i])) if scales else None for i in (-1,-2))
+# %% ../../nbs/15_io.ngff.ipynb #ZarrReader-about
+@patch(as_prop=True)
+def shape(self:ZarrReader):
+    "Sides of the first image, as `axes` names them"
+    return self._first_array().shape
+
+@patch(as_prop=True)
+def dtype(self:ZarrReader):
+    "Data type of the pixels of the first image"
+    return self._first_array().dtype
 
 @patch(as_prop=True)
 def metadata(self:ZarrReader):
-    "Nothing: copies keep what the folders hold"
+    "Nothing: a copy keeps what is in the folders"
     return {}
 
 @patch(as_prop=True)
 def compression(self:ZarrReader):
-    "Names of the codecs, None for none"
-    used = [c.__class__.__name__ for c in self._first.compressors]
+    "Names of the codecs of the first image, None for none"
+    used = [codec.__class__.__name__ for codec in self._first_array().compressors]
     return ', '.join(used).lower().replace('codec', '') or None
 
 @patch(as_prop=True)
 def software(self:ZarrReader):
-    "What made the file, where that was this package, or else None"
+    "What made the file, if that was this package; else None"
     return self.root.attrs.get('refocus_nbdev')
+
+# %% ../../nbs/15_io.ngff.ipynb #_fill
+_PIXELS_AT_ONCE = 4_000_000
+
+def _place_in(level, plane):
+    "The place of a plane in a smaller array, which may be smaller along Z too"
+    array,at = plane.page
+    sides = zip(at, array.shape[:-2], level.shape)
+    return tuple(i*smaller//full for i,full,smaller in sides)
+
+def _fill(array, at, rows):
+    "Write the rows of a plane, whole chunks at a time"
+    chunk = (getattr(array, 'shards', None) or array.chunks)[-2]
+    height,width = rows.shape
+    step = chunk*max(round(_PIXELS_AT_ONCE/chunk/width), 1)
+    for first in range(0, height, step): array[(*at, slice(first, first+step))] = rows[first:first+step]
+
+def _fill_levels(levels, plane, new):
+    "Write the new pixels of a plane into all levels of its image"
+    for level in levels:
+        sides = level.shape[-2:]
+        pixels = new if sides==new.shape else shrink(new, sides)
+        _fill(level, _place_in(level, plane), pixels)
 
 # %% ../../nbs/15_io.ngff.ipynb #ZarrReader-copy
 @patch
 def copy(self:ZarrReader,
-    path,    # Where to; nothing is there
-    change,  # Function from one of `planes` to its new pixels, an array (H,W) or `Rows`, of the same size and data type, or to None where it stays as it is
-    text,    # What made them, or a function that returns it (see `as_words`): the copy says so
+    path,   # Where to; nothing is there
+    change, # Function from one of `planes` to an array (H,W) or `Rows` of its data type, or to None where it stays
+    text,   # What made them, or a function that returns it (see `as_words`): the copy says so
 ):
-    "Write an OME-Zarr that is the same but for its planes"
+    "Write an OME-Zarr that differs only in the pixels of its planes"
     zarr = _zarr(path)
     shutil.copytree(self.path, path)
     new = zarr.open_group(str(path), mode='r+')
-    images = [self._levels(g) for g in _images(new)]
-    for p in self.planes:
-        y = change(p)
-        if y is None: continue
-        y = as_rows(y)
-        for level in images[p.series]: _fill(level, _smaller(p.page[1], level, p), y if level.shape[-2:]==y.shape else shrink(y, level.shape[-2:]))
+    images = [_levels(g) for g in _images(new)]
+    for plane in self.planes:
+        pixels = change(plane)
+        if pixels is not None: _fill_levels(images[plane.series], plane, as_rows(pixels))
     new.attrs['refocus_nbdev'] = made_by(as_words(text)(), self.software)
-
-def _fill(array, at, y):
-    "Write a plane, whole chunks at a time"
-    step = (getattr(array, 'shards', None) or array.chunks)[-2]
-    step *= max(round(4_000_000/step/y.shape[1]), 1)
-    for a in range(0, y.shape[0], step): array[(*at, slice(a, a+step))] = y[a:a+step]
-
-def _smaller(at, level, plane):
-    "The place of a plane in a smaller array, which may be smaller along Z too"
-    full = plane.page[0].shape[:-2]
-    return tuple(i*m//n for i,n,m in zip(at, full, level.shape))

@@ -15,81 +15,106 @@ class Rows:
     "A picture (H,W) whose rows are read when they are asked for: `rows[a:b]` is an array (b-a,W)"
     def __init__(self,
         shape, # (H,W)
-        dtype, # Of the arrays
-        read,  # Function of the first row and of the one after the last, to an array
-    ): self.shape,self.dtype,self.read = tuple(shape),np.dtype(dtype),read
+        dtype, # Data type of the arrays
+        read,  # Function that takes the first row and the row after the last, and returns an array
+    ):
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self.read = read
 
     def __getitem__(self, rows):
-        a,b,_ = rows.indices(self.shape[0])
-        return self.read(a, b)
+        first,end,_ = rows.indices(self.shape[0])
+        return self.read(first, end)
 
     def map(self,
         f,          # Function from an array (h,W) to another
-        dtype=None, # Of what it gives; the same if None
+        dtype=None, # Data type that `f` returns; that of these rows if None
     ):
-        "The picture with a function of its pixels"
-        return Rows(self.shape, dtype or self.dtype, lambda a,b: f(self[a:b]))
+        "The picture after a function of its pixels"
+        def read(first, end): return f(self[first:end])
+        return Rows(self.shape, dtype or self.dtype, read)
 
 # %% ../../nbs/11_io.strips.ipynb #as_rows
 def as_rows(
     x, # `Rows`, or an array (H,W)
 ) -> Rows:
-    "The same picture, as `Rows`"
-    return x if isinstance(x, Rows) else Rows(x.shape, x.dtype, lambda a,b: x[a:b])
+    "The same picture as `Rows`"
+    if isinstance(x, Rows): return x
+    return Rows(x.shape, x.dtype, lambda first,end: x[first:end])
 
 # %% ../../nbs/11_io.strips.ipynb #strips
+_PIXELS_A_STRIP = 4_000_000
+
 def strips(
     rows,       # `Rows`, or an array (H,W)
-    least=3,    # Rows of a strip, at least; of the last there may be fewer
-    multiple=1, # What their number is a multiple of; `least` is one
-): # Yields arrays (h,W) of about 4 million pixels
+    least=3,    # Rows in a strip, at least; the last strip may have fewer
+    multiple=1, # Number that the rows in a strip are a multiple of; `least` must be one too
+):              # Yields arrays (h,W) of about 4 million pixels
     "A picture, some rows at a time"
-    step = max(4_000_000//rows.shape[1]//multiple*multiple, least)
-    for a in range(0, rows.shape[0], step): yield rows[a:a+step]
+    fitting = _PIXELS_A_STRIP//rows.shape[1]
+    step = max(fitting//multiple*multiple, least)
+    for first in range(0, rows.shape[0], step): yield rows[first:first+step]
 
 # %% ../../nbs/11_io.strips.ipynb #rows_at
 def rows_at(
     rows,  # `Rows`, or an array (H,W)
     index, # Numbers of rows, in any order
-) -> np.ndarray: # A row for each
+) -> np.ndarray: # (n,W), a row for each number
     "Some rows of a picture"
     need = np.unique(index)
-    runs = np.split(need, np.flatnonzero(np.diff(need)>1)+1)
-    x = np.concatenate([rows[r[0]:r[-1]+1] for r in runs]) if len(runs)>1 else rows[need[0]:need[-1]+1]
-    return x if np.array_equal(need, index) else x[np.searchsorted(need, index)]
+    gaps = np.flatnonzero(np.diff(need)>1)
+    runs = np.split(need, gaps+1)
+    read = [rows[run[0]:run[-1]+1] for run in runs]
+    x = np.concatenate(read) if len(read)>1 else read[0]
+    if np.array_equal(need, index): return x
+    return x[np.searchsorted(need, index)]
 
 # %% ../../nbs/11_io.strips.ipynb #middle_of
 def middle_of(
     rows,      # `Rows`, or an array (H,W)
-    most=2048, # Pixels a side, at most
+    most=2048, # Longest side of the middle, px
 ) -> np.ndarray: # (h,w)
     "The middle of a picture"
-    top,left = (max(n-most, 0)//2 for n in rows.shape)
+    height,width = rows.shape
+    top = max(height-most, 0)//2
+    left = max(width-most, 0)//2
     return rows[top:top+most][:, left:left+most]
 
 # %% ../../nbs/11_io.strips.ipynb #resized
-_REACH = {PILImage.Resampling.BOX:0.5, PILImage.Resampling.BICUBIC:2.} # How far a filter looks, in the larger pixels
+_BOX,_BICUBIC = PILImage.Resampling.BOX, PILImage.Resampling.BICUBIC
+_REACH = {_BOX: 0.5, _BICUBIC: 2.} # How far a filter looks, in the larger pixels
 
 def resized(
     rows,  # `Rows`, or an array (H,W)
     shape, # (h,w)
     by=PILImage.Resampling.BICUBIC, # Pillow's filter: BICUBIC or BOX
 ) -> Rows: # (h,w), float32
-    "The same scene in other pixels, smoothed where they become larger"
-    (H,W),(h,w) = rows.shape,shape
-    k,reach = H/h,_REACH[by]*max(H/h, 1)+1
-    def read(a, b):
-        top,bottom = max(math.floor(a*k-reach), 0),min(math.ceil(b*k+reach), H)
+    "The same scene in pixels of another size, smoothed where they become larger"
+    height,width = rows.shape
+    new_height,new_width = shape
+    scale = height/new_height
+    reach = _REACH[by]*max(scale, 1)+1
+    def read(first, end):
+        above,below = first*scale,end*scale
+        top = max(math.floor(above-reach), 0)
+        bottom = min(math.ceil(below+reach), height)
         strip = PILImage.fromarray(rows[top:bottom].astype(np.float32))
-        return np.asarray(strip.resize((w, b-a), by, box=(0, a*k-top, W, b*k-top)))
+        box = 0, above-top, width, below-top
+        new = strip.resize((new_width, end-first), by, box=box)
+        return np.asarray(new)
     return Rows(shape, np.float32, read)
 
+# %% ../../nbs/11_io.strips.ipynb #shrink
 def shrink(
     rows,  # `Rows`, or an array (H,W)
     shape, # (h,w), smaller
 ) -> Rows: # (h,w), in the same data type
-    "A smaller picture of the same scene: each pixel the mean of what it covers"
-    return resized(rows, shape, PILImage.Resampling.BOX).map(lambda x: (x.round() if rows.dtype.kind!='f' else x).astype(rows.dtype), rows.dtype)
+    "A smaller picture of the same scene: each pixel is the mean of those that it covers"
+    dtype = rows.dtype
+    def in_dtype(x):
+        if dtype.kind!='f': x = x.round()
+        return x.astype(dtype)
+    return resized(rows, shape, _BOX).map(in_dtype, dtype)
 
 # %% ../../nbs/11_io.strips.ipynb #KeptRows
 class KeptRows(Rows):
@@ -97,28 +122,34 @@ class KeptRows(Rows):
     in_memory = 256_000_000 # Bytes, at most
     def __init__(self,
         shape,       # (H,W)
-        folder=None, # Of the file, where it is too large for the memory; None keeps it there all the same
+        folder=None, # Folder for a file, if the picture is large; None keeps any in memory
     ):
         super().__init__(shape, np.float32, self._read)
-        nbytes = 4*math.prod(shape)
-        self.file = tempfile.TemporaryFile(dir=folder) if folder is not None and nbytes>self.in_memory else None
-        if self.file is None: self.pixels = np.empty(shape, np.float32)
+        self.file = None
+        self.row_bytes = 4*shape[1]
+        is_large = shape[0]*self.row_bytes>self.in_memory
+        if folder is not None and is_large: self.file = tempfile.TemporaryFile(dir=folder)
+        else: self.pixels = np.empty(shape, np.float32)
 
-    def _read(self, a, b):
-        if self.file is None: return self.pixels[a:b]
-        self.file.seek(4*a*self.shape[1])
-        return np.frombuffer(self.file.read(4*(b-a)*self.shape[1]), np.float32).reshape(b-a, -1)
+    def _read(self, first, end):
+        if self.file is None: return self.pixels[first:end]
+        self.file.seek(first*self.row_bytes)
+        data = self.file.read((end-first)*self.row_bytes)
+        return np.frombuffer(data, np.float32).reshape(end-first, -1)
 
     def __setitem__(self, rows, x):
-        a,b,_ = rows.indices(self.shape[0])
-        if self.file is None: self.pixels[a:b] = x
-        else:
-            self.file.seek(4*a*self.shape[1])
-            self.file.write(np.ascontiguousarray(x, np.float32).data)
+        first,end,_ = rows.indices(self.shape[0])
+        if self.file is None:
+            self.pixels[first:end] = x
+            return
+        x = np.ascontiguousarray(x, np.float32)
+        self.file.seek(first*self.row_bytes)
+        self.file.write(x.data)
 
 # %% ../../nbs/11_io.strips.ipynb #held
 def held(
-    rows, # `Rows`
-) -> Rows: # The same
-    "A picture in memory, where it is no larger than a `KeptRows` is there"
-    return as_rows(rows[:]) if 4*math.prod(rows.shape)<=KeptRows.in_memory else rows
+    rows,  # `Rows`
+) -> Rows: # The same picture
+    "A picture in memory, if it is no larger than a `KeptRows` is there"
+    is_small = 4*math.prod(rows.shape)<=KeptRows.in_memory
+    return as_rows(rows[:]) if is_small else rows

@@ -17,65 +17,120 @@ from .networks import *
 # %% ../../nbs/47_learn.modelfile.ipynb #write_model
 _FORMAT = 'refocus_nbdev 1'
 
+def _to_store(tensor):
+    "A tensor as model files hold it: floating-point numbers as float16"
+    if tensor.is_floating_point(): tensor = tensor.half()
+    return tensor.detach().cpu().contiguous()
+
 def write_model(
-    path,            # Ends in .safetensors; the folder must exist
-    model:nn.Module, # Its floating-point tensors are stored as float16
-    card:dict,       # JSON: `network` and `args` rebuild the model; whatever else its users should know
-) -> Path:
+    path,            # File to write, ends in .safetensors; its folder must exist
+    model:nn.Module, # The network
+    card:dict,       # As JSON; `network` and `args` rebuild the network, the rest is what its users should know
+) -> Path:           # `path`
     "Write a model file, atomically"
-    weights = {k: (v.half() if v.is_floating_point() else v).detach().cpu().contiguous() for k,v in model.state_dict().items()}
-    with atomically(path) as tmp: tmp.write_bytes(save(weights, metadata={'format':_FORMAT, 'card':json.dumps(card, sort_keys=True)}))
+    weights = {k: _to_store(v) for k,v in model.state_dict().items()}
+    header = {'format': _FORMAT, 'card': json.dumps(card, sort_keys=True)}
+    with atomically(path) as unfinished: unfinished.write_bytes(save(weights, metadata=header))
     return Path(path)
 
 # %% ../../nbs/47_learn.modelfile.ipynb #read_card
+def _header(path):
+    "The text in the header of a .safetensors file, by name"
+    if not Path(path).is_file(): raise ModelError(f'{path}: there is no such model file')
+    try:
+        with safe_open(path, 'pt') as f: return f.metadata() or {}
+    except (SafetensorError, OSError) as e:
+        raise ModelError(f'{path}: not a model file, or not a complete one ({e})') from e
+
 def read_card(
     path, # A model file
 ) -> dict:
-    "The card of a model file; raises `ModelError` for a file that is missing, truncated or not ours"
-    if not Path(path).is_file(): raise ModelError(f'{path}: there is no such model file')
-    try:
-        with safe_open(path, 'pt') as f: meta = f.metadata() or {}
-    except (SafetensorError, OSError) as e: raise ModelError(f'{path}: not a model file, or not a complete one ({e})') from e
-    if meta.get('format')!=_FORMAT: raise ModelError(f'{path}: a .safetensors file, but not a model of refocus_nbdev (format {meta.get("format")!r}, expected {_FORMAT!r})')
-    try: return json.loads(meta['card'])
-    except (KeyError, ValueError) as e: raise ModelError(f'{path}: its card cannot be read ({e}); fetch it again') from e
+    "The card of a model file; raises `ModelError` for a file that is missing, incomplete or not ours"
+    header = _header(path)
+    kind = header.get('format')
+    if kind!=_FORMAT:
+        what = f'format {kind!r}, expected {_FORMAT!r}'
+        raise ModelError(f'{path}: a .safetensors file, but not a model of refocus_nbdev ({what})')
+    try: return json.loads(header['card'])
+    except (KeyError, ValueError) as e:
+        raise ModelError(f'{path}: its card cannot be read ({e}); fetch it again') from e
+
+# %% ../../nbs/47_learn.modelfile.ipynb #wrong-card
+_KINDS = dict(args=dict, name=str, modality=str, source=str, pixel_um=(int,float), scale=dict)
+_SCALE = {'low', 'high', 'noise_floor', 'offset', 'range'}
+_BLUR = {'px_per_um', 'max_um'}
+
+def _wrong_kinds(card):
+    "Entries of a card that are not of the type they should be"
+    there = _KINDS.keys() & card.keys()
+    ordered = [k for k in _KINDS if k in there]
+    return {k: card[k] for k in ordered if not isinstance(card[k], _KINDS[k])}
+
+def _part(card, key):
+    "An entry that is a dictionary; an empty one where it isn't"
+    part = card.get(key)
+    return part if isinstance(part, dict) else {}
+
+def _no_numbers(part, names):
+    "Entries of these names that are neither a number nor None"
+    numbers = int, float, type(None)
+    return {k: v for k,v in part.items() if k in names and not isinstance(v, numbers)}
+
+def _wrong_entries(card):
+    "Names and values in a card that cannot be used"
+    scale = _part(card, 'scale')
+    yield from _wrong_kinds(card).items()
+    yield from _no_numbers(scale, _SCALE).items()
+    yield from ((k, v) for k,v in scale.items() if k not in _SCALE)
+    yield from _no_numbers(_part(card, 'blur'), _BLUR).items()
+
+# %% ../../nbs/47_learn.modelfile.ipynb #fault
+def _fault(card):
+    "What is wrong with a card, as text; None if nothing is"
+    network = card.get('network') if isinstance(card, dict) else None
+    if not isinstance(network, str): return 'its card names no network'
+    for name,value in _wrong_entries(card): return f'its card says {name}={value!r}'
+
+# %% ../../nbs/47_learn.modelfile.ipynb #oversized
+def _numbers_in(x):
+    "All numbers in nested lists"
+    if isinstance(x, (list, tuple)): return [n for o in x for n in _numbers_in(o)]
+    return [x] if isinstance(x, (int, float)) else []
+
+def _is_oversized(card, nbytes):
+    "Does a card ask for layers that cannot be in a file of `nbytes` bytes?"
+    numbers = _numbers_in(list(card.get('args', {}).values()))
+    return any(abs(n)**2>nbytes for n in numbers)
 
 # %% ../../nbs/47_learn.modelfile.ipynb #read_model
-_NUMBERS = dict(scale={'low','high','noise_floor','offset','range'}, blur={'px_per_um','max_um'}) # What may be found in parts of a card that are computed with
-
-def _wrong_card(card):
-    "What is wrong with a card, if anything"
-    if not isinstance(card, dict) or not isinstance(card.get('network'), str): return 'its card names no network'
-    kinds = dict(args=dict, name=str, modality=str, source=str, pixel_um=(int,float), scale=dict)
-    for k,kind in kinds.items():
-        if k in card and not isinstance(card[k], kind): return f'its card says {k}={card[k]!r}'
-    for k,names in _NUMBERS.items():
-        part = card.get(k) if isinstance(card.get(k), dict) else {}
-        bad = [o for o in part if o in names and not isinstance(part[o], (int, float, type(None)))] + [o for o in part if k=='scale' and o not in names]
-        if bad: return f'its card says {bad[0]}={part[bad[0]]!r}'
-
-def _numbers_in(x): return [n for o in x for n in _numbers_in(o)] if isinstance(x, (list, tuple)) else [x] if isinstance(x, (int, float)) else []
-
-def _oversized(card, nbytes):
-    "Does a card ask for layers that cannot be in a file of so many bytes?"
-    return any(abs(n)**2>nbytes for n in _numbers_in(list(card.get('args', {}).values())))
-
-# %% ../../nbs/47_learn.modelfile.ipynb #read_model-2
-def read_model(
-    path,         # A model file
-    device='cpu', # Where the weights go
-) -> tuple[nn.Module, dict]: # The network in evaluation mode, float32, and its card
-    "Rebuild the network of a model file; raises `ModelError` when weights and card do not fit"
-    card = read_card(path)
-    if wrong := _wrong_card(card): raise ModelError(f'{path}: {wrong}; fetch the file again')
+def _weights_of(path):
+    "The tensors of a model file, by name"
     with safe_open(path, 'pt') as f: weights = {k: f.get_tensor(k) for k in f.keys()}
-    if not all(v.isfinite().all() for v in weights.values()): raise ModelError(f'{path}: some of its weights are no numbers; fetch the file again')
+    if not all(v.isfinite().all() for v in weights.values()):
+        raise ModelError(f'{path}: some of its weights are no numbers; fetch the file again')
+    return weights
+
+def _rebuilt(path, card, weights):
+    "The network of a card, with its weights"
     try:
-        if _oversized(card, os.path.getsize(path)): raise RuntimeError('it has larger layers')
+        if _is_oversized(card, os.path.getsize(path)): raise RuntimeError('it has larger layers')
         model = build_network(card['network'], **card.get('args', {}))
         model.load_state_dict(weights)
+        return model
     except ModelError as e: raise ModelError(f'{path}: {e}') from e
-    except RuntimeError as e: raise ModelError(f'{path}: its weights do not fit the network its card describes ({str(e).splitlines()[0]})') from e
+    except RuntimeError as e:
+        reason = str(e).splitlines()[0]
+        raise ModelError(f'{path}: its weights do not fit the network its card describes ({reason})') from e
+
+# %% ../../nbs/47_learn.modelfile.ipynb #read_model-all
+def read_model(
+    path,         # A model file
+    device='cpu', # Device of the network
+) -> tuple[nn.Module, dict]: # The network in evaluation mode, float32, and its card
+    "Rebuild the network of a model file; raises `ModelError` where card or weights cannot be used"
+    card = read_card(path)
+    if fault := _fault(card): raise ModelError(f'{path}: {fault}; fetch the file again')
+    model = _rebuilt(path, card, _weights_of(path))
     return model.eval().to(device), card
 
 # %% ../../nbs/47_learn.modelfile.ipynb #model_path
@@ -88,8 +143,9 @@ def shipped_models() -> list[str]: # In alphabetical order
 def model_path(
     model, # The name of a shipped model, or the path of a model file
 ) -> Path:
-    "Where a model is; raises `ModelError` for a name that is neither"
+    "The path of a model file; raises `ModelError` for a name that is neither"
     path = _MODELS/f'{model}.safetensors'
     if path.exists(): return path
     if Path(model).exists(): return Path(model)
-    raise ModelError(f'{model}: neither a model file nor the name of a shipped model ({", ".join(shipped_models())})')
+    names = ', '.join(shipped_models())
+    raise ModelError(f'{model}: neither a model file nor the name of a shipped model ({names})')

@@ -14,35 +14,47 @@ from .intensity import noise_sigma
 
 # %% ../../nbs/23_optics.focus.ipynb #sharpness
 def _changes(x, sigma):
-    "How strongly brightness changes about each pixel, counts per square pixel; without its mean, of which a filter that ends somewhere leaves a trace"
+    "Strength of the changes of brightness around each pixel, counts per square pixel"
     x = np.asarray(x, np.float32)
-    return np.abs(gaussian_laplace(x-x.mean(), sigma))
+    return np.abs(gaussian_laplace(x-x.mean(), sigma)) # a truncated filter lets a trace of the mean through
 
 def sharpness(
-    x:np.ndarray, # One plane (H,W), counts
-    sigma:float=2., # Width of the Gaussian that goes before the Laplacian, px
-) -> float: # Counts per square pixel: 0 for a constant image, twice as much for twice the contrast
-    "The mean square root of the smoothed Laplacian, squared: for ranking images of one field, taken alike"
-    return float(np.sqrt(_changes(x, sigma)).mean()**2)
+    x:np.ndarray,   # One plane (H,W), counts
+    sigma:float=2., # Width of the Gaussian before the Laplacian, pixels
+)->float: # Counts per square pixel: 0 for a constant image, twice as much for twice the contrast
+    "Sharpness of an image: the squared mean root of its smoothed Laplacian; ranks images of one field and one exposure"
+    roots = np.sqrt(_changes(x, sigma))
+    return float(roots.mean()**2)
 
 # %% ../../nbs/23_optics.focus.ipynb #has_structure
 def has_structure(
-    x:np.ndarray, # One plane (H,W), counts
-    sigma:float=2., # As in `sharpness`, px
-    least:float=5., # How many standard deviations of the noise count as structure
-) -> bool: # False for noise, and for a constant image
-    "Is there more in the image than noise?"
-    noise = noise_sigma(torch.tensor(np.asarray(x, np.float32))[None,None]).item()
-    return bool(np.percentile(_changes(x, sigma), 99.9) > least*noise/(np.sqrt(2*np.pi)*sigma**3))
+    x:np.ndarray,   # One plane (H,W), counts
+    sigma:float=2., # Width of the Gaussian before the Laplacian, pixels
+    least:float=5., # Structure is what exceeds so many standard deviations of the noise
+)->bool: # False for noise, and for a constant image
+    "Whether an image shows more than noise"
+    image = torch.tensor(np.asarray(x, np.float32))
+    noise = noise_sigma(image[None,None]).item()
+    smoothing = np.sqrt(2*np.pi)*sigma**3
+    threshold = least*noise/smoothing
+    strong = np.percentile(_changes(x, sigma), 99.9)
+    return bool(strong>threshold)
 
 # %% ../../nbs/23_optics.focus.ipynb #prominence
-NEAR_PX,AROUND_PX,_FOLD = 4,24,4 # Widths of two Gaussians, px; and how much smaller the image is made first
+NEAR_PX = 4    # Width of the Gaussian that averages a nucleus, pixels
+AROUND_PX = 24 # Width of the Gaussian that averages its surroundings, pixels
+_FOLD = 4      # How many times smaller the image is made first
+
+def _prominence_of(strip):
+    "The prominence in one strip (h,W)"
+    shape = [max(n//_FOLD, 1) for n in strip.shape]
+    small = resized(strip, shape, PILImage.Resampling.BOX)[:]
+    near = gaussian_filter(small, NEAR_PX/_FOLD)
+    around = gaussian_filter(small, AROUND_PX/_FOLD)
+    return float((near-around).max())
 
 def prominence(
     x, # `Rows`, or an array (H,W)
-) -> float: # In the unit of `x`
-    "By how much the most prominent thing in an image, of the size of a nucleus in or out of focus, is brighter than what surrounds it"
-    def of(strip):
-        small = resized(strip, [max(n//_FOLD, 1) for n in strip.shape], PILImage.Resampling.BOX)[:]
-        return float((gaussian_filter(small, NEAR_PX/_FOLD)-gaussian_filter(small, AROUND_PX/_FOLD)).max())
-    return max(map(of, strips(x, 512)))
+)->float: # In the unit of `x`
+    "How much brighter the most prominent thing of the size of a nucleus, in or out of focus, is than its surroundings"
+    return max(_prominence_of(s) for s in strips(x, 512))

@@ -11,90 +11,129 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 
-# %% ../../nbs/22_optics.intensity.ipynb #noise_sigma
-def noise_sigma(
-    x:Tensor, # (B,1,H,W), counts
-) -> Tensor:  # (B,1,1,1), standard deviation of the noise in the same unit; 0 for images under 3 pixels wide
-    "The noise level of each image (Immerkaer 1996, with a median)"
-    return _sigma(_rough(x).flatten(1))
-
-def _rough(x):
-    "What remains of (...,H,W) after a second difference along both axes: nothing of what is under 3 pixels wide"
-    return x.diff(n=2, dim=-1).diff(n=2, dim=-2).abs() if min(x.shape[-2:])>2 else x[..., :0]
-
-def _sigma(rough):
-    "The noise (B,1,1,1) of which (B,n) remains"
-    return (_percentile(rough, 50)/(0.6745*6) if rough.shape[1] else rough.new_zeros(len(rough))).view(-1,1,1,1)
-
-def _percentile(x, pct):
-    "The `pct` percentile of each row of `x` (B,n), without interpolation; of every n-th pixel where there are over 4 million"
-    x = x[:, ::1 + x.shape[1]//4_000_000]
-    return _smallest(x, round((x.shape[1]-1)*pct/100))
+# %% ../../nbs/22_optics.intensity.ipynb #_percentile
+_MOST = 4_000_000 # Pixels that percentiles are taken from, about, at most: of more, every n-th
 
 def _smallest(x, k):
-    "Number `k`, from 0, of each row of `x` (B,n) in rising order; by NumPy on the CPU, many times as fast as `kthvalue` there"
+    "Number `k`, from 0, of each row of `x` (B,n) in rising order; by NumPy on the CPU, many times as fast there"
     if x.device.type!='cpu': return x.kthvalue(k+1, dim=1).values
-    return torch.from_numpy(np.partition(x.detach().numpy(), k, axis=1)[:,k])
+    ordered = np.partition(x.detach().numpy(), k, axis=1)
+    return torch.from_numpy(ordered[:,k])
+
+def _percentile(x, pct):
+    "The `pct` percentile of each row of `x` (B,n), without interpolation; from a sample if there are over 4 million"
+    every = 1 + x.shape[1]//_MOST
+    x = x[:, ::every]
+    last = x.shape[1]-1
+    return _smallest(x, round(last*pct/100))
+
+# %% ../../nbs/22_optics.intensity.ipynb #noise_sigma
+_MEDIAN_OF_NOISE = 0.6745*6 # Median absolute second difference of noise with standard deviation 1
+
+def _second_differences(x):
+    "Absolute second differences of (...,H,W) along both axes; empty for images under 3 pixels wide"
+    if min(x.shape[-2:])<3: return x[..., :0]
+    along_rows = x.diff(n=2, dim=-1)
+    return along_rows.diff(n=2, dim=-2).abs()
+
+def _noise_from(differences):
+    "Standard deviation of the noise (B,1,1,1) from second differences (B,n)"
+    if differences.shape[1]: sigma = _percentile(differences, 50)/_MEDIAN_OF_NOISE
+    else: sigma = differences.new_zeros(len(differences))
+    return sigma.view(-1,1,1,1)
+
+def noise_sigma(
+    x:Tensor, # Images (B,1,H,W), counts
+)->Tensor: # (B,1,1,1), standard deviation of the noise, counts; 0 for images under 3 pixels wide
+    "The noise level of each image (Immerkaer 1996, with a median)"
+    return _noise_from(_second_differences(x).flatten(1))
 
 # %% ../../nbs/22_optics.intensity.ipynb #Scale
 @dataclass
 class Scale:
-    "Counts to network units and back: `(x - offset)/range`"
+    "Converts counts to network units and back: `(x - offset)/range`"
     offset: Tensor # (B,1,1,1), counts
     range: Tensor  # (B,1,1,1), counts, above 0
 
-    @classmethod
-    def of(cls,
-        x:Tensor,        # (B,1,H,W), counts
-        low=1., high=99.8, # Percentiles that become 0 and 1
-        noise_floor=20., # The range is at least so many times the noise
-    ):
-        "The scale of each image in a batch, from its own pixels"
-        return cls._between(x.flatten(1), noise_sigma(x), low, high, noise_floor)
+    def do(self,
+        x:Tensor, # Images (B,1,H,W), counts
+    )->Tensor: # (B,1,H,W), network units
+        "Images in network units"
+        return (x-self.offset)/self.range
 
-    @classmethod
-    def _between(cls, values, sigma, low, high, noise_floor):
-        lo,hi = (_percentile(values, p).view(-1,1,1,1) for p in (low, high))
-        rng = torch.maximum(hi-lo, noise_floor*sigma)
-        return cls(lo, torch.where(rng>0, rng, torch.ones_like(rng)))
+    def undo(self,
+        x:Tensor, # Images (B,1,H,W), network units
+    )->Tensor: # (B,1,H,W), counts
+        "Images in counts"
+        return x*self.range + self.offset
 
-    @classmethod
-    def given(cls,
-        x:Tensor,    # (B,1,H,W), counts
-        offset=None, # Counts that become 0; None finds both numbers in the image
-        range=None,  # Counts from there to 1, above 0
-        **kwargs     # For `Scale.of`
-    ):
-        "One fixed scale for every image, or, without an offset, the scale of each; raises `ValueError` for a range that is none"
-        if offset is None: return cls.of(x, **kwargs)
-        if not (range and range>0): raise ValueError(f'range={range}: a fixed scale needs the counts from 0 to 1, above 0')
-        return cls(*(x.new_full((len(x),1,1,1), v) for v in (offset, range)))
+# %% ../../nbs/22_optics.intensity.ipynb #Scale-of
+def _scale_from(values, sigma, low, high, noise_floor):
+    "The scale of images from their pixels (B,n) and their noise `sigma` (B,1,1,1)"
+    bottom = _percentile(values, low).view(-1,1,1,1)
+    top = _percentile(values, high).view(-1,1,1,1)
+    rng = torch.maximum(top-bottom, noise_floor*sigma)
+    one = torch.ones_like(rng)
+    return Scale(bottom, torch.where(rng>0, rng, one))
 
-    def do(self, x): return (x-self.offset)/self.range
-    def undo(self, x): return x*self.range + self.offset
+@patch(cls_method=True)
+def of(cls:Scale,
+    x:Tensor,        # Images (B,1,H,W), counts
+    low=1.,          # Percentile that becomes 0
+    high=99.8,       # Percentile that becomes 1
+    noise_floor=20., # The range is at least this many times the noise
+): # A `Scale`
+    "The scale of each image in a batch, from its own pixels"
+    return _scale_from(x.flatten(1), noise_sigma(x), low, high, noise_floor)
 
 # %% ../../nbs/22_optics.intensity.ipynb #Scale-of_planes
+def _sampled(x, every):
+    "Every n-th pixel of `x`, as a copy that does not keep `x` in memory"
+    return x.flatten()[::every].clone()
+
 @patch(cls_method=True)
 def of_planes(cls:Scale,
-    planes,  # Tensors (H,W), counts, one after the other: an acquisition
-    pixels,  # How many they have together
-    low=1., high=99.8, # As for `of`
-    noise_floor=20., # As for `of`
-):
-    "The one scale of an acquisition, from every n-th pixel where there are over 4 million"
-    step = 1+pixels//4_000_000
-    values,rough = zip(*((p.flatten()[::step].clone(), _rough(p).flatten()[::step].clone()) for p in planes))
-    return cls._between(torch.cat(values)[None], _sigma(torch.cat(rough)[None]), low, high, noise_floor)
+    planes,          # The planes of an acquisition, one after the other: tensors (H,W), counts
+    pixels,          # Number of pixels in all planes together
+    low=1.,          # Percentile that becomes 0
+    high=99.8,       # Percentile that becomes 1
+    noise_floor=20., # The range is at least this many times the noise
+): # A `Scale` of one image
+    "The one scale of an acquisition; from every n-th pixel if there are over 4 million"
+    every = 1+pixels//_MOST
+    values,differences = [],[]
+    for p in planes:
+        values.append(_sampled(p, every))
+        differences.append(_sampled(_second_differences(p), every))
+    values = torch.cat(values)[None]
+    differences = torch.cat(differences)[None]
+    return _scale_from(values, _noise_from(differences), low, high, noise_floor)
 
 # %% ../../nbs/22_optics.intensity.ipynb #MINMAX
 MINMAX = dict(low=0., high=100., noise_floor=0.) # Arguments of `Scale.of`: the minimum becomes 0, the maximum 1
 
+def _for_each(x, value):
+    "`value` for each image of `x`, (B,1,1,1)"
+    return x.new_full((len(x),1,1,1), value)
+
+@patch(cls_method=True)
+def given(cls:Scale,
+    x:Tensor,    # Images (B,1,H,W), counts
+    offset=None, # Count that becomes 0; None finds both numbers in the image
+    range=None,  # Counts from 0 to 1, above 0
+    **kwargs     # Arguments of `Scale.of`
+): # A `Scale`
+    "One fixed scale for every image or, without an offset, the scale of each; raises ValueError for a missing range"
+    if offset is None: return cls.of(x, **kwargs)
+    if range and range>0: return cls(_for_each(x, offset), _for_each(x, range))
+    raise ValueError(f'range={range}: a fixed scale needs the counts from 0 to 1, above 0')
+
 # %% ../../nbs/22_optics.intensity.ipynb #smoothstep
 def smoothstep(
     x,    # A tensor, or an array or number of NumPy
-    low,  # Up to which there is none
-    high, # From which on there is all
-):        # From 0 to 1, as `x`
-    "How much, level at both ends"
+    low,  # The result is 0 up to here
+    high, # The result is 1 from here on
+): # From 0 to 1, same type and shape as `x`
+    "A soft threshold: a cubic from 0 to 1, level at both ends"
     t = ((x-low)/(high-low)).clip(0, 1)
     return t*t*(3-2*t)

@@ -104,7 +104,8 @@ ONLY_NOISE = Remark('noise', 'nothing but noise is to be seen')
 _FAINT = Remark('faint', 'hardly anything stands out as nuclei do: left as it is, in part or in full')
 _NOT_NUCLEI = Remark('stain', 'does not look like nuclei: more than half of it is bright')
 _NOT_ACTIN = Remark('stain', 'does not look like actin in a layer of cells: more than half of it is dark')
-_NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: another stain, other optics, or an error')
+_NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: '
+                         'another stain, other optics, or an error')
 
 def plane_doubts(
     refocuser:Refocuser, # The model
@@ -121,7 +122,8 @@ def plane_doubts(
     if width is not None: doubts += _too_far(refocuser, width)
     if result is None: return doubts
     doubts += _of_stain(refocuser, result)
-    if width is not None and clear and unexplained(image, result, width)>_MOST_UNEXPLAINED: doubts.append(_NOT_GIVEN_BACK)
+    asked = clear and width is not None
+    if asked and unexplained(image, result, width)>_MOST_UNEXPLAINED: doubts.append(_NOT_GIVEN_BACK)
     return doubts
 
 def _too_far(refocuser, width):

@@ -64,7 +64,7 @@ def refocus_image(
     im:MicroscopeImage,  # Any axes
     defocus_um=None,     # Distance from focus, um, on either side; None leaves it to the model
 ) -> MicroscopeImage:    # The same axes and metadata
-    "Refocus each channel of an image, rescaled where its pixels are not the model's; raises `ImageError` for NaN or infinite pixels"
+    "Refocus each channel of an image, rescaled if need be; raises `ImageError` for NaN or infinite pixels"
     pixels = check_finite(im).pixels
     axis = im.axes.find('C')
     def refocused(x): return refocuser.refocus(x, defocus_um, im.pixel_um)
@@ -133,7 +133,8 @@ def _scales_for(image, found, shared):
     scales = {c: shared.of(image, c) for c in found}
     missing = [image.channels[c] for c,s in scales.items() if s is None]
     if missing:
-        raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: it has no such channel, or nothing in it')
+        raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: '
+                         'it has no such channel, or nothing in it')
     return {c: found[c].scale and s for c,s in scales.items()}
 
 # %% ../../nbs/54_refocus.files.ipynb #zoom_of
@@ -142,7 +143,7 @@ def zoom_of(
     image,    # An open one, from `open_image`
     pixel_um, # Size of its pixels, um, where the user gave it; None leaves it to the file
 ) -> tuple[float, list[Remark]]: # See `Refocuser.zoom`
-    "How many times as large as the model's pixels those of a file are, and what to say of it; raises `ValueError` for a size too far away that the user gave"
+    "How many times as large as the model's a file's pixels are; raises `ValueError` for a given size too far off"
     um = pixel_um or image.pixel_um
     try: zoom = refocuser.zoom(um)
     except ValueError as e:
@@ -161,6 +162,8 @@ def size_used(
     return um or refocuser.card.get('pixel_um'),by
 
 # %% ../../nbs/54_refocus.files.ipynb #input_doubts
+_RESULT = Remark('result', 'its pixels are results already: refocus what the microscope took')
+
 def input_doubts(
     image, # An open one, from `open_image`
     found, # Number of a channel to its `Acquisition`
@@ -169,7 +172,7 @@ def input_doubts(
     several = len(image.channels)>1
     def where(c): return f' of channel {image.channels[c]}' if several else ''
     doubts = [d for c,a in found.items() for d in saturation_doubts(a.saturated, where(c))]
-    if read_provenance(image.software): doubts.append(Remark('result', 'its pixels are results already: refocus what the microscope took'))
+    if read_provenance(image.software): doubts.append(_RESULT)
     return doubts
 
 # %% ../../nbs/54_refocus.files.ipynb #_notes
@@ -197,7 +200,8 @@ def _clipping(dtype, share):
     "What was computed is brighter than the data type can hold"
     if share<=1e-4: return []
     remedy = 'convert to 16 bits first' if dtype==np.uint8 else 'halve the counts first, or convert to float32'
-    return [Remark('clipped', f'{share:.2%} of the pixels would be brighter than {dtype} can hold, and were clipped: {remedy}')]
+    brighter = f'{share:.2%} of the pixels would be brighter than {dtype} can hold'
+    return [Remark('clipped', f'{brighter}, and were clipped: {remedy}')]
 
 # %% ../../nbs/54_refocus.files.ipynb #_Work
 class _Work:
@@ -212,7 +216,7 @@ class _Work:
         self.clipped = []
 
     def refocused(self, plane):
-        "The new pixels of a plane, `Rows`; its width and doubts are kept. Raises `ImageError` for doubts that are not wanted"
+        "The new pixels of a plane, `Rows`; its width and doubts are kept. Raises `ImageError` for unwanted doubts"
         rows,key = held(self.image.rows(plane)),_key(plane)
         def note(image, result, width, prominence):
             self.widths[key] = width
@@ -257,13 +261,13 @@ def _counted(rows, new, clipped):
 
 # %% ../../nbs/54_refocus.files.ipynb #_Work-found
 @patch
-def found_um(self:_Work):
+def _found_um(self:_Work):
     "How far out of focus each plane so far was found to be, um; None for noise, which has no distance"
     def um(key): return None if ONLY_NOISE in self.doubts[key] else self.refocuser.distance_um(self.widths[key])
     return [um(key) for key in sorted(self.widths) if self.widths[key] is not None]
 
 @patch
-def all_doubts(self:_Work):
+def _all_doubts(self:_Work):
     "What is doubtful about the planes so far, and in how many"
     counts = Counter(d for _,own in sorted(self.doubts.items()) for d in own)
     alone = len(self.todo)==1
@@ -272,7 +276,7 @@ def all_doubts(self:_Work):
 
 # %% ../../nbs/54_refocus.files.ipynb #_Work-half_widths
 @patch
-def half_widths(self:_Work, done):
+def _half_widths(self:_Work, done):
     "What `copy_image` changes the planes to: half of the interval of each pixel of the result, open as `done`"
     results = dict(zip(map(_key, self.image.planes), done.planes))
     def change(plane):
@@ -288,7 +292,8 @@ class Refocused:
     "What became of a file"
     pixels: int      # That were refocused
     reading: Reading # How it was understood
-    found_um: list = field(default_factory=list) # How far out of focus each plane was found to be, um, 0 for in focus, None for noise; empty for a model that does not tell
+    # How far out of focus each plane was found to be, um: 0 in focus, None for noise; empty if the model cannot tell
+    found_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)   # `Remark`s: why not to believe it; the file says them, too
     remarks: list = field(default_factory=list)  # `Remark`s: all that should be said of it
 
@@ -304,41 +309,47 @@ def refocus_file(
     scale_from=None, # A `SharedScale`; its own scales if None
     progress=None,   # Function that is told, now and then, what share of the file has been done since
     strict=False,    # Refuse what is doubtful?
-    half_width_path=None, # Where a copy goes whose pixels are half of the interval of each pixel of the result; the folder must exist
+    # Where a copy goes whose pixels are half of the interval of each pixel of the result; the folder must exist
+    half_width_path=None,
 ) -> Refocused:
-    "Refocus the planes of a file into a copy of it; raises `ImageError`, also for doubts where they are refused, and `ValueError` for what the model cannot be told, and where it has no intervals"
+    "Refocus the planes of a file into a copy; raises `ImageError`, also for refused doubts, and `ValueError`"
     width = refocuser.expected_width(defocus_um)
     if half_width_path: interval_table(refocuser)
     with open_image(source, axes) as f:
         zoom,notes = zoom_of(refocuser, f, pixel_um)
         found = acquisitions(refocuser, f, chosen_channels(f, channels))
         scales = _scales_for(f, found, scale_from)
-        unsized = [] if pixel_um or f.pixel_um else [UNSIZED]
-        known = unsized+notes+input_doubts(f, found)
+        known = _unsized(f, pixel_um)+notes+input_doubts(f, found)
         if strict: refuse(f.path, known)
         work = _Work(refocuser, f, scales, width, zoom, Path(target).parent, progress, strict, bool(half_width_path))
         work.ahead()
-        made = _with_distances(provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from), work)
-        _write(work, made, known, target, half_width_path)
-        doubts = known+work.all_doubts()
-        said = known[len(unsized):]+_one_model(f, channels, refocuser.name)+_overruled(f, pixel_um)
-        remarks = said+work.all_doubts()+_constant(f, scales)
-        names = [f.channels[c] for c,s in scales.items() if s]
-        reading = Reading(f.axes, names, *size_used(refocuser, f, pixel_um))
-        return Refocused(work.pixels, reading, work.found_um(), doubts, remarks)
+        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from)
+        _write(work, _with_distances(made, work), known, target, half_width_path)
+        return _outcome(work, known, channels, pixel_um)
+
+def _unsized(image, pixel_um): return [] if pixel_um or image.pixel_um else [UNSIZED]
 
 # %% ../../nbs/54_refocus.files.ipynb #_write
 def _with_distances(made, work):
     "A provenance with the distances that were found so far"
-    um = tuple(float(d) for d in work.found_um() if d is not None)
+    um = tuple(float(d) for d in work._found_um() if d is not None)
     return replace(made, found_um=um, middle_only=bool(um) and len(work.todo)>len(work.widths))
 
 def _write(work, made, known, target, half_width_path):
     "Copy the image, refocused, and half of the interval of each pixel where that is wanted"
-    def words(**kwargs): return replace(made, doubts=tuple(known+work.all_doubts()), **kwargs).text
+    def words(**kwargs): return replace(made, doubts=tuple(known+work._all_doubts()), **kwargs).text
     with atomically(target, ImageError) as tmp:
         work.image.copy(tmp, work.change, words)
-        if work.strict: refuse(work.image.path, work.all_doubts())
+        if work.strict: refuse(work.image.path, work._all_doubts())
     if not half_width_path: return
     with open_image(target) as done:
-        copy_image(work.image, half_width_path, work.half_widths(done), words(half_widths=True))
+        copy_image(work.image, half_width_path, work._half_widths(done), words(half_widths=True))
+
+def _outcome(work, known, channels, pixel_um):
+    "What became of a file"
+    f,found = work.image,work._all_doubts()
+    remarks = [r for r in known if r!=UNSIZED]
+    remarks += _one_model(f, channels, work.refocuser.name)+_overruled(f, pixel_um)+found+_constant(f, work.scales)
+    names = [f.channels[c] for c,s in work.scales.items() if s]
+    reading = Reading(f.axes, names, *size_used(work.refocuser, f, pixel_um))
+    return Refocused(work.pixels, reading, work._found_um(), known+found, remarks)

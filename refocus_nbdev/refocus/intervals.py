@@ -25,7 +25,8 @@ def brightness(
 
 # %% ../../nbs/53_refocus.intervals.ipynb #half_at
 def half_at(
-    table:dict, # width (n,), px, and bright (m,), network units, both rising; half (n,m): half widths, network units, above 0
+    # width (n,), px, and bright (m,), network units, both rising; half (n,m): half widths, network units, above 0
+    table:dict,
     width,      # Of the blur, px
     bright,     # From `brightness`, any shape
 ) -> np.ndarray: # The same shape, network units
@@ -39,7 +40,8 @@ def interval_table(
 ) -> dict: # See `half_at`
     "The table on a model's card; raises `ValueError` for a model that has none"
     if 'intervals' in refocuser.card: return refocuser.card['intervals']
-    raise ValueError(f'model {refocuser.name} has no calibrated intervals: leave --uncertainty out, or choose another model')
+    raise ValueError(f'model {refocuser.name} has no calibrated intervals: '
+                     'leave --uncertainty out, or choose another model')
 
 # %% ../../nbs/53_refocus.intervals.ipynb #place_in_table
 def place_in_table(
@@ -91,8 +93,8 @@ def refocus_with_interval(
     x:np.ndarray,    # (..., H, W): uint8, uint16 or float32; one acquisition
     defocus_um=None, # See `Refocuser.refocus`
     pixel_um=None,   # See `Refocuser.refocus`
-) -> tuple[np.ndarray, np.ndarray]: # Both of the same shape and data type: the result, and half of the interval of each pixel, counts
-    "`refocus`, and how far from the truth each pixel may be; raises `ValueError` as `refocus` does, and for a model without intervals"
+) -> tuple[np.ndarray, np.ndarray]: # Of the same shape and data type: the result, and half widths, counts
+    "Refocus, and tell how far from the truth each pixel may be; raises `ValueError` for a model without intervals"
     interval_table(refocuser)
     expected,zoom = refocuser.expected_width(defocus_um),refocuser.zoom(pixel_um)
     planes,scale = refocuser.planes_and_scale(x)

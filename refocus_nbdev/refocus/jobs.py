@@ -55,7 +55,8 @@ class Job:
 def _within(path, folder): return Path(folder).resolve() in Path(path).resolve().parents
 
 def plan_run(
-    inputs,          # Files, folders, globs, or CSV files with a column `file`, whose paths count from where the CSV file is
+    # Files, folders, globs, or CSV files with a column `file`, whose paths count from where the CSV file is
+    inputs,
     out,             # Output folder
     recursive=False, # Look into folders of folders?
 ) -> list[Job]:
@@ -68,7 +69,9 @@ def plan_run(
         for f,place in found_images(o, recursive):
             any_at_all = True
             if not results & {*f.resolve().parents}: found[f] = place
-    if any_at_all and not found: raise UsageError(f'{", ".join(map(str, inputs))}: nothing here but results that lie in {out}')
+    if any_at_all and not found:
+        given = ', '.join(map(str, inputs))
+        raise UsageError(f'{given}: nothing here but results that lie in {out}')
     jobs = [Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()]
     _check_apart(inputs, jobs, out)
     return _without_clashes(jobs, not recursive)
@@ -89,7 +92,8 @@ def _check_apart(inputs, jobs, out):
     if out.resolve() in folders or sources & targets:
         raise UsageError(f'{out} holds the input images; choose another folder for the results')
     if half_folder(out).resolve() in folders:
-        raise UsageError(f'{half_folder(out)} holds intervals of earlier results, or would: give images, or choose another folder for the results')
+        raise UsageError(f'{half_folder(out)} holds intervals of earlier results, or would: '
+                         'give images, or choose another folder for the results')
     inside = [j.source for j in jobs if is_zarr(j.source) and _within(out, j.source)]
     if inside: raise UsageError(f'{out} lies in the image {inside[0]}; choose another folder for the results')
 
@@ -109,7 +113,8 @@ def _clash(job, other):
 # %% ../../nbs/56_refocus.jobs.ipynb #note_distances
 def note_distances(
     jobs,       # From `plan_run`
-    defocus_um, # A number in um, as text, or the name of a CSV file with the columns `file` and `defocus_um`; nothing if empty
+    # A number in um, as text, or the name of a CSV file with the columns `file` and `defocus_um`; nothing if empty
+    defocus_um,
 ):
     "Note in each job how far out of focus its file is; raises `UsageError`"
     every,table = given_distances(defocus_um)
@@ -118,7 +123,10 @@ def note_distances(
         j.defocus_um = known.get(j.source, every)
         if j.status!='to do' or not table or j.source in known: continue
         if j.source in unsure: j.ended('failed', unsure_row(j.source, defocus_um))
-        else: j.ended('failed', f'{j.source}: {defocus_um} has no row for the file {j.source.name}; add one, or leave the file out')
+        else: j.ended('failed', _no_row(j.source, defocus_um))
+
+def _no_row(file, table):
+    return f'{file}: {table} has no row for the file {file.name}; add one, or leave the file out'
 
 # %% ../../nbs/56_refocus.jobs.ipynb #of_each
 FAILURES = (ValueError, OSError, MemoryError) # What may be wrong with a file
@@ -161,8 +169,11 @@ def made_before(
 def _difference(made, software, wanted):
     "In what a result differs from what is wanted"
     if made is None: return f'by its own words: {software or "none"}'
-    has,asked = ('; '.join(c for c in a.clauses if c not in b.clauses) or 'nothing more' for a,b in ((made, wanted), (wanted, made)))
-    return f'it has: {has}; asked for: {asked}'
+    return f'it has: {_more(made, wanted)}; asked for: {_more(wanted, made)}'
+
+def _more(one, other):
+    "The clauses that one has and the other has not"
+    return '; '.join(c for c in one.clauses if c not in other.clauses) or 'nothing more'
 
 # %% ../../nbs/56_refocus.jobs.ipynb #run_job
 def run_job(
@@ -192,7 +203,7 @@ def _failures_noted(job):
     except Exception as e: job.ended('failed', failure_of(e, job.source, *job.targets))
 
 def _done_before(job, load, strict, options):
-    "Is all of the result there? Raises `ImageError` where something else is, or what is there is doubtful and that is refused"
+    "Is all of the result there? Raises `ImageError` for something else in its place, and for doubts that are refused"
     if not any(p.exists() for p in job.targets): return False
     from refocus_nbdev.refocus.files import provenance_of
     wanted = provenance_of(load(), job.source, job.defocus_um, **options)
@@ -215,10 +226,11 @@ def preview_job(
     overwrite=False, # Replace results made by something else?
     strict=False,    # Refuse what is doubtful?
     **options        # For `refocus_file`
-) -> Job:            # The same: skipped or failed where that is known already, else still to do, with the size of its image as a note
+) -> Job:            # The same: skipped or failed where that is known, else still to do, with its size as a note
     "Find out what would become of a file"
     with _failures_noted(job):
-        if not overwrite and _done_before(job, load, strict, options): job.ended('skipped', f'{job.source}: done before')
+        done = not overwrite and _done_before(job, load, strict, options)
+        if done: job.ended('skipped', f'{job.source}: done before')
         job.reading,size = _by_head(job, options)
         if job.status=='to do': job.note = size
     return job

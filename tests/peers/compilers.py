@@ -15,7 +15,7 @@ class Unet(nn.Module):
     def __init__(self, model):
         super().__init__()
         self.model = model
-    def forward(self, x, code): return self.model._unet(x, code)
+    def forward(self, x, code): return self.model.correction(x, code)
 
 def as_it_is(model, inputs): return lambda: model(*inputs).numpy()
 
