@@ -77,7 +77,7 @@ def _surface(v, y, x):
 
 # %% ../../nbs/25_optics.background.ipynb #background_of
 _LEAST = 384      # Smallest side of an image that can have a background, pixels
-_RISE = 0.15,0.4  # Rise of a surface over the range of the blocks: from the first on it counts, from the second on in full
+_RISE = 0.15,0.4  # Rise over the range of the blocks: from the first on a surface counts, from the second in full
 
 def _places(first, end, size):
     "Middles of pixels or blocks from `first` up to `end`, from -1 to 1 over `size` pixels"

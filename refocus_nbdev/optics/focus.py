@@ -56,5 +56,5 @@ def _prominence_of(strip):
 def prominence(
     x, # `Rows`, or an array (H,W)
 )->float: # In the unit of `x`
-    "Largest difference in brightness between an object of the size of a nucleus, also a blurred one, and its surroundings"
+    "Largest contrast between an object of the size of a nucleus, sharp or blurred, and its surroundings"
     return max(_prominence_of(s) for s in strips(x, 512))

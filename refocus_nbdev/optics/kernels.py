@@ -141,7 +141,7 @@ def wave_kernels(
 
 # %% ../../nbs/24_optics.kernels.ipynb #_rimmed_disks
 def _rimmed_disks(q, rim, ring):
-    "Disks of radius `rim` over the radii `q` (k,k); `ring` is the share of brightness that moves from the middle to the rim, 0 to 1"
+    "Disks of radius `rim` over the radii `q` (k,k); `ring`, 0 to 1, moves brightness from the middle to the rim"
     inside = torch.sigmoid((rim-q)/0.35)
     outwards = (q/rim.clamp(min=0.5)).clamp(max=1)
     brightness = 1-ring+2*ring*outwards**2
