@@ -12,10 +12,10 @@ from torch import Tensor
 from fastcore.basics import patch
 
 # %% ../../nbs/22_optics.intensity.ipynb #_percentile
-_MOST = 4_000_000 # Pixels that percentiles are taken from, about, at most: of more, every n-th
+_MOST = 4_000_000 # Percentiles use about this many pixels at most: of a larger image, every n-th pixel
 
 def _smallest(x, k):
-    "Number `k`, from 0, of each row of `x` (B,n) in rising order; by NumPy on the CPU, many times as fast there"
+    "The `k`-th smallest value, from 0, of each row of `x` (B,n); NumPy finds it on the CPU, many times faster"
     if x.device.type!='cpu': return x.kthvalue(k+1, dim=1).values
     ordered = np.partition(x.detach().numpy(), k, axis=1)
     return torch.from_numpy(ordered[:,k])
@@ -113,20 +113,20 @@ def of_planes(cls:Scale,
 MINMAX = dict(low=0., high=100., noise_floor=0.) # Arguments of `Scale.of`: the minimum becomes 0, the maximum 1
 
 def _for_each(x, value):
-    "`value` for each image of `x`, (B,1,1,1)"
+    "A tensor (B,1,1,1) that holds `value` for each image of `x`"
     return x.new_full((len(x),1,1,1), value)
 
 @patch(cls_method=True)
 def given(cls:Scale,
     x:Tensor,    # Images (B,1,H,W), counts
     offset=None, # Count that becomes 0; None finds both numbers in the image
-    range=None,  # Counts from 0 to 1, above 0
+    range=None,  # Number of counts between 0 and 1, above 0
     **kwargs     # Arguments of `Scale.of`
 ): # A `Scale`
-    "One fixed scale for every image or, without an offset, the scale of each; raises ValueError for a missing range"
+    "One fixed scale for all images; without `offset`, the own scale of each. Raises ValueError for a missing `range`"
     if offset is None: return cls.of(x, **kwargs)
     if range and range>0: return cls(_for_each(x, offset), _for_each(x, range))
-    raise ValueError(f'range={range}: a fixed scale needs the counts from 0 to 1, above 0')
+    raise ValueError(f'range={range}: give the number of counts between 0 and 1, above 0')
 
 # %% ../../nbs/22_optics.intensity.ipynb #smoothstep
 def smoothstep(

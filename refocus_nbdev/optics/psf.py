@@ -23,7 +23,7 @@ def _cone_slope(na, index=1.):
     return math.tan(math.asin(na/index))
 
 def _check_optics(pixel_um, na, index):
-    "Raise ValueError for a pixel size or an aperture that no microscope has"
+    "Raise ValueError for an impossible pixel size or aperture"
     if not pixel_um>0: raise ValueError(f'pixel_um={pixel_um}: the size of a pixel must be above 0')
     if 0<na<index: return
     raise ValueError(f'na={na}: the numerical aperture must be above 0 and below the refractive index, {index}')
@@ -128,7 +128,7 @@ def _drawn_on(x, generator):
     return x.device if generator is None else generator.device
 
 def _uniform(like, generator):
-    "Uniform numbers in [0,1) of the shape of `like`, on its device"
+    "Uniform numbers in [0,1), with the shape and device of `like`"
     source = _drawn_on(like, generator)
     z = torch.rand(like.shape, device=source, generator=generator)
     return z.to(like.device)
@@ -145,7 +145,7 @@ def jittered_kernels(
     defocus_um:torch.Tensor,        # Distances from focus, µm, shape (B,); the sign is ignored
     generator:torch.Generator=None, # Source of the random draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
-    width_jitter:float=0.15,        # Relative half range of the width, 0 to 1
+    width_jitter:float=0.15,        # Largest relative change of the width, 0 to 1
     shape_jitter:float=1.,          # 0: Gaussians; 1: exponents 1.5 to 6, axis ratios up to 1.15, ring shares up to 0.2
     **optics                        # Arguments of `blur_px_per_um`
 )->torch.Tensor: # float32 (B, 1, 2*radius+1, 2*radius+1) on the device of `defocus_um`; each kernel sums to 1
@@ -172,7 +172,7 @@ def blur(
     x:torch.Tensor,       # Images (B, 1, H, W), any float type
     kernels:torch.Tensor, # Kernels (B or 1, 1, k, k), k odd and not larger than H and W
 )->torch.Tensor: # float32 (B, 1, H-k+1, W-k+1)
-    "Images convolved with kernels, only the valid part, by FFT; raises ValueError if a kernel is larger than the field"
+    "The valid part of images convolved with kernels, by FFT; raises ValueError if a kernel is larger than the field"
     h,w = x.shape[-2:]
     k = kernels.shape[-1]
     _check_fits(h, w, k)

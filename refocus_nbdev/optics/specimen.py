@@ -18,7 +18,7 @@ def _waves(rng, shape, sigma):
 
 # %% ../../nbs/21_optics.specimen.ipynb #_chromatin
 def _peaks(waves, least):
-    "Near 1 where `waves` exceed `least` standard deviations, near 0 elsewhere"
+    "Near 1 where `waves`, of unit variance, exceed `least`, near 0 elsewhere"
     return 1/(1+np.exp(-8*(waves-least)))
 
 def _chromatin(rng, shape):
@@ -150,7 +150,7 @@ def _candidates(rng, shape, crowding):
 
 # %% ../../nbs/21_optics.specimen.ipynb #_fill
 _KINDS = (_interphase, _mitotic, _apoptotic, _debris)
-_ODDS = (0.87, 0.03, 0.02, 0.08) # How often a candidate is of each kind
+_ODDS = (0.87, 0.03, 0.02, 0.08) # Probability of each kind
 
 def _fill(rng, canvas, labels, candidates):
     "Draw an object at each candidate where there is room; label all but debris"
@@ -167,8 +167,8 @@ def make_field(
     rng:np.random.Generator, # Source of every random choice
     shape:tuple=(384,384),   # Height and width of the field, pixels
     crowding:float=0.,       # -2: nearly empty, 0: patchy, 2: a full layer of cells
-)->tuple: # Noise-free signal, float32 counts above the offset; labels, int32, one number a nucleus and 0 elsewhere
-    "A simulated, sharp field of U2OS-like nuclei, as a 20x objective and Hoechst would show it"
+)->tuple: # Noise-free signal, float32 counts above the offset; labels, int32, one number for each nucleus, 0 elsewhere
+    "A simulated, sharp field of U2OS-like nuclei, as seen with Hoechst through a 20x objective"
     full = tuple(s+2*_HALF for s in shape)
     canvas = np.zeros(full)
     labels = np.zeros(full, np.int32)
@@ -189,7 +189,7 @@ def make_plane(
     radius:int=64,           # Half width of the kernel, pixels
     gain:float=0.3,          # Counts per photo-electron
     read_noise:float=3.,     # Standard deviation of the read noise, counts
-    offset:float=105.,       # What the camera reads in the dark, counts
+    offset:float=105.,       # Output of the camera in the dark, counts
 )->np.ndarray: # uint16 frame of 0 to 4095 counts
     "A photograph of a field: wave-optics blur, crop, shot and read noise, offset, 12 bits"
     field = torch.tensor(signal)
