@@ -107,6 +107,7 @@ _NOT_ACTIN = Remark('stain', 'does not look like actin in a layer of cells: more
 _NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: '
                          'another stain, other optics, or an error')
 
+# %% ../../nbs/52_refocus.doubts.ipynb #plane_doubts-order
 def plane_doubts(
     refocuser:Refocuser, # The model
     image,           # (H,W), `Rows`, the plane in network units

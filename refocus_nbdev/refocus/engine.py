@@ -190,6 +190,7 @@ def estimated_width(self:Refocuser,
     given = None if expected is None else torch.tensor([float(expected)], device=self.device)
     return self.model.estimator.decided(evidence, given).exp()-0.5
 
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-distance
 @patch
 def expected_width(self:Refocuser,
     defocus_um, # Distance from focus that the user gave, um, on either side; None if there is none
@@ -233,6 +234,7 @@ def scale_of(self:Refocuser,
     if given.get('offset') is None: return Scale.of_planes(values, pixels, **given)
     return Scale.given(Scale.of_planes(values, pixels).offset, **given)
 
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-planes
 @patch
 def planes_and_scale(self:Refocuser,
     x:np.ndarray, # (..., H, W), counts; one acquisition
@@ -395,6 +397,7 @@ def refocused_rows(self:Refocuser,
 
 def _sum(q, change): return Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b])
 
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-array
 @patch
 def refocus(self:Refocuser,
     x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition

@@ -38,6 +38,7 @@ def _as_named(source, channels, axes):
         names = _clear_names(f.channels)
         return tuple(names[c] for c in sorted(chosen_channels(f, channels)))
 
+# %% ../../nbs/54_refocus.files.ipynb #provenance_of-fields
 def provenance_of(
     refocuser:Refocuser, # The model
     source=None,     # The file that is refocused, for its hash and the names of its channels
@@ -117,6 +118,7 @@ class SharedScale:
         name = image.channels[c].lower()
         return self.scales[names.index(name)] if name in names else None
 
+# %% ../../nbs/54_refocus.files.ipynb #shared_scale
 def shared_scale(
     refocuser:Refocuser, # The model
     path,      # A file, of the kinds that `refocus_file` takes
@@ -233,19 +235,22 @@ class _Work:
         share = plane.size/self.pixels
         return lambda done: self.progress(done*share)
 
-    def ahead(self):
-        "Refocus the middle plane of each channel before the copy asks for it"
-        for c in {p.channel for p in self.todo}:
-            planes = [p for p in self.todo if p.channel==c]
-            middle = planes[len(planes)//2]
-            self.ready[_key(middle)] = self.refocused(middle)
-
-    def change(self, plane):
-        "The new pixels of a plane, for `copy_image`; None if the plane stays as it is"
-        if not self.scales.get(plane.channel): return None
-        return self.ready.pop(_key(plane), None) or self.refocused(plane)
-
 def _key(plane): return plane.series,plane.index
+
+# %% ../../nbs/54_refocus.files.ipynb #_Work-change
+@patch
+def ahead(self:_Work):
+    "Refocus the middle plane of each channel before the copy asks for it"
+    for c in {p.channel for p in self.todo}:
+        planes = [p for p in self.todo if p.channel==c]
+        middle = planes[len(planes)//2]
+        self.ready[_key(middle)] = self.refocused(middle)
+
+@patch
+def change(self:_Work, plane):
+    "The new pixels of a plane, for `copy_image`; None if the plane stays as it is"
+    if not self.scales.get(plane.channel): return None
+    return self.ready.pop(_key(plane), None) or self.refocused(plane)
 
 # %% ../../nbs/54_refocus.files.ipynb #_counted
 def _counted(rows, new, clipped):

@@ -71,6 +71,7 @@ def found_images(
     if _searched_root(o) is None: return found
     return [(f, place) for f,place in found if not is_label_name(place)] or [(o, Path(o.name))]
 
+# %% ../../nbs/55_refocus.inputs.ipynb #labels_among
 def labels_among(
     inputs,          # Files, folders, globs or CSV files
     recursive=False, # Search subfolders too?

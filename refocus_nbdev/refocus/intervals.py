@@ -88,6 +88,7 @@ def half_width_in_counts(
     def read(a, b): return to_dtype(rounded(half[a:b].clip(0)*scale.range.item()), rows.dtype)
     return Rows(rows.shape, rows.dtype, read)
 
+# %% ../../nbs/53_refocus.intervals.ipynb #refocus_with_interval
 def refocus_with_interval(
     refocuser:Refocuser, # The model
     x:np.ndarray,    # (..., H, W): uint8, uint16 or float32; one acquisition

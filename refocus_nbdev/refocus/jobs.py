@@ -202,6 +202,7 @@ def _failures_noted(job):
     try: yield
     except Exception as e: job.ended('failed', failure_of(e, job.source, *job.targets))
 
+# %% ../../nbs/56_refocus.jobs.ipynb #_done_before
 def _done_before(job, load, strict, options):
     "Do all outputs exist? Raises `ImageError` for another file at their path, and for doubts if `strict`"
     if not any(p.exists() for p in job.targets): return False
@@ -270,6 +271,7 @@ def run_jobs(
         _in_threads(one, [j for j,large in sized if not large], 2, stop)
         _in_threads(one, [j for j,large in sized if large], 1, stop)
 
+# %% ../../nbs/56_refocus.jobs.ipynb #_run_reporting
 def _run_reporting(job, refocuser, overwrite, progress, stop, options):
     "Do a job, and report its progress; it ends early if `stop` is set"
     reported = []

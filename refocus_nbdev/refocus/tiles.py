@@ -92,6 +92,7 @@ class Tile:
         if self.last<n: weights[-SEAM_PX:] = 1-fade
         return weights
 
+# %% ../../nbs/50_refocus.tiles.ipynb #tiles_along-cover
 def tiles_along(
     n,       # Pixels along a side
     side,    # Largest side of a tile, px
@@ -151,6 +152,7 @@ def _batches(cuts, most):
         same = list(same)
         yield from (same[i:i+most] for i in range(0, len(same), most))
 
+# %% ../../nbs/50_refocus.tiles.ipynb #in_tiles_of-rows
 def in_tiles_of(
     side:int,         # Largest side of a tile, px
     model:GuidedUnet, # The network
@@ -173,6 +175,7 @@ def in_tiles_of(
         waiting = line[done:]
         yield cut.tile.first,line[:min(done, H-cut.tile.first), :W]
 
+# %% ../../nbs/50_refocus.tiles.ipynb #_line
 def _line(rows, cut, columns, run):
     "A row of tiles that fade into each other"
     strip,t = rows_at(rows, cut.pixels),cut.tile
