@@ -11,7 +11,7 @@ CLOSED = 'http://127.0.0.1:9' # Where nobody listens: what asks for the network 
 @pytest.fixture
 def alone(monkeypatch):
     "No images but those of the repository, and no network"
-    monkeypatch.delenv('REFOCUS_DATA', raising=False)
+    for name in ('REFOCUS_DATA', 'REFOCUS_WEIGHTS'): monkeypatch.delenv(name, raising=False)
     for name in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'): monkeypatch.setenv(name, CLOSED)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
