@@ -34,19 +34,23 @@ def laplacian_variance(
 # %% ../../nbs/60_judge.defocus.ipynb #power_slope
 def _middle_square(x):
     "The largest square in the middle of a picture"
-    n = min(x.shape)
-    top,left = ((s-n)//2 for s in x.shape)
+    height,width = x.shape
+    n = min(height, width)
+    top = (height-n)//2
+    left = (width-n)//2
     return x[top:top+n, left:left+n]
 
 def _power(x):
     "Power of each frequency of a square (n,n), without its mean and with a Hann window, (n,n//2+1)"
-    n = len(x)
-    window = np.hanning(n)[:,None]*np.hanning(n)
-    return np.abs(np.fft.rfft2((x-x.mean())*window))**2
+    window = np.hanning(len(x))
+    x = (x-x.mean())*(window[:,None]*window)
+    return np.abs(np.fft.rfft2(x))**2
 
 def _frequency(n):
     "Frequency of each value of `_power`, cycles a side, (n,n//2+1)"
-    return np.hypot(np.fft.fftfreq(n)[:,None], np.fft.rfftfreq(n))*n
+    along_y = np.fft.fftfreq(n)[:,None]
+    along_x = np.fft.rfftfreq(n)
+    return np.hypot(along_y, along_x)*n
 
 # %% ../../nbs/60_judge.defocus.ipynb #power_slope-export
 def power_slope(
@@ -54,7 +58,8 @@ def power_slope(
 ) -> float: # Steeper is more negative; about 0 for noise; NaN below 8 px a side, and for a constant image
     "Slope of the logarithm of power over that of frequency, from 4 cycles a side to half of the highest frequency"
     x = np.asarray(x, np.float32)
-    if min(x.shape)<8 or np.ptp(x)==0: return float('nan')
+    if min(x.shape)<8: return float('nan')
+    if np.ptp(x)==0: return float('nan')
     x = _middle_square(x)
     n = len(x)
     ring = _frequency(n).ravel().astype(int)
@@ -63,11 +68,17 @@ def power_slope(
     number = np.bincount(ring, None, n)[band]
     mean = total/np.maximum(number, 1)
     frequency = np.arange(4, 4+len(mean))
-    return float(np.polyfit(np.log(frequency), np.log(mean+1e-30), 1)[0])
+    slope,_ = np.polyfit(np.log(frequency), np.log(mean+1e-30), 1)
+    return float(slope)
 
 # %% ../../nbs/60_judge.defocus.ipynb #beliefs
 IN_FOCUS_PX = 1. # The width of the blur up to which a plane is in focus: 2 um away, the depth of field of 20x/0.45
 IN_FOCUS_SCORE = 0.25 # The focus score from which on a plane is called in focus
+
+def _um(refocuser, log_width):
+    "The distances of widths, as the estimator counts them, um"
+    width = log_width.exp()-0.5
+    return (width/refocuser.px_per_um).clamp(min=0).cpu().numpy()
 
 def _percentile(share, below, um):
     "The distance below which a share of each distribution lies; `below` (n,bins) are cumulative shares at `um` (bins,)"
@@ -80,14 +91,14 @@ def beliefs(
     "How far out of focus tiles or planes are, and how sure that is"
     estimator = refocuser.model.estimator
     evidence = evidence.to(refocuser.device)
-    def um(log_width): return ((log_width.exp()-0.5)/refocuser.px_per_um).clamp(min=0).cpu().numpy()
-    believed = evidence.softmax(1) @ estimator.near(estimator.log_widths, estimator.doubt)
+    widths = estimator.log_widths
+    believed = evidence.softmax(1) @ estimator.near(widths, estimator.doubt)
     below = believed.cumsum(1).cpu().numpy()
-    bins = um(estimator.log_widths)
+    bins = _um(refocuser, widths)
     in_focus_um = IN_FOCUS_PX/refocuser.px_per_um
     return pd.DataFrame(dict(
         focus_score=[np.interp(in_focus_um, bins, b) for b in below],
-        defocus_um=um(estimator.expected(evidence)),
+        defocus_um=_um(refocuser, estimator.expected(evidence)),
         low_um=_percentile(0.05, below, bins),
         high_um=_percentile(0.95, below, bins)))
 
@@ -99,10 +110,12 @@ def _tiles_of(refocuser, rows, shape, evidence, zoom):
     side = refocuser.model.estimator.tile
     own_side = round(side/zoom)
     ys,xs = ([round(start/zoom) for start in tile_starts(n, side)] for n in shape)
-    places = [dict(y=y, x=x, side=own_side) for y in ys for x in xs]
-    tiles = pd.DataFrame(places).join(beliefs(refocuser, evidence.flatten(0, 1)))
-    def is_empty(y, x): return not has_structure(rows[y:y+own_side][:, x:x+own_side])
-    tiles.loc[[is_empty(p['y'], p['x']) for p in places], _BELIEFS] = np.nan
+    places = pd.DataFrame([dict(y=y, x=x, side=own_side) for y in ys for x in xs])
+    tiles = places.join(beliefs(refocuser, evidence.flatten(0, 1)))
+    for i,place in places.iterrows():
+        strip = rows[place.y:place.y+own_side]
+        tile = strip[:, place.x:place.x+own_side]
+        if not has_structure(tile): tiles.loc[i, _BELIEFS] = np.nan
     return tiles
 
 def _no_tiles():
@@ -141,14 +154,25 @@ def score_plane(
     "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model that does not say"
     _check_guided(refocuser)
     rows = held(as_rows(rows))
-    classical = {measure.__name__: measure(middle_of(rows)) for measure in (laplacian_variance, power_slope)}
+    middle = middle_of(rows)
+    classical = dict(laplacian_variance=laplacian_variance(middle), power_slope=power_slope(middle))
     if scale is None: return dict(_unknown(), **classical, remarks=[_NOTHING]), _no_tiles()
-    plane = refocuser.in_network_units(rows, scale, zoom)[1]
+    _,plane = refocuser.in_network_units(rows, scale, zoom)
     evidence = refocuser.width_evidence(plane)
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
-    whole = beliefs(refocuser, evidence.mean((0,1))[None]).iloc[0].to_dict()
+    overall = beliefs(refocuser, evidence.mean((0,1))[None])
+    whole = overall.iloc[0].to_dict()
     whole,remarks = _judged(refocuser, plane, whole, tiles)
     return dict(whole, **classical, remarks=remarks), tiles
+
+# %% ../../nbs/60_judge.defocus.ipynb #noted
+def _noted(whole, remarks):
+    "What `score_plane` says, with all remarks in words and by their codes"
+    scores = dict(whole)
+    remarks = remarks+scores.pop('remarks')
+    note = '; '.join(texts_of(remarks))
+    codes = tuple(r.code for r in remarks)
+    return dict(scores, note=note, codes=codes)
 
 # %% ../../nbs/60_judge.defocus.ipynb #score_file
 def score_file(
@@ -164,22 +188,19 @@ def score_file(
     rows,tiles = [],[]
     with open_image(path, axes) as f:
         zoom,remarks = zoom_of(refocuser, f, pixel_um)
-        if not (pixel_um or f.pixel_um): remarks = [*remarks, UNSIZED]
-        found = acquisitions(refocuser, f, chosen_channels(f, channels))
+        if not (pixel_um or f.pixel_um): remarks = remarks+[UNSIZED]
+        chosen = chosen_channels(f, channels)
+        found = acquisitions(refocuser, f, chosen)
         for p in f.planes:
             if p.channel not in found: continue
             place = dict(file=str(path), **f.place(p))
             channel = found[p.channel]
             whole,parts = score_plane(refocuser, f.rows(p), channel.scale, zoom)
-            rows.append(dict(place, **_noted(whole, [*remarks, *saturation_doubts(channel.saturated)])))
+            noted = _noted(whole, remarks+saturation_doubts(channel.saturated))
+            rows.append(dict(place, **noted))
             tiles.append(parts.assign(**place))
-    return pd.DataFrame(rows),pd.concat([t for t in tiles if len(t)] or tiles)
-
-def _noted(whole, remarks):
-    "What `score_plane` says, with all remarks in words and by their codes"
-    remarks = [*remarks, *whole['remarks']]
-    scores = {k: v for k,v in whole.items() if k!='remarks'}
-    return dict(scores, note='; '.join(texts_of(remarks)), codes=tuple(r.code for r in remarks))
+    filled = [t for t in tiles if len(t)]
+    return pd.DataFrame(rows),pd.concat(filled or tiles)
 
 # %% ../../nbs/60_judge.defocus.ipynb #measured_blur
 _TOO_NEAR = ('none of the planes whose distance is known is far enough out of focus to tell how much the microscope '
@@ -195,7 +216,8 @@ def measured_blur(
     "How much a microscope blurs, from planes that are blurred by 2 px or more; raises `ValueError` if there are none"
     found = np.abs(np.asarray(found_um, float))
     true = np.abs(np.asarray(true_um, float))
-    usable = (found*refocuser.px_per_um>=2)&(true>0)
+    is_wide = found*refocuser.px_per_um>=2
+    usable = is_wide&(true>0)
     if not usable.any(): raise ValueError(_TOO_NEAR)
     each = refocuser.blur_per_um*found[usable]/true[usable]
     return pd.Series(dict(blur_per_um=np.median(each), least=each.min(), most=each.max(), planes=len(each)))
@@ -204,13 +226,17 @@ def measured_blur(
 def _unevenness(focus, planes):
     "By how much distances differ, on the mean, from a line that rises evenly on both sides of a place, um"
     steps = (planes.z-focus).abs()
-    line = steps*(planes.defocus_um*steps).sum()/(steps*steps).sum()
-    return (planes.defocus_um-line).abs().mean()
+    found = planes.defocus_um
+    line = steps*(found*steps).sum()/(steps*steps).sum()
+    return (found-line).abs().mean()
 
 def _from_focus(stack, step_um):
     "Distance of the planes of one stack from the focal plane, um; NaN if few show anything, or none is near focus"
+    unknown = stack.z*np.nan
     known = stack.dropna()
-    if len(known)<5 or known.defocus_um.min()>0.25*known.defocus_um.max(): return stack.z*np.nan
+    if len(known)<5: return unknown
+    nearest,farthest = known.defocus_um.min(),known.defocus_um.max()
+    if nearest>0.25*farthest: return unknown
     places = np.arange(known.z.min(), known.z.max()+0.1, 0.1)
     focus = min(places, key=lambda z: _unevenness(z, known))
     return (stack.z-focus).abs()*step_um
@@ -223,8 +249,9 @@ def stack_distances(
 ) -> pd.Series:
     "How far out of focus the planes of stacks are, from the place where their distances grow evenly on both sides"
     columns = [c for c in ('file','series','channel','t') if c in scored]
-    stacks = scored.groupby(columns, dropna=False)
-    return pd.concat([_from_focus(s[['z','defocus_um']], step_um) for _,s in stacks]).reindex(scored.index)
+    stacks = scored.groupby(columns, dropna=False)[['z','defocus_um']]
+    distances = [_from_focus(planes, step_um) for _,planes in stacks]
+    return pd.concat(distances).reindex(scored.index)
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_map
 def _defocus_image(ax, um, most, **kwargs):
@@ -241,12 +268,14 @@ def draw_map(
     height,width = image.shape
     fig = Figure(figsize=(9, 4.5*height/width+0.5), layout='constrained', dpi=70)
     left,right = fig.subplots(1, 2)
-    left.imshow(image, cmap='gray', vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.8))
+    low = np.percentile(image, 1)
+    high = np.percentile(image, 99.8)
+    left.imshow(image, cmap='gray', vmin=low, vmax=high)
     left.axis('off')
-    um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index().to_numpy()
+    um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index()
     right.set_facecolor('lightgrey')
     right.set(xticks=[], yticks=[])
-    _defocus_image(right, um, most, extent=(0, width, height, 0))
+    _defocus_image(right, um.to_numpy(), most, extent=(0, width, height, 0))
     for tile in tiles.dropna(subset='defocus_um').itertuples():
         middle = (tile.x+tile.side/2, tile.y+tile.side/2)
         right.text(*middle, f'{tile.defocus_um:.0f}', color='w', ha='center', va='center', fontsize=8)
@@ -259,7 +288,8 @@ def wells_of(
     "The median distance of each well of a plate of up to 384"
     wells = pd.Series(named_wells(scored.file), scored.index, dtype=object).str.lower()
     known = wells.str.fullmatch(r'[a-p](0?[1-9]|1\d|2[0-4])', na=False).astype(bool)
-    return scored.defocus_um[known].groupby(wells[known]).median().to_dict()
+    distances = scored.defocus_um[known].groupby(wells[known])
+    return distances.median().to_dict()
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_plate
 def draw_plate(
@@ -283,7 +313,8 @@ def draw_plate(
 def _worst_map(planes, tiles):
     "The map of that plane of a file which is farthest out of focus"
     axes = [c for c in ('series','channel','t','z') if c in planes]
-    worst = planes.loc[[planes.defocus_um.idxmax()], axes].dropna(axis=1)
+    farthest = planes.defocus_um.idxmax()
+    worst = planes.loc[[farthest], axes].dropna(axis=1)
     place = {k: v.iloc[0] for k,v in worst.items()}
     with open_image(planes.file.iloc[0]) as f:
         image = next(f.read(p) for p in f.planes if place==f.place(p))

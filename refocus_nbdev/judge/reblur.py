@@ -42,12 +42,15 @@ def _residual(blurred, pred, width):
     left = np.asarray(blurred, np.float32)-reblurred(pred, width)
     return left-np.median(left)
 
-def _margin(width, shape): return min(round(width), (min(shape)-1)//2)
+def _margin(width, shape):
+    most = (min(shape)-1)//2
+    return min(round(width), most)
 
 def _inside(x, width):
     "A picture without a border as wide as the blur, where light comes from outside"
     m = _margin(width, x.shape)
-    return x[m:x.shape[0]-m, m:x.shape[1]-m]
+    bottom,right = (n-m for n in x.shape)
+    return x[m:bottom, m:right]
 
 def best_width(
     blurred, # (H,W), counts
@@ -55,29 +58,42 @@ def best_width(
     width,   # About how wide the blur is, px
 ) -> float:  # Between 3/4 and 4/3 of it
     "The width at which a prediction, blurred again, is nearest to the image"
-    def mean_square(w): return float(np.mean(_inside(_residual(blurred, pred, w), width)**2))
+    def mean_square(w):
+        left = _inside(_residual(blurred, pred, w), width)
+        return float(np.mean(left**2))
     bounds = (0.75*width, width/0.75)
     options = dict(xatol=0.01*max(width, 1), maxiter=12)
-    return float(minimize_scalar(mean_square, bounds=bounds, method='bounded', options=options).x)
+    found = minimize_scalar(mean_square, bounds=bounds, method='bounded', options=options)
+    return float(found.x)
 
 # %% ../../nbs/61_judge.reblur.ipynb #footprints
 def _blurred_nucleus(pred, labels, i, where, low, width, step):
     "A nucleus above the background `low`, blurred again, and the pixel (multiples of `step`) where that picture begins"
+    rows,columns = where
     pad = int(3.2*width)+2
-    top,left = (max(s.start-pad, 0)//step*step for s in where)
-    part = np.s_[top:where[0].stop+pad, left:where[1].stop+pad]
-    own = np.where(labels[part]==i, pred[part]-low, 0).astype(np.float32)
-    return ndi.gaussian_filter(own, max(width, 1e-3), mode='constant'), top, left
+    top = max(rows.start-pad, 0)//step*step
+    left = max(columns.start-pad, 0)//step*step
+    part = np.s_[top:rows.stop+pad, left:columns.stop+pad]
+    own = np.where(labels[part]==i, pred[part]-low, 0)
+    nucleus = ndi.gaussian_filter(own.astype(np.float32), max(width, 1e-3), mode='constant')
+    return nucleus,top,left
 
-def _footprints(nucleus, top, left, shape, step):
-    "Yields the pixels of a grid (H,W) and the values there: of a blurred nucleus, and of its shifts along y and x"
-    for picture in (nucleus, *(-g for g in np.gradient(nucleus))):
-        picture = picture[step//2::step, step//2::step]
-        y,x = np.nonzero(np.abs(picture)>1e-3*np.abs(picture).max())
-        values = picture[y,x]
-        y,x = y+top//step, x+left//step
-        inside = (y<shape[0])&(x<shape[1])
-        yield (y*shape[1]+x)[inside], values[inside]
+def _with_shifts(nucleus):
+    "A blurred nucleus, and how it changes when it moves along y and x"
+    along_y,along_x = np.gradient(nucleus)
+    return nucleus,-along_y,-along_x
+
+def _footprint(picture, top, left, shape, step):
+    "The pixels of a grid (H,W) on which a picture falls, and its values there"
+    picture = picture[step//2::step, step//2::step]
+    size = np.abs(picture)
+    y,x = np.nonzero(size>1e-3*size.max())
+    values = picture[y,x]
+    y += top//step
+    x += left//step
+    inside = (y<shape[0])&(x<shape[1])
+    pixels = y*shape[1]+x
+    return pixels[inside],values[inside]
 
 # %% ../../nbs/61_judge.reblur.ipynb #effects
 def _effects(pred, labels, low, width, step, shape):
@@ -87,18 +103,22 @@ def _effects(pred, labels, low, width, step, shape):
         if where is None: continue
         nucleus,top,left = _blurred_nucleus(pred, labels, i+1, where, low, width, step)
         peaks[i] = float(nucleus.max())
-        for k,(pixels,values) in enumerate(_footprints(nucleus, top, left, shape, step)):
+        for k,picture in enumerate(_with_shifts(nucleus)):
+            pixels,values = _footprint(picture, top, left, shape, step)
             effects.append((pixels, np.full(len(pixels), 3*i+k), values))
     return effects,peaks
 
 def _solved(effects, residual, n):
     "The changes (n,3) of nuclei that leave least of a residual, and what they leave"
     pixels,columns,values = map(np.concatenate, zip(*effects))
-    A = csc_matrix((values, (pixels, columns)), shape=(residual.size, 3*n))
+    shape = (residual.size, 3*n)
+    A = csc_matrix((values, (pixels, columns)), shape=shape)
     normal = (A.T@A).tocsc()
     damping = diags(0.02*normal.diagonal()+1e-9)
-    changes = spsolve(normal+damping, A.T@residual.ravel())
-    return changes.reshape(n,3), residual-(A@changes).reshape(residual.shape)
+    right = A.T@residual.ravel()
+    changes = spsolve(normal+damping, right)
+    explained = (A@changes).reshape(residual.shape)
+    return changes.reshape(n,3),residual-explained
 
 # %% ../../nbs/61_judge.reblur.ipynb #fit
 class _Fit(NamedTuple):
@@ -111,7 +131,8 @@ class _Fit(NamedTuple):
 def _fit(residual, pred, labels, low, width):
     "A `_Fit` of labels 1 to n; `low` is the background, counts"
     step = max(int(width/2.5), 1)
-    rest = ndi.uniform_filter(residual, step)[step//2::step, step//2::step]
+    smooth = ndi.uniform_filter(residual, step)
+    rest = smooth[step//2::step, step//2::step]
     n = labels.max()
     effects,peaks = _effects(pred, labels, low, width, step, rest.shape)
     changes = np.zeros((n,3))
@@ -131,43 +152,80 @@ def most_shift(
 # %% ../../nbs/61_judge.reblur.ipynb #suspects
 def _near_border(y, x, width, shape):
     m = _margin(width, shape)
-    return (y<m)|(x<m)|(y>=shape[0]-m)|(x>=shape[1]-m)
+    bottom,right = (n-m for n in shape)
+    return (y<m)|(x<m)|(y>=bottom)|(x>=right)
+
+def _kinds(t, width):
+    "The kind of suspect that each nucleus is, '' for none"
+    invented = t.change<-_CHANGED
+    too_dark = t.change>_CHANGED
+    moved = t['shift']>most_shift(width)
+    return np.select([invented, too_dark, moved], ['invented', 'too_dark', 'moved'], '')
 
 def _nuclei(labels, changes, width):
     "The table of nuclei; see `ReblurCheck`"
     ids = np.unique(labels[labels>0])
-    y,x = np.array(ndi.center_of_mass(labels>0, labels, ids)).reshape(-1, 2).T
-    own = changes[ids-1]
-    t = pd.DataFrame(dict(label=ids, y=y, x=x, change=own[:,0], shift=np.hypot(*own[:,1:].T)))
-    t.loc[_near_border(y, x, width, labels.shape), ['change','shift']] = np.nan
-    kinds = {'invented': t.change<-_CHANGED, 'too_dark': t.change>_CHANGED, 'moved': t['shift']>most_shift(width)}
-    return t.assign(suspect=np.select(list(kinds.values()), list(kinds), ''))
+    middles = np.array(ndi.center_of_mass(labels>0, labels, ids))
+    y,x = middles.reshape(-1, 2).T
+    light,down,right = changes[ids-1].T
+    t = pd.DataFrame(dict(label=ids, y=y, x=x, change=light, shift=np.hypot(down, right)))
+    outside = _near_border(y, x, width, labels.shape)
+    t.loc[outside, ['change','shift']] = np.nan
+    return t.assign(suspect=_kinds(t, width))
+
+# %% ../../nbs/61_judge.reblur.ipynb #lost
+def _typical(peaks):
+    "How bright a typical nucleus is when blurred, counts"
+    known = peaks[peaks>0]
+    return np.median(known) if len(known) else np.inf
 
 def _lost(fit, width, shape):
     "The table of nuclei that may have been lost: peaks of what a fit leaves"
-    smooth = ndi.gaussian_filter(fit.rest, width/fit.step/2)
-    around = max(int(2*width/fit.step), 3)
-    y,x = np.nonzero((smooth==ndi.maximum_filter(smooth, around)) & (smooth>0))
-    peaks = fit.peaks[fit.peaks>0]
-    typical = np.median(peaks) if len(peaks) else np.inf
-    t = pd.DataFrame(dict(y=(y+0.5)*fit.step, x=(x+0.5)*fit.step, light=smooth[y,x]/typical))
-    return t[(t.light>_LOST) & ~_near_border(t.y, t.x, width, shape)].reset_index(drop=True)
+    step = fit.step
+    smooth = ndi.gaussian_filter(fit.rest, width/step/2)
+    around = max(int(2*width/step), 3)
+    is_peak = smooth==ndi.maximum_filter(smooth, around)
+    y,x = np.nonzero(is_peak&(smooth>0))
+    light = smooth[y,x]/_typical(fit.peaks)
+    t = pd.DataFrame(dict(y=(y+0.5)*step, x=(x+0.5)*step, light=light))
+    t = t[~_near_border(t.y, t.x, width, shape)]
+    return t[t.light>_LOST].reset_index(drop=True)
 
 # %% ../../nbs/61_judge.reblur.ipynb #unexplained
 def _beside_suspects(labels, nuclei, lost, width):
     "Where the light of no suspect falls (H,W); everywhere, if that is half of the image or less"
-    suspect = np.isin(labels, nuclei.label[nuclei.suspect!=''])
-    suspect[lost.y.astype(int), lost.x.astype(int)] = True
+    ids = nuclei.label[nuclei.suspect!='']
+    suspect = np.isin(labels, ids)
+    y = lost.y.astype(int)
+    x = lost.x.astype(int)
+    suspect[y,x] = True
     beside = ~suspect
-    if suspect.any(): beside = ndi.distance_transform_edt(~suspect)>2*width
+    if suspect.any(): beside = ndi.distance_transform_edt(beside)>2*width
     return beside if beside.mean()>0.5 else np.ones_like(suspect)
 
 def _share_left(image, residual, noise, width, where):
     "What is left over beside noise, as a share of the contrast of the image, both within a mask (H,W)"
     where = _inside(where, width)
-    left = float(_inside(residual, width)[where].var())
-    contrast = float(_inside(image, width)[where].var())
-    return max(left-noise**2, 0)**0.5/max(contrast**0.5, noise)
+    def variance_of(x): return float(_inside(x, width)[where].var())
+    left = max(variance_of(residual)-noise**2, 0)**0.5
+    contrast = variance_of(image)**0.5
+    return left/max(contrast, noise)
+
+# %% ../../nbs/61_judge.reblur.ipynb #check_reblur
+def _background(pred, labels):
+    "The background of a prediction: its median away from nuclei"
+    away = ~ndi.binary_dilation(labels>0, iterations=3)
+    if not away.any(): return float(pred.min())
+    return float(np.median(pred[away]))
+
+def _rms(x): return float(np.sqrt(np.mean(x**2)))
+
+def _noise_of(image): return noise_sigma(torch.tensor(image)[None,None]).item()
+
+def _check_size(blurred, pred):
+    if np.shape(blurred)==np.shape(pred): return
+    raise ValueError(f'the image has {np.shape(blurred)} pixels, the prediction {np.shape(pred)}: '
+                     'compare images of one size')
 
 # %% ../../nbs/61_judge.reblur.ipynb #ReblurCheck
 @dataclass
@@ -187,14 +245,10 @@ class ReblurCheck:
     @property
     def suspects(self):
         "The number of suspects"
-        return int((self.nuclei.suspect!='').sum())+len(self.lost)
+        changed = self.nuclei.suspect!=''
+        return int(changed.sum())+len(self.lost)
 
-# %% ../../nbs/61_judge.reblur.ipynb #check_reblur
-def _background(pred, labels):
-    "The background of a prediction: its median away from nuclei"
-    away = ~ndi.binary_dilation(labels>0, iterations=3)
-    return float(np.median(pred[away])) if away.any() else float(pred.min())
-
+# %% ../../nbs/61_judge.reblur.ipynb #check_reblur-export
 def check_reblur(
     blurred,     # (H,W), the image as it was, counts
     pred,        # (H,W), what was made of it, counts
@@ -204,32 +258,32 @@ def check_reblur(
 ) -> ReblurCheck:
     "Blur a prediction again, and compare it with its image; raises `ValueError` for images of unequal size"
     _check_size(blurred, pred)
-    image,pred = np.asarray(blurred, np.float32), np.asarray(pred, np.float32)
-    labels = np.asarray(find_nuclei(pred, diameter) if labels is None else labels).astype(int)
+    image = np.asarray(blurred, np.float32)
+    pred = np.asarray(pred, np.float32)
+    if labels is None: labels = find_nuclei(pred, diameter)
+    labels = np.asarray(labels).astype(int)
     width = best_width(blurred, pred, width)
     residual = _residual(blurred, pred, width)
     fit = _fit(residual, pred, labels, _background(pred, labels), width)
-    nuclei,lost = _nuclei(labels, fit.changes, width), _lost(fit, width, labels.shape)
-    own_noise = noise_sigma(torch.tensor(image)[None,None]).item()
+    nuclei = _nuclei(labels, fit.changes, width)
+    lost = _lost(fit, width, labels.shape)
+    own_noise = _noise_of(image)
     noise = own_noise or 1.
-    score = float(np.sqrt(np.mean(_inside(residual/noise, width)**2)))
+    score = _rms(_inside(residual/noise, width))
     beside = _beside_suspects(labels, nuclei, lost, width)
     unexplained = _share_left(image, residual, noise, width, beside)
     return ReblurCheck(width, residual/noise, score, unexplained, own_noise, labels, nuclei, lost)
 
-def _check_size(blurred, pred):
-    if np.shape(blurred)==np.shape(pred): return
-    raise ValueError(f'the image has {np.shape(blurred)} pixels, the prediction {np.shape(pred)}: '
-                     'compare images of one size')
-
 # %% ../../nbs/61_judge.reblur.ipynb #suspects_of
-SUSPECTS = dict(invented='red', moved='magenta', too_dark='yellow', lost='cyan') # Kinds, and the colours of their outlines
+SUSPECTS = dict(invented='red', moved='magenta', too_dark='yellow', lost='cyan') # Kinds, and colours of their outlines
 
 def suspects_of(
     c:ReblurCheck, # Of a plane
 ) -> pd.DataFrame: # A row for each: suspect, y, x, change, shift (px), light (of those lost)
     "All suspects of a plane"
-    return pd.concat([c.nuclei[c.nuclei.suspect!=''].drop(columns='label'), c.lost.assign(suspect='lost')])
+    nuclei = c.nuclei[c.nuclei.suspect!='']
+    lost = c.lost.assign(suspect='lost')
+    return pd.concat([nuclei.drop(columns='label'), lost])
 
 # %% ../../nbs/61_judge.reblur.ipynb #outline
 def border_of(
@@ -237,7 +291,8 @@ def border_of(
     chosen, # Some of them
 ) -> np.ndarray: # (H,W) bool
     "The borders of some labels"
-    return find_boundaries(np.where(np.isin(labels, chosen), labels, 0))
+    alone = np.where(np.isin(labels, chosen), labels, 0)
+    return find_boundaries(alone)
 
 def outline(
     ax,    # Of a picture
@@ -245,17 +300,21 @@ def outline(
     color, # Any that matplotlib knows
 ):
     "Draw borders"
-    ax.imshow(np.ma.masked_where(~edge, edge), cmap=ListedColormap([color]), interpolation='nearest')
+    line = np.ma.masked_where(~edge, edge)
+    ax.imshow(line, cmap=ListedColormap([color]), interpolation='nearest')
 
 # %% ../../nbs/61_judge.reblur.ipynb #draw_check
 def _draw_grey(ax, image, title):
-    ax.imshow(image, cmap='gray', vmin=np.percentile(image, 1), vmax=np.percentile(image, 99.8))
+    low = np.percentile(image, 1)
+    high = np.percentile(image, 99.8)
+    ax.imshow(image, cmap='gray', vmin=low, vmax=high)
     ax.set_title(title, fontsize=10)
 
 def _title_of(c):
     "How many suspects of each kind there are, and in which colour"
     numbers = suspects_of(c).suspect.value_counts()
-    listed = ', '.join(f'{n} {kind.replace("_", " ")} ({SUSPECTS[kind]})' for kind,n in numbers.items())
+    def counted(kind, n): return f'{n} {kind.replace("_", " ")} ({SUSPECTS[kind]})'
+    listed = ', '.join(counted(kind, n) for kind,n in numbers.items())
     return f'prediction; {listed or "no suspects"}'
 
 def _draw_residual(ax, residual):
@@ -276,7 +335,8 @@ def draw_check(
     _draw_grey(before, blurred, 'image')
     _draw_grey(after, pred, _title_of(c))
     for kind,color in SUSPECTS.items():
-        outline(after, border_of(c.labels, c.nuclei.label[c.nuclei.suspect==kind]), color)
+        ids = c.nuclei.label[c.nuclei.suspect==kind]
+        outline(after, border_of(c.labels, ids), color)
     for ax in (after,residual): ax.plot(c.lost.x, c.lost.y, 'o', ms=14, mfc='none', mec=SUSPECTS['lost'])
     _draw_residual(residual, c.residual)
     for ax in (before,after,residual): ax.axis('off')
@@ -292,16 +352,36 @@ def doubt_of(
     c:ReblurCheck, # Of a plane
 ) -> str: # Empty where there is none
     "The reason not to believe a check of single nuclei"
-    return NOT_FITTING if c.unexplained>MOST_UNEXPLAINED and c.score>_ONLY_NOISE else ''
+    if c.score<=_ONLY_NOISE: return ''
+    return NOT_FITTING if c.unexplained>MOST_UNEXPLAINED else ''
 
 # %% ../../nbs/61_judge.reblur.ipynb #unchanged
 UNCHANGED = 'is its image as it was, though that is out of focus: not refocused'
 
 def _unchanged(refocuser, x, y, plane, width, noise):
-    "The reason where a result (H,W) is its image (H,W), though the model would change that; `plane` is in network units"
-    if width<=refocuser.model.fade[1] or np.ptp(x)==0: return ''
-    if np.std(np.subtract(x, y, dtype=np.float32))>noise/2: return ''
+    "The doubt that a result (H,W) is its image (H,W), though the model would change it; `plane`: in network units"
+    if width<=refocuser.model.fade[1]: return ''
+    if np.ptp(x)==0: return ''
+    change = np.subtract(x, y, dtype=np.float32)
+    if np.std(change)>noise/2: return ''
     return UNCHANGED if is_clear(refocuser, own_prominence(plane)) else ''
+
+# %% ../../nbs/61_judge.reblur.ipynb #rows
+def _row(place, c, suspects, note):
+    "The row of a plane"
+    left = dict(width=c.width, left_over=c.score, unexplained=c.unexplained)
+    judged = len(c.nuclei.dropna())
+    row = dict(place, **left, nuclei=judged)
+    for kind in SUSPECTS: row[kind] = int((suspects.suspect==kind).sum())
+    return dict(row, note=note)
+
+def _as_tables(rows, suspects, place):
+    "The table of planes and that of suspects; `place` is the names of the columns that say which plane it is"
+    columns = [*place, 'width','left_over','unexplained','nuclei', *SUSPECTS, 'note']
+    planes = pd.DataFrame(rows, columns=columns)
+    if suspects: return planes,pd.concat(suspects)
+    none = pd.DataFrame(columns=['y','x','change','shift','suspect','light', *place])
+    return planes,none
 
 # %% ../../nbs/61_judge.reblur.ipynb #FileCheck
 @dataclass
@@ -317,43 +397,37 @@ class _FileCheck:
     source: object  # Path of the result, for errors
 
     def planes(self):
-        "Pairs of planes, one of the image and one of the result, that can be compared"
-        pairs = zip(self.image.planes, self.result.planes)
-        return [(before,after) for before,after in pairs if self.scales.get(before.channel) is not None]
+        "Yields pairs of planes, one of the image and one of the result, that can be compared"
+        for before,after in zip(self.image.planes, self.result.planes):
+            if self.scales.get(before.channel) is not None: yield before,after
 
     def check(self, before, after):
         "Pixels of both planes, their `ReblurCheck`, and the reason not to believe it"
+        refocuser = self.refocuser
         x = self.image.read(before)
         y = check_finite(MicroscopeImage(self.result.read(after), source=self.source)).pixels
-        plane = self.refocuser.in_network_units(as_rows(x), self.scales[before.channel], self.zoom)[1]
-        width = self.refocuser.estimated_width(plane).item()
-        c = check_reblur(x, y, max(width, 0.3)/self.zoom, self.find(y, self.diameter))
-        return x, y, c, _unchanged(self.refocuser, x, y, plane, width, c.noise) or doubt_of(c)
+        _,plane = refocuser.in_network_units(as_rows(x), self.scales[before.channel], self.zoom)
+        width = refocuser.estimated_width(plane).item()
+        labels = self.find(y, self.diameter)
+        c = check_reblur(x, y, max(width, 0.3)/self.zoom, labels)
+        note = _unchanged(refocuser, x, y, plane, width, c.noise)
+        return x,y,c,note or doubt_of(c)
 
 # %% ../../nbs/61_judge.reblur.ipynb #check_file-steps
 def _check_planes(image, result, path, source):
-    if [p.shape for p in image.planes]==[p.shape for p in result.planes]: return
+    before,after = ([p.shape for p in f.planes] for f in (image, result))
+    if before==after: return
     raise ImageError(f'{source}: has other planes than {path}')
 
 def _opened(refocuser, image, result, source, channels, pixel_um, nucleus_um, find):
     "The `_FileCheck` of an open image and an open result"
-    zoom = zoom_of(refocuser, image, pixel_um)[0]
-    found = acquisitions(refocuser, image, chosen_channels(image, channels))
-    diameter = nucleus_px(nucleus_um, size_used(refocuser, image, pixel_um)[0])
+    zoom,_ = zoom_of(refocuser, image, pixel_um)
+    chosen = chosen_channels(image, channels)
+    found = acquisitions(refocuser, image, chosen)
+    um,_ = size_used(refocuser, image, pixel_um)
+    diameter = nucleus_px(nucleus_um, um)
     scales = {channel: a.scale for channel,a in found.items()}
     return _FileCheck(refocuser, image, result, scales, zoom, find, diameter, source)
-
-def _row(place, c, suspects, note):
-    "The row of a plane"
-    numbers = {kind: int((suspects.suspect==kind).sum()) for kind in SUSPECTS}
-    left = dict(width=c.width, left_over=c.score, unexplained=c.unexplained)
-    return dict(place, **left, nuclei=len(c.nuclei.dropna()), **numbers, note=note)
-
-def _as_tables(rows, suspects, place):
-    "The table of planes and that of suspects; `place` is the names of the columns that say which plane it is"
-    planes = pd.DataFrame(rows, columns=[*place, 'width','left_over','unexplained','nuclei', *SUSPECTS, 'note'])
-    if suspects: return planes, pd.concat(suspects)
-    return planes, pd.DataFrame(columns=['y','x','change','shift','suspect','light', *place])
 
 # %% ../../nbs/61_judge.reblur.ipynb #check_file
 def check_file(
@@ -370,8 +444,9 @@ def check_file(
     # the number of each of `SUSPECTS`, and note: why not to believe them. And the rows of `suspects_of`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Blur a result again, and compare it with its image; raises `ImageError` if planes differ, and for half widths"
-    rows,suspects,find = [],[],segmenter_of(segmenter)
+    find = segmenter_of(segmenter)
     channels,axes,pixel_um = as_refocused(predicted, channels, axes, pixel_um).values()
+    rows,suspects = [],[]
     with open_as(path, axes) as f, open_as(predicted, axes) as g:
         check_result(g)
         work = _opened(refocuser, f, g, predicted, channels, pixel_um, nucleus_um, find)
@@ -379,7 +454,8 @@ def check_file(
         for before,after in work.planes():
             x,y,c,note = work.check(before, after)
             place = dict(file=str(predicted), **f.place(before))
-            suspects.append(suspects_of(c).assign(**place))
-            rows.append(_row(place, c, suspects[-1], note))
+            own = suspects_of(c).assign(**place)
+            suspects.append(own)
+            rows.append(_row(place, c, own, note))
             if draw: draw(x, y, c)
         return _as_tables(rows, suspects, ['file', *f.place(f.planes[0])])
