@@ -15,7 +15,7 @@ from fastai.callback.mixup import reduce_loss
 # %% ../../nbs/41_learn.pixel_losses.ipynb #contrast
 def contrast(
     x:Tensor, # Images, float (n, 1, h, w), any unit
-    floor:float=0.05, # The least contrast to return, in the images' unit, above 0
+    floor:float=0.05, # Smallest contrast to return, in the images' unit, above 0
 )->Tensor: # (n, 1, 1, 1), in the images' unit
     "Mean absolute deviation of each image from its own mean, at least `floor`"
     deviation = x-x.mean((1,2,3), keepdim=True)
@@ -33,7 +33,7 @@ def image_mean(
 class ImageLoss(nn.Module):
     "Base of losses with one number per image, from a subclass's `per_image`; raises `ValueError` where shapes differ"
     def __init__(self,
-        unit:callable=None, # Function of targets (n, 1, h, w) that returns their unit (n, 1, 1, 1); None keeps theirs
+        unit:callable=None, # Function of targets (n, 1, h, w) that returns a unit (n, 1, 1, 1); None for no division
         reduction:str='mean', # 'mean' or 'sum' over the batch, or 'none' for one number per image
     ):
         super().__init__()
@@ -79,7 +79,7 @@ class CharbonnierLoss(ScaledL1Loss):
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)
 def _window(n, device, sigma=1.5, radius=5):
-    "Weights (n,n) of all pixels of a row in the window around each; the last pixel is repeated beyond the border"
+    "Matrix (n,n) that smooths a row of n pixels by a Gaussian window; the border pixels are repeated outside"
     steps = torch.arange(-radius, radius+1)
     gauss = torch.exp(-steps.float()**2/(2*sigma**2))
     weights = gauss/gauss.sum()
@@ -115,7 +115,7 @@ def ssim_map(
 class SSIMLoss(ImageLoss):
     "One minus the mean structural similarity, 0 to 2, on the target's own data range"
     def __init__(self,
-        floor:float=0.05, # The least data range, in the images' unit, above 0
+        floor:float=0.05, # Smallest data range, in the images' unit, above 0
         reduction:str='mean', # 'mean', 'sum' or 'none'
     ):
         super().__init__(None, reduction)
@@ -147,9 +147,9 @@ def _deviation(x, mask):
 def slope_error(
     pred:Tensor, # Images, float32 (n, 1, h, w)
     targ:Tensor, # Images to compare with, same shape and unit
-    fade:float=0.1, # Unexplained share of the target's variance that makes the demand e times weaker, above 0
+    fade:float=0.1, # Unexplained share of the target's variance at which the penalty falls to 1/e, above 0
 )->Tensor: # (n,), 0 where the slope is 1
-    "Squared distance from 1 of the slope of `pred` on `targ`, over pixels above 15 % of the target's 1 to 99.9 % range"
+    "Squared error of the slope of `pred` on `targ`, in pixels above 15 % of the target's 1 to 99.9 % range, faded"
     p = pred.flatten(1)
     t = targ.flatten(1)
     bright = _bright(t)
@@ -164,9 +164,9 @@ def slope_error(
 
 # %% ../../nbs/41_learn.pixel_losses.ipynb #FidelityLoss
 class FidelityLoss(ImageLoss):
-    "L1, a tenth of log(1 + mean square error/`floor`), and weighted errors of structure and of slope"
+    "Sum of L1, a tenth of log(1 + mean squared error/`floor`), and weighted errors of structure and of slope"
     def __init__(self,
-        floor:float=1e-4, # The mean square error that is good enough, in units of `unit` squared, above 0
+        floor:float=1e-4, # Mean squared error that is good enough, in units of `unit` squared, above 0
         structure:float=0.3, # Weight of 1 - SSIM
         slope:float=40., # Weight of `slope_error`
         fade:float=0.03, # Argument of `slope_error`
