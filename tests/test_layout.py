@@ -1,5 +1,6 @@
 import ast, importlib, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
+import measure_style as style
 import nbformat, pytest, readme
 from conftest import ROOT, tracked
 
@@ -90,3 +91,17 @@ def test_directives_open_their_cell(nb):
 
 def test_the_package_itself_imports_nothing():
     assert 'import' not in (ROOT/'refocus_nbdev'/'__init__.py').read_text()
+
+def test_no_line_is_long(): assert not style.lines_over(120)
+
+def test_no_function_is_large(): assert not style.functions_over(250)
+
+def test_statements_are_small(): assert style.nodes_a_statement()<14
+
+def test_most_definitions_are_shown_at_work(): assert style.shown_share()>=0.9
+
+def test_the_readme_is_short(): assert style.readme_words()<=1500
+
+def test_wings_import_in_one_direction(): assert not style.wing_violations()
+
+def test_wings_start_empty(): assert not style.wings_with_code()
