@@ -19,147 +19,203 @@ from ..refocus.files import Refocuser
 from .benchmark import *
 
 # %% ../../nbs/64_judge.calibration.ipynb #plane_errors
+def _result_and_width(refocuser, rows, scale, zoom):
+    "A refocused plane in network units, an array, and the width that its blur was taken to have, px"
+    found = []
+    def note(image, result, *evidence):
+        width,_ = place_in_table(refocuser, image, *evidence)
+        found.extend([result[:], width])
+    refocuser.refocused_rows(rows, scale, None, zoom, note=note)
+    return found
+
+def _truth(refocuser, x, target, scale):
+    "The sharp image in network units, without the background of the blurred one"
+    background = x-refocuser.without_background(as_rows(x))[:]
+    return (target-background-scale.offset.item())/scale.range.item()
+
+# %% ../../nbs/64_judge.calibration.ipynb #plane_errors-def
 def plane_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
     x,          # (H,W), a plane out of focus, counts
     target,     # (H,W), the same in focus, with the same exposure and offset
-    rng,        # numpy's random generator, which chooses
-    pixels=600, # How many
-    zoom=1.,    # How many times as large as the model's its pixels are
-) -> pd.DataFrame: # A row for each of some pixels: width (px), bright (as of `brightness`), truth, error (network units); none where the plane is constant
-    "How wrong a result is, and what is known of each pixel without the truth"
+    rng,        # NumPy's random generator, which chooses the pixels
+    pixels=600, # Number of pixels
+    zoom=1.,    # Size of a pixel, relative to the model's
+) -> pd.DataFrame: # One row a pixel: width (px), bright (from `brightness`), truth, error (network units)
+    "Errors of a result, and what is known of each pixel without the truth; no rows for a constant plane"
     if x.min()==x.max(): return pd.DataFrame()
-    scale,found = refocuser.scale_of([as_rows(x)]),[]
-    def note(image, result, *seen): found.extend([result[:], place_in_table(refocuser, image, *seen)[0]])
-    refocuser.refocused_rows(as_rows(x), scale, None, zoom, note=note)
-    y,width = found
-    under = x-refocuser.without_background(as_rows(x))[:]
-    truth = (target-under-scale.offset.item())/scale.range.item()
+    rows = as_rows(x)
+    scale = refocuser.scale_of([rows])
+    y,width = _result_and_width(refocuser, rows, scale, zoom)
+    truth = _truth(refocuser, x, target, scale)
     if zoom!=1: truth = resized(truth, y.shape)[:]
-    at = rng.choice(y.size, min(pixels, y.size), replace=False)
-    return pd.DataFrame(dict(width=width, bright=brightness(y).ravel()[at], truth=truth.ravel()[at], error=np.abs(y-truth).ravel()[at]))
+    maps = dict(bright=brightness(y), truth=truth, error=np.abs(y-truth))
+    chosen = rng.choice(y.size, min(pixels, y.size), replace=False)
+    return pd.DataFrame(dict(width=width) | {name: values.ravel()[chosen] for name,values in maps.items()})
 
 # %% ../../nbs/64_judge.calibration.ipynb #interval_errors
-_LEVELS,_PEAKS = (0, 2, 4, 8, 12, 20, 28, 32),(250, 500, 1000, 2000)
+_LEVELS = (0, 2, 4, 8, 12, 20, 28, 32) # Distances, um
+_PEAKS = (250, 500, 1000, 2000)        # Exposures, counts
+
+def _simulated_errors(refocuser, sharp, um, simulator, rng, pixels, **facts):
+    "Errors on one simulated plane, with facts as columns"
+    peak = int(rng.choice(_PEAKS))
+    seed = int(rng.integers(2**31))
+    blurred,target = simulated_plane(sharp, um, simulator, seed, peak)
+    errors = plane_errors(refocuser, blurred, target, rng, pixels)
+    return errors.assign(**facts, side=max(sharp.shape), simulator=simulator, defocus_um=um, peak=peak)
 
 def interval_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
     files,               # In-focus images, over 2*`MARGIN_PX` px a side
-    groups,              # The group of each, as of `groups_of`
-    levels=_LEVELS,      # Distances, um
-    pixels=600,          # How many of each plane, at random
-    track=iter,          # What the files pass through, such as a progress bar
-) -> pd.DataFrame:       # A row for each pixel: file, group, side (px), simulator, defocus_um, peak, width (px), bright (as of `brightness`), truth, error (network units)
-    "How wrong results are on simulated planes, and what is known of each pixel without the truth"
-    rows = []
-    for i,(f,g) in enumerate(zip(track(files), groups)):
-        sharp,rng = read_image(f).planes[0],np.random.default_rng(zlib.crc32(Path(f).name.encode()))
+    groups,              # The group of each file, from `groups_of`
+    levels=_LEVELS,      # Distances from focus, um
+    pixels=600,          # Number of random pixels of each plane
+    track=iter,          # Function that the files pass through, such as a progress bar
+) -> pd.DataFrame: # One row a pixel: the columns of `plane_errors`, file, group, side (px), simulator, defocus_um, peak
+    "Errors of results on simulated planes, and what is known of each pixel without the truth"
+    found = []
+    for i,(file,group) in enumerate(zip(track(files), groups)):
+        sharp = read_image(file).planes[0]
+        name = Path(file).name
+        rng = np.random.default_rng(zlib.crc32(name.encode()))
         for j,um in enumerate(levels):
-            simulator,peak = SIMULATORS[(i+j)%len(SIMULATORS)],int(rng.choice(_PEAKS))
-            about = dict(file=Path(f).name, group=g, side=max(sharp.shape), simulator=simulator, defocus_um=um, peak=peak)
-            rows.append(plane_errors(refocuser, *simulated_plane(sharp, um, simulator, int(rng.integers(2**31)), peak), rng, pixels).assign(**about))
-    return pd.concat(rows, ignore_index=True)
+            simulator = SIMULATORS[(i+j)%len(SIMULATORS)]
+            found.append(_simulated_errors(refocuser, sharp, um, simulator, rng, pixels, file=name, group=group))
+    return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/64_judge.calibration.ipynb #fit_intervals
 _WIDTHS = (0, 1, 2, 3, 4.5, 6.5, 9, 12, 15, 19) # Of blurs, px
 
+def _nearest(values, ticks):
+    "The number of the tick nearest to each value"
+    return np.rint(np.interp(values, ticks, np.arange(len(ticks)))).astype(int)
+
+def _filled(half):
+    "A table whose NaN are replaced by the nearest number"
+    nearest = distance_transform_edt(np.isnan(half), return_distances=False, return_indices=True)
+    return half[tuple(nearest)]
+
 def fit_intervals(
-    errors:pd.DataFrame, # As of `interval_errors`
-    share=0.9,  # Of the pixels that lie within
-    places=9,   # Along brightness
-    enough=150, # Pixels at a place
-) -> dict:      # As for `half_at`
+    errors:pd.DataFrame, # From `interval_errors`
+    share=0.9,  # Share of the pixels that lie within
+    places=9,   # Number of brightnesses
+    enough=150, # Number of pixels that a place needs
+) -> dict:      # See `half_at`
     "A table of half widths; raises `ValueError` for too few pixels"
-    at = [np.array(_WIDTHS, float), np.unique(np.quantile(errors.bright, np.linspace(0.02, 0.98, places)).round(5))]
-    near = [np.rint(np.interp(errors[k], v, np.arange(len(v)))).astype(int) for k,v in zip(('width','bright'), at)]
-    by = errors.error.groupby(near)
-    half = by.quantile(share).where(by.size()>=enough).unstack().reindex(index=range(len(at[0])), columns=range(len(at[1]))).to_numpy()
+    width = np.array(_WIDTHS, float)
+    bright = np.unique(np.quantile(errors.bright, np.linspace(0.02, 0.98, places)).round(5))
+    at_place = errors.error.groupby([_nearest(errors.width, width), _nearest(errors.bright, bright)])
+    known = at_place.quantile(share).where(at_place.size()>=enough).unstack()
+    half = known.reindex(index=range(len(width)), columns=range(len(bright))).to_numpy()
     if np.isnan(half).all(): raise ValueError(f'{len(errors)} pixels are too few for a table: give more images')
-    half = half[tuple(distance_transform_edt(np.isnan(half), return_distances=False, return_indices=True))]
-    return dict(width=at[0].tolist(), bright=at[1].tolist(), half=half.clip(1e-4).tolist())
+    return dict(width=width.tolist(), bright=bright.tolist(), half=_filled(half).clip(1e-4).tolist())
 
 # %% ../../nbs/64_judge.calibration.ipynb #conformal_factor
 def outside(
-    errors:pd.DataFrame, # As of `interval_errors`
+    errors:pd.DataFrame, # From `interval_errors`
     half,                # (n,), the half width of each pixel, network units
-) -> pd.Series:          # Of each group
-    "The share of pixels that lie outside of their interval"
+) -> pd.Series:          # Indexed by group
+    "The share of pixels of each group that lie outside of their interval"
     return (errors.error>half).groupby(errors.group).mean()
 
+def _most_outside(groups, share):
+    "The share of pixels that may lie outside on the mean over groups; raises `ValueError` for too few groups"
+    out = round(1-share, 9)
+    most = (out*(groups+1)-1)/groups
+    if most>=0: return most
+    needed = int(np.ceil(1/out))-1
+    raise ValueError(f'{groups} groups are too few to promise {share:.0%}: at least {needed} are needed')
+
 def conformal_factor(
-    errors:pd.DataFrame, # As of `interval_errors`, of groups that the model and the table have not seen
+    errors:pd.DataFrame, # From `interval_errors`, of groups that the model and the table have not seen
     half,                # (n,), the half width of each pixel
-    share=0.9,           # To lie within
+    share=0.9,           # Share of the pixels that lie within
 ) -> float:
-    "What half widths are to be multiplied by; raises `ValueError` for too few groups"
-    n,out = errors.group.nunique(),round(1-share, 9)
-    most = (out*(n+1)-1)/n
-    if most<0: raise ValueError(f'{n} groups are too few to promise {share:.0%}: at least {int(np.ceil(1/out))-1} are needed')
-    low,high = 0.,float((errors.error/half).max())*1.001
+    "The least factor by which half widths keep the promise; raises `ValueError` for too few groups"
+    most = _most_outside(errors.group.nunique(), share)
+    low = 0.
+    high = float((errors.error/half).max())*1.001
     for _ in range(40):
         middle = (low+high)/2
         if outside(errors, middle*half).mean()<=most: high = middle
         else: low = middle
     return high
 
-# %% ../../nbs/64_judge.calibration.ipynb #promised
-NUCLEUS = 0.15 # The brightness from which on a pixel of a result counts as one of a nucleus, as of `brightness`
+# %% ../../nbs/64_judge.calibration.ipynb #half_widths
+NUCLEUS = 0.15 # The `brightness` from which on a pixel of a result counts as one of a nucleus
 
 def half_widths(
-    errors:pd.DataFrame, # As of `interval_errors`
-    table:dict,          # As of `fit_intervals`
+    errors:pd.DataFrame, # From `interval_errors`
+    table:dict,          # From `fit_intervals`
 ) -> np.ndarray:         # (n,), network units
     "The half width that a table gives each pixel"
-    return errors.groupby('width').bright.transform(lambda b: half_at(table, b.name, b)).to_numpy()
+    bright = errors.groupby('width').bright
+    return bright.transform(lambda b: half_at(table, b.name, b)).to_numpy()
 
+# %% ../../nbs/64_judge.calibration.ipynb #promised
 def _parted(table):
     "A table with columns at `NUCLEUS` and a tenth below, and none between"
-    bright,log = np.array(table['bright']),np.log(table['half'])
-    at = np.unique(np.append(bright[(bright<0.9*NUCLEUS)|(bright>NUCLEUS)], [0.9*NUCLEUS, NUCLEUS]))
-    return dict(table, bright=at.tolist(), half=np.exp([np.interp(at, bright, row) for row in log]).tolist())
+    edge = 0.9*NUCLEUS
+    bright = np.array(table['bright'])
+    log = np.log(table['half'])
+    kept = bright[(bright<edge)|(bright>NUCLEUS)]
+    columns = np.unique(np.append(kept, [edge, NUCLEUS]))
+    half = np.exp([np.interp(columns, bright, row) for row in log])
+    return dict(table, bright=columns.tolist(), half=half.tolist())
 
 def _factors(errors, half, share):
-    "What dark and bright pixels call for; the same where either are seen in too few groups"
-    parts = [(errors[b], half[b]) for b in (errors.bright<NUCLEUS, errors.bright>=NUCLEUS)]
-    if min(e.group.nunique() for e,_ in parts)<round(1/(1-share))-1: parts = [(errors, half)]*2
-    return [conformal_factor(e, h, share) for e,h in parts]
+    "The factors of dark and of bright pixels; one for both where either are seen in too few groups"
+    dark = errors.bright<NUCLEUS
+    bright = errors.bright>=NUCLEUS
+    parts = [(errors[part], half[part]) for part in (dark, bright)]
+    fewest = min(part.group.nunique() for part,_ in parts)
+    if fewest<round(1/(1-share))-1: parts = [(errors, half)]*2
+    return [conformal_factor(part, its_half, share) for part,its_half in parts]
 
 def promised(
-    errors:pd.DataFrame, # As of `interval_errors`, of groups that the model and the table have not seen
-    table:dict,          # As of `fit_intervals`
-    share=0.9,           # To lie within
-) -> dict:               # As for `half_at`
-    "A table whose promise holds for groups like these, of nuclei as of what lies between them; raises `ValueError` for too few groups"
+    errors:pd.DataFrame, # From `interval_errors`, of groups that the model and the table have not seen
+    table:dict,          # From `fit_intervals`
+    share=0.9,           # Share of the pixels that lie within
+) -> dict:               # See `half_at`
+    "A table whose promise holds for groups like these, where results are bright and where they are dark"
     table = _parted(table)
     dark,bright = _factors(errors, half_widths(errors, table), share)
-    return dict(table, half=(np.array(table['half'])*np.where(np.array(table['bright'])<NUCLEUS, dark, bright)).tolist())
+    factors = np.where(np.array(table['bright'])<NUCLEUS, dark, bright)
+    return dict(table, half=(np.array(table['half'])*factors).tolist())
 
 # %% ../../nbs/64_judge.calibration.ipynb #crosswise
+def _tested(errors, others, table):
+    "Errors with half and within, by the table that other groups promise"
+    half = half_widths(errors, promised(others, table))
+    return errors.assign(half=half, within=(errors.error<=half).astype(float))
+
 def crosswise(
-    errors:pd.DataFrame, # As of `interval_errors`, of groups that the model and the table have not seen
-    table:dict,          # As of `fit_intervals`
-    folds=4,             # Parts
-    seed=0,              # Of dealing
+    errors:pd.DataFrame, # From `interval_errors`, of groups that the model and the table have not seen
+    table:dict,          # From `fit_intervals`
+    folds=4,             # Number of parts
+    seed=0,              # Seed of the dealing
 ) -> pd.DataFrame:       # The errors with fold, half (width, network units), and within: 1 or 0
-    "Every group asked by the table that the groups of other parts promise; raises `ValueError` for too few groups"
+    "Every group, tested with the table that groups of other parts promise; raises `ValueError` for too few groups"
     groups = np.random.default_rng(seed).permutation(np.unique(errors.group))
-    fold = errors.group.map({g: i%folds for i,g in enumerate(groups)})
-    asked = [e.assign(fold=k, half=half_widths(e, promised(errors[fold!=k], table))) for k,e in errors.groupby(fold)]
-    return pd.concat([e.assign(within=(e.error<=e.half).astype(float)) for e in asked])
+    fold_of = {group: i%folds for i,group in enumerate(groups)}
+    fold = errors.group.map(fold_of)
+    return pd.concat([_tested(part.assign(fold=k), errors[fold!=k], table) for k,part in errors.groupby(fold)])
 
 # %% ../../nbs/64_judge.calibration.ipynb #record_intervals
 def calibrated(
-    seen:pd.DataFrame,   # As of `interval_errors`, of images that the model may have been trained on
-    unseen:pd.DataFrame, # Of groups that it was not trained on
-) -> dict:               # As for `half_at`
-    "A table whose promise holds for groups like the unseen ones"
+    seen:pd.DataFrame,   # From `interval_errors`, of images that the model may have been trained on
+    unseen:pd.DataFrame, # From `interval_errors`, of groups that it was not trained on
+) -> dict:               # See `half_at`
+    "A table whose promise holds for groups like the unseen ones; raises `ValueError` for too few pixels or groups"
     return promised(unseen, fit_intervals(seen))
 
 def record_intervals(
     path,       # A model file
-    table:dict, # As of `calibrated`
-    about:str,  # On what
+    table:dict, # From `calibrated`
+    about:str,  # Which images the promise is about
     **kwargs    # For `record_on_card`
 ) -> Path:
     "Write intervals onto a model's card"
-    return record_on_card(path, intervals=dict(table, half=np.round(table['half'], 5).tolist(), about=about), **kwargs)
+    half = np.round(table['half'], 5).tolist()
+    return record_on_card(path, intervals=dict(table, half=half, about=about), **kwargs)
