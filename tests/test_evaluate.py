@@ -217,9 +217,9 @@ def test_half_widths_are_no_predictions(in_process, wells):
 
 @pytest.mark.parametrize('slope,grown,said', [(0.9, 0.97, True), (0.97, 0.9, False), (1.02, 1.2, False)])
 def test_light_is_measured_where_it_is_nearest(slope, grown, said):
-    from refocus_nbdev.judge.reports import _of_nuclei
+    from refocus_nbdev.judge.reports import _nuclei_sentences
     n = pd.DataFrame({'found':[0.9], 'light in true outline slope':[slope], 'light in grown outline slope':[grown], 'light in grown outline r2':[1.]}, index=['refocused'])
-    assert ('measure it in the latter' in ' '.join(_of_nuclei(n)))==said
+    assert ('measure it in the latter' in ' '.join(_nuclei_sentences(n)))==said
 
 def test_channels_that_were_only_copied_are_not_judged(in_process, tmp_path, blurred, sharp):
     rng = np.random.default_rng(0)
