@@ -7,7 +7,7 @@ __all__ = ['FEWEST', 'case_errors', 'OwnIntervals', 'own_intervals', 'save_with'
 
 # %% ../../nbs/68_judge.own_intervals.ipynb #imports
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..io.images import *
@@ -20,16 +20,17 @@ from .compare import *
 # %% ../../nbs/68_judge.own_intervals.ipynb #case_errors
 def case_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
-    c:Comparison,        # `predicted` is the image out of focus, as it was taken
+    c:Comparison,        # Its `predicted` is the image out of focus, as the microscope took it
     channels=None, # Names, or numbers from 1; None for all
     pixel_um=None, # Size of the pixels, um, where the file does not say it or is wrong
     axes=None,     # Letters for the axes of the files, such as CYX, where they are wrong about them
     pixels=600,    # How many of each plane, at random
 ) -> pd.DataFrame: # A row for each pixel: file, group, defocus_um, and as of `plane_errors`
-    "How wrong a model is on the planes of a file; raises `ImageError` for files that do not fit, and `ValueError` for pixels of a size that the model cannot take"
+    "The errors of a model on a file; raises `ImageError` for files that do not fit, `ValueError` for unsuitable pixels"
     how = as_refocused(c.predicted, channels, axes, pixel_um)
     target,um = planes_of(c.target, **how)
-    blurred,rng = planes_like(c.predicted, c.target, target.shape, **how),np.random.default_rng(zlib.crc32(c.predicted.name.encode()))
+    blurred = planes_like(c.predicted, c.target, target.shape, **how)
+    rng = np.random.default_rng(zlib.crc32(c.predicted.name.encode()))
     zoom = refocuser.zoom(um)
     rows = [plane_errors(refocuser, x, t, rng, pixels, zoom) for x,t in zip(blurred, target)]
     return pd.concat(rows).assign(file=str(c.predicted), group=c.group, defocus_um=c.defocus_um)
@@ -39,27 +40,40 @@ FEWEST = 9 # Groups, for a promise of 90 %
 
 @dataclass
 class OwnIntervals:
-    "A table, and how it came about"
-    table: dict        # As for `half_at`
-    wider: float       # How many times as wide as by the table that was there, geometric mean over pixels; NaN where there was none
-    groups: int        # That made the promise
-    asked: pd.DataFrame # As of `crosswise`; without rows where groups are too few
+    "A table of half widths, and how it was made"
+    table: dict         # See `half_at`
+    wider: float        # Width relative to the table before, geometric mean over pixels; NaN where there was none
+    groups: int         # Number of groups that made the promise
+    asked: pd.DataFrame # From `crosswise`; without rows where groups are too few
 
 def own_intervals(
-    errors:pd.DataFrame, # As of `case_errors`, of all files
-    table=None,          # That the model has, as for `half_at`; None if it has none
-    seed=0,              # Of dealing groups
+    errors:pd.DataFrame, # From `case_errors`, of all files
+    table=None,          # The model's table, see `half_at`; None if it has none
+    seed=0,              # For the random order of groups
 ) -> OwnIntervals:
     "A table whose promise holds for groups like these; raises `ValueError` for too few"
-    fresh,groups = table is None,np.random.default_rng(seed).permutation(np.unique(errors.group))
-    needed = FEWEST*(1+fresh)
-    if len(groups)<needed: raise ValueError(f'{len(groups)} groups (wells, or fields that do not touch) are too few: at least {needed} are needed' + (' for a model that has no intervals yet' if fresh else ''))
-    if fresh:
-        first = errors.group.isin(groups[:len(groups)-max(FEWEST, len(groups)//2)])
-        table,errors = fit_intervals(errors[first]),errors[~first]
+    groups = np.random.default_rng(seed).permutation(np.unique(errors.group))
+    _check_enough(groups, table)
+    if table is not None: return _promise(errors, table, seed)
+    first = errors.group.isin(groups[:len(groups)-max(FEWEST, len(groups)//2)])
+    made = _promise(errors[~first], fit_intervals(errors[first]), seed)
+    return replace(made, wider=np.nan)
+
+# %% ../../nbs/68_judge.own_intervals.ipynb #_promise
+def _check_enough(groups, table):
+    "Raises `ValueError` for too few groups"
+    needed = FEWEST if table is not None else 2*FEWEST
+    if len(groups)>=needed: return
+    why = '' if table is not None else ' for a model that has no intervals yet'
+    raise ValueError(f'{len(groups)} groups (wells, or fields that do not touch) are too few: '
+                     f'at least {needed} are needed{why}')
+
+def _promise(errors, table, seed):
+    "A table with a promise for these groups, beside the one before"
     own,n = promised(errors, table),errors.group.nunique()
-    wider = np.exp(np.log(half_widths(errors, own)/half_widths(errors, table)).mean())
-    return OwnIntervals(own, np.nan if fresh else wider, n, crosswise(errors, table, min(n, 10), seed) if n>FEWEST else errors[:0])
+    ratios = half_widths(errors, own)/half_widths(errors, table)
+    asked = crosswise(errors, table, min(n, 10), seed) if n>FEWEST else errors[:0]
+    return OwnIntervals(own, np.exp(np.log(ratios).mean()), n, asked)
 
 # %% ../../nbs/68_judge.own_intervals.ipynb #save_with
 def save_with(
@@ -69,4 +83,5 @@ def save_with(
     about:str,        # What kind of images they hold for
 ) -> Path:
     "Write a model with other intervals"
-    return record_intervals(model_path(model), own.table, f'90 % of pixels, of bright places and of dark ones, promised for groups like {own.groups} of {about}', to=path, name=Path(path).stem)
+    promise = f'90 % of pixels, of bright places and of dark ones, promised for groups like {own.groups} of {about}'
+    return record_intervals(model_path(model), own.table, promise, to=path, name=Path(path).stem)
