@@ -540,12 +540,12 @@ def makers(
 
 # %% ../../nbs/67_judge.reports.ipynb #style
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.6em }
 h2 { font-size: 1.2em; margin-top: 2em }
 table { display: block; overflow-x: auto; margin: .7em 0; border-collapse: collapse }
 table { font-variant-numeric: tabular-nums }
-th, td { padding: .3em .7em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+th, td { padding: .3em .6em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
 td small { display: block; white-space: nowrap; font-size: .73em }
 details tbody th { font-weight: normal }
 dt { font-weight: 600 }
