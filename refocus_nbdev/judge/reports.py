@@ -364,17 +364,17 @@ def _gains_by_distance(gains, score):
 # %% ../../nbs/67_judge.reports.ipynb #other_light
 def _by_score(rows): return {row.score: row for row in rows.itertuples()}
 
-_GO_BY_THAT = ('Go by that if input and target were exposed or scaled differently. '
-               'If they were not, the light of the refocused images is wrong.')
+_GO_BY = ('Go by the scale-invariant PSNR if input and target were exposed or scaled differently. '
+          'If they were not, the light of the refocused images is wrong.')
 
 def _brightness_sentence(slope, gain):
     "The brightness of refocused images, and the gain in scale-invariant PSNR"
-    text = f'Refocused images are not as bright as their targets: their intensity slope is {slope:.2f}, not 1.'
+    text = f'Refocused images and their targets differ in brightness: the intensity slope is {slope:.2f}, not 1.'
     if gain is not None:
         where,amount,doubt = _gain_in_db(gain)
         text += (f' After the gain and offset that suit each image best, they are {where} the images in focus than '
                  f'their inputs are, by {amount} of scale-invariant PSNR{doubt}.')
-    return f'{text} {_GO_BY_THAT}'
+    return f'{text} {_GO_BY}'
 
 def other_light(
     e:Evaluation, # With scores
@@ -506,7 +506,7 @@ def hints(
     masks = sum(case.parted for case in e.cases)
     if masks:
         yield (f'Label images that are masks, with one value for all nuclei: {masks}. They were parted where nuclei do '
-               'not touch; nuclei that touch count as one.')
+               'not touch. Nuclei that touch count as one.')
     yield from _incomplete(e)
     yield from _unsized(e)
     yield from _moved([shift for case in e.scored for shift in case.shifts])
@@ -540,13 +540,13 @@ def makers(
 
 # %% ../../nbs/67_judge.reports.ipynb #style
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }
 h1 { font-size: 1.6em }
 h2 { font-size: 1.2em; margin-top: 2em }
 table { display: block; overflow-x: auto; margin: .7em 0; border-collapse: collapse }
 table { font-variant-numeric: tabular-nums }
-th, td { padding: .3em .8em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-td small { display: block; white-space: nowrap }
+th, td { padding: .3em .6em .3em 0; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
+td small { display: block; white-space: nowrap; font-size: .73em }
 details tbody th { font-weight: normal }
 dt { font-weight: 600 }
 dd { margin: 0 0 .4em 1.5em }
@@ -663,15 +663,15 @@ def _sections(e):
 # %% ../../nbs/67_judge.reports.ipynb #terms
 _TERMS = {
     'doing nothing': 'The input as it is.',
-    'in focus': 'The target. No image can be expected to show more nuclei.',
+    'in focus': 'The target, in which nuclei are found in the same way. No image can be expected to do better.',
     'PSNR, SSIM': 'Likeness to the target, relative to the span from the 1st to the 99.9th percentile of the target. '
                   'More is better; SSIM is 1 for an identical image.',
     'scale-invariant PSNR': 'PSNR after the gain and offset that suit the image best. Exposure has no part in it.',
     'Pearson': 'Correlation of the pixels of image and target; 1 is the best.',
     'intensity slope': 'Slope of the line of the pixels of the image on those of the target, without background. '
                        '1 keeps brightness, less flattens it.',
-    'F1': 'Share of nuclei that are found, where missed and invented ones count against it. A nucleus counts as found '
-          'if the outlines overlap by the given share (IoU, intersection over union).',
+    'F1': 'How well nuclei are found, 0 to 1; missed and invented ones lower it. A nucleus counts as found if the '
+          'outlines overlap by the given share (IoU, intersection over union).',
     'count error': 'Difference between the numbers of nuclei, as a share of the true number; of all images together '
                    'in means.',
     'in brackets': '95 % intervals, by drawing groups (wells, or connected fields) again and again. The interval of a '
