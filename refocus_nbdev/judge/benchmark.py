@@ -31,7 +31,8 @@ def nominal_kernel(
 ) -> np.ndarray: # (k,k) float32, sums to 1
     "A Gaussian of the width that real planes have at this distance"
     um = torch.tensor([float(defocus_um)])
-    radius = int(3.5*sigma_of(abs(defocus_um)))+1
+    sigma = sigma_of(abs(defocus_um))
+    radius = int(3.5*sigma)+1
     kernel = jittered_kernels(um, radius=radius, width_jitter=0, shape_jitter=0)
     return kernel[0,0].numpy()
 
@@ -42,7 +43,8 @@ def _deconvolved(method, image, kernel):
     padded = np.pad(image, r, mode='symmetric')
     scale = padded.max() or 1.
     found = method(padded/scale, kernel)
-    return found[r:-r, r:-r].astype(np.float32)*scale
+    inner = found[r:-r, r:-r]
+    return inner.astype(np.float32)*scale
 
 def deconvolve_rl(
     x,             # (H,W), counts
@@ -90,7 +92,9 @@ def unsharp_mask_nominal(
     amount=1.,   # How much is added of what a blur takes away
 ) -> np.ndarray: # (H,W) float32, counts
     "Unsharp masking with a radius of the nominal width"
-    return unsharp_mask(x.astype(np.float32), radius=sigma_of(abs(defocus_um)), amount=amount, preserve_range=True)
+    image = x.astype(np.float32)
+    sigma = sigma_of(abs(defocus_um))
+    return unsharp_mask(image, radius=sigma, amount=amount, preserve_range=True)
 
 # %% ../../nbs/62_judge.benchmark.ipynb #RIVALS
 RIVALS = {
@@ -105,25 +109,39 @@ def on_plane(
     "A method in the form that `score_planes` takes"
     return lambda plane: method(plane.blurred, plane.defocus_um)
 
-# %% ../../nbs/62_judge.benchmark.ipynb #score_planes
+# %% ../../nbs/62_judge.benchmark.ipynb #metrics
 SIMULATED_METRICS = dict(
     psnr=psnr, si_psnr=scale_invariant_psnr, ssim=ssim, slope=intensity_slope, light=partial(light_kept, offset=105))
-_INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] # The part of a field that a simulated plane shows
 
 def _scores(image, target, truth, metrics):
     "Scores of an image; scores of its nuclei too where `truth` is a label image"
     scores = {name: metric(image, target) for name,metric in metrics.items()}
     if truth is None: return scores
     found = find_nuclei(image)
-    return dict(scores, f1=nuclei_f1(found, truth), count_error=count_error(found, truth))
+    scores['f1'] = nuclei_f1(found, truth)
+    scores['count_error'] = count_error(found, truth)
+    return scores
+
+# %% ../../nbs/62_judge.benchmark.ipynb #score_planes
+_INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] # The part of a field that a simulated plane shows
+
+def _facts(plane):
+    "What a row says of a simulated plane"
+    name = Path(plane.file).name
+    return dict(file=name, simulator=plane.simulator, defocus_um=plane.defocus_um)
+
+def _inner_labels(file):
+    "The labels of the part of a field that a simulated plane shows"
+    labels = read_image(file).pixels
+    return labels[_INSIDE]
 
 def _plane_rows(plane, methods, truth):
     "A row for each method on one plane"
-    facts = dict(file=Path(plane.file).name, simulator=plane.simulator, defocus_um=plane.defocus_um)
     rows = []
     for name,method in methods.items():
-        scores = _scores(method(plane), plane.target, truth, SIMULATED_METRICS)
-        rows.append(dict(facts, method=name, **scores))
+        image = method(plane)
+        scores = _scores(image, plane.target, truth, SIMULATED_METRICS)
+        rows.append(dict(_facts(plane), method=name, **scores))
     return rows
 
 # %% ../../nbs/62_judge.benchmark.ipynb #score_planes-def
@@ -137,7 +155,7 @@ def score_planes(
     The scores are `SIMULATED_METRICS`; and f1 and count_error where labels are given."""
     rows = []
     for plane in planes:
-        truth = None if labels is None else read_image(labels(plane.file)).pixels[_INSIDE]
+        truth = _inner_labels(labels(plane.file)) if labels else None
         rows += _plane_rows(plane, methods, truth)
     return pd.DataFrame(rows)
 
@@ -185,7 +203,8 @@ def _pair_rows(pair, methods, root, units, metrics):
     facts = dict(pair.field._asdict(), defocus_um=pair.defocus_um)
     rows = []
     for name,method in methods.items():
-        scores = _scores(method(x, pair.defocus_um), target, truth, metrics)
+        image = method(x, pair.defocus_um)
+        scores = _scores(image, target, truth, metrics)
         rows.append(dict(facts, method=name, **scores))
     return rows
 
@@ -201,16 +220,23 @@ def score_pairs(
     return pd.DataFrame(sum(rows, []))
 
 # %% ../../nbs/62_judge.benchmark.ipynb #bootstrap
-def _ratio(sums): return sums[...,0]/sums[...,1]
+def _ratio(sums):
+    "Means from sums and counts, which lie along the last axis"
+    return sums[...,0]/sums[...,1]
 
 def _interval(rows, group, n, seed):
     "The mean of rows that have a sum and a count, and the interval from draws of groups"
-    sums = rows.groupby(group)[['sum','count']].sum().to_numpy()
+    of_groups = rows.groupby(group)[['sum','count']].sum()
+    sums = of_groups.to_numpy()
+    groups = len(sums)
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(sums), size=(n, len(sums)))
-    low,high = np.percentile(_ratio(sums[drawn].sum(1)), [2.5, 97.5])
-    return pd.Series(dict(mean=_ratio(sums.sum(0)), low=low, high=high))
+    drawn = rng.integers(groups, size=(n, groups))
+    means = _ratio(sums[drawn].sum(1))
+    low,high = np.percentile(means, [2.5, 97.5])
+    mean = _ratio(sums.sum(0))
+    return pd.Series(dict(mean=mean, low=low, high=high))
 
+# %% ../../nbs/62_judge.benchmark.ipynb #bootstrap-def
 def bootstrap(
     scores:pd.DataFrame, # One row an image, such as from `score_pairs`
     metric='psnr',       # A column of numbers
@@ -222,10 +248,14 @@ def bootstrap(
 ) -> pd.DataFrame:       # Columns mean, low and high; 95 % of the draws lie between low and high
     "Means of a column with intervals, by bootstrap over groups"
     weights = scores[weight] if weight else 1
-    known = scores[metric].notna()
-    parts = scores[[*by, group]].assign(sum=scores[metric]*weights, count=known*weights)
-    of_each = parts.groupby(list(by), sort=False)[[group, 'sum', 'count']]
-    return of_each.apply(partial(_interval, group=group, n=n, seed=seed))
+    values = scores[metric]
+    sums = values*weights
+    counts = values.notna()*weights
+    names = scores[[*by, group]]
+    rows = names.assign(sum=sums, count=counts)
+    parts = rows.groupby(list(by), sort=False)
+    interval = partial(_interval, group=group, n=n, seed=seed)
+    return parts[[group, 'sum', 'count']].apply(interval)
 
 # %% ../../nbs/62_judge.benchmark.ipynb #measured
 def measured(
@@ -291,15 +321,18 @@ def score_widths(
         kernel = torch.as_tensor(plane.kernel)[None,None]
         true = blur_width(kernel).item()
         found = refocuser.blur_width(plane.blurred).item()
-        error = np.log((found+0.5)/(true+0.5))
-        facts = dict(file=Path(plane.file).name, simulator=plane.simulator, defocus_um=plane.defocus_um)
-        rows.append(dict(facts, true=true, found=found, error=error))
+        ratio = (found+0.5)/(true+0.5)
+        row = dict(_facts(plane), true=true, found=found, error=np.log(ratio))
+        rows.append(row)
     return pd.DataFrame(rows)
 
+# %% ../../nbs/62_judge.benchmark.ipynb #rms_by_level
 def rms_by_level(
     widths:pd.DataFrame, # From `score_widths`
 ) -> pd.DataFrame: # One row a simulator and distance: means of true and found (px), and the root mean square of error
     "Mean widths and their relative error"
     squared = widths.assign(error=widths.error**2)
-    means = squared.groupby(['simulator','defocus_um'], sort=False)[['true','found','error']].mean()
-    return means.assign(error=means.error**0.5)
+    at_level = squared.groupby(['simulator','defocus_um'], sort=False)
+    means = at_level[['true','found','error']].mean()
+    rms = means.error**0.5
+    return means.assign(error=rms)

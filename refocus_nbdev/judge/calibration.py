@@ -30,8 +30,10 @@ def _result_and_width(refocuser, rows, scale, zoom):
 
 def _truth(refocuser, x, target, scale):
     "The sharp image in network units, without the background of the blurred one"
-    background = x-refocuser.without_background(as_rows(x))[:]
-    return (target-background-scale.offset.item())/scale.range.item()
+    without = refocuser.without_background(as_rows(x))
+    background = x-without[:]
+    light = target-background-scale.offset.item()
+    return light/scale.range.item()
 
 # %% ../../nbs/64_judge.calibration.ipynb #plane_errors-def
 def plane_errors(
@@ -49,11 +51,14 @@ def plane_errors(
     y,width = _result_and_width(refocuser, rows, scale, zoom)
     truth = _truth(refocuser, x, target, scale)
     if zoom!=1: truth = resized(truth, y.shape)[:]
-    maps = dict(bright=brightness(y), truth=truth, error=np.abs(y-truth))
-    chosen = rng.choice(y.size, min(pixels, y.size), replace=False)
-    return pd.DataFrame(dict(width=width) | {name: values.ravel()[chosen] for name,values in maps.items()})
+    error = np.abs(y-truth)
+    maps = dict(bright=brightness(y), truth=truth, error=error)
+    number = min(pixels, y.size)
+    chosen = rng.choice(y.size, number, replace=False)
+    columns = {name: values.ravel()[chosen] for name,values in maps.items()}
+    return pd.DataFrame(dict(width=width, **columns))
 
-# %% ../../nbs/64_judge.calibration.ipynb #interval_errors
+# %% ../../nbs/64_judge.calibration.ipynb #simulated_errors
 _LEVELS = (0, 2, 4, 8, 12, 20, 28, 32) # Distances, um
 _PEAKS = (250, 500, 1000, 2000)        # Exposures, counts
 
@@ -63,8 +68,10 @@ def _simulated_errors(refocuser, sharp, um, simulator, rng, pixels, **facts):
     seed = int(rng.integers(2**31))
     blurred,target = simulated_plane(sharp, um, simulator, seed, peak)
     errors = plane_errors(refocuser, blurred, target, rng, pixels)
-    return errors.assign(**facts, side=max(sharp.shape), simulator=simulator, defocus_um=um, peak=peak)
+    side = max(sharp.shape)
+    return errors.assign(**facts, side=side, simulator=simulator, defocus_um=um, peak=peak)
 
+# %% ../../nbs/64_judge.calibration.ipynb #interval_errors
 def interval_errors(
     refocuser:Refocuser, # A model that estimates how wide the blur is
     files,               # In-focus images, over 2*`MARGIN_PX` px a side
@@ -78,24 +85,36 @@ def interval_errors(
     for i,(file,group) in enumerate(zip(track(files), groups)):
         sharp = read_image(file).planes[0]
         name = Path(file).name
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
+        seed = zlib.crc32(name.encode())
+        rng = np.random.default_rng(seed)
+        facts = dict(file=name, group=group)
         for j,um in enumerate(levels):
             simulator = SIMULATORS[(i+j)%len(SIMULATORS)]
-            found.append(_simulated_errors(refocuser, sharp, um, simulator, rng, pixels, file=name, group=group))
+            errors = _simulated_errors(refocuser, sharp, um, simulator, rng, pixels, **facts)
+            found.append(errors)
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/64_judge.calibration.ipynb #fit_intervals
+# %% ../../nbs/64_judge.calibration.ipynb #places
 _WIDTHS = (0, 1, 2, 3, 4.5, 6.5, 9, 12, 15, 19) # Of blurs, px
 
 def _nearest(values, ticks):
     "The number of the tick nearest to each value"
-    return np.rint(np.interp(values, ticks, np.arange(len(ticks)))).astype(int)
+    numbers = np.arange(len(ticks))
+    place = np.interp(values, ticks, numbers)
+    return np.rint(place).astype(int)
+
+def _brightnesses(bright, places):
+    "Brightnesses, rising, that are all met often"
+    shares = np.linspace(0.02, 0.98, places)
+    met = np.quantile(bright, shares)
+    return np.unique(met.round(5))
 
 def _filled(half):
     "A table whose NaN are replaced by the nearest number"
     nearest = distance_transform_edt(np.isnan(half), return_distances=False, return_indices=True)
     return half[tuple(nearest)]
 
+# %% ../../nbs/64_judge.calibration.ipynb #fit_intervals
 def fit_intervals(
     errors:pd.DataFrame, # From `interval_errors`
     share=0.9,  # Share of the pixels that lie within
@@ -104,21 +123,30 @@ def fit_intervals(
 ) -> dict:      # See `half_at`
     "A table of half widths; raises `ValueError` for too few pixels"
     width = np.array(_WIDTHS, float)
-    bright = np.unique(np.quantile(errors.bright, np.linspace(0.02, 0.98, places)).round(5))
-    at_place = errors.error.groupby([_nearest(errors.width, width), _nearest(errors.bright, bright)])
-    known = at_place.quantile(share).where(at_place.size()>=enough).unstack()
-    half = known.reindex(index=range(len(width)), columns=range(len(bright))).to_numpy()
+    bright = _brightnesses(errors.bright, places)
+    row = _nearest(errors.width, width)
+    column = _nearest(errors.bright, bright)
+    at_place = errors.error.groupby([row, column])
+    is_known = at_place.size()>=enough
+    known = at_place.quantile(share).where(is_known).unstack()
+    rows = range(len(width))
+    columns = range(len(bright))
+    whole = known.reindex(index=rows, columns=columns)
+    half = whole.to_numpy()
     if np.isnan(half).all(): raise ValueError(f'{len(errors)} pixels are too few for a table: give more images')
-    return dict(width=width.tolist(), bright=bright.tolist(), half=_filled(half).clip(1e-4).tolist())
+    half = _filled(half).clip(1e-4)
+    return dict(width=width.tolist(), bright=bright.tolist(), half=half.tolist())
 
-# %% ../../nbs/64_judge.calibration.ipynb #conformal_factor
+# %% ../../nbs/64_judge.calibration.ipynb #outside
 def outside(
     errors:pd.DataFrame, # From `interval_errors`
     half,                # (n,), the half width of each pixel, network units
 ) -> pd.Series:          # Indexed by group
     "The share of pixels of each group that lie outside of their interval"
-    return (errors.error>half).groupby(errors.group).mean()
+    is_outside = errors.error>half
+    return is_outside.groupby(errors.group).mean()
 
+# %% ../../nbs/64_judge.calibration.ipynb #conformal_factor
 def _most_outside(groups, share):
     "The share of pixels that may lie outside on the mean over groups; raises `ValueError` for too few groups"
     out = round(1-share, 9)
@@ -134,11 +162,13 @@ def conformal_factor(
 ) -> float:
     "The least factor by which half widths keep the promise; raises `ValueError` for too few groups"
     most = _most_outside(errors.group.nunique(), share)
+    relative = errors.error/half
     low = 0.
-    high = float((errors.error/half).max())*1.001
+    high = float(relative.max())*1.001
     for _ in range(40):
         middle = (low+high)/2
-        if outside(errors, middle*half).mean()<=most: high = middle
+        share_outside = outside(errors, middle*half).mean()
+        if share_outside<=most: high = middle
         else: low = middle
     return high
 
@@ -150,10 +180,11 @@ def half_widths(
     table:dict,          # From `fit_intervals`
 ) -> np.ndarray:         # (n,), network units
     "The half width that a table gives each pixel"
-    bright = errors.groupby('width').bright
-    return bright.transform(lambda b: half_at(table, b.name, b)).to_numpy()
+    def at_width(bright): return half_at(table, bright.name, bright)
+    of_width = errors.groupby('width').bright
+    return of_width.transform(at_width).to_numpy()
 
-# %% ../../nbs/64_judge.calibration.ipynb #promised
+# %% ../../nbs/64_judge.calibration.ipynb #parted
 def _parted(table):
     "A table with columns at `NUCLEUS` and a tenth below, and none between"
     edge = 0.9*NUCLEUS
@@ -161,7 +192,8 @@ def _parted(table):
     log = np.log(table['half'])
     kept = bright[(bright<edge)|(bright>NUCLEUS)]
     columns = np.unique(np.append(kept, [edge, NUCLEUS]))
-    half = np.exp([np.interp(columns, bright, row) for row in log])
+    rows = [np.interp(columns, bright, row) for row in log]
+    half = np.exp(rows)
     return dict(table, bright=columns.tolist(), half=half.tolist())
 
 def _factors(errors, half, share):
@@ -169,10 +201,11 @@ def _factors(errors, half, share):
     dark = errors.bright<NUCLEUS
     bright = errors.bright>=NUCLEUS
     parts = [(errors[part], half[part]) for part in (dark, bright)]
-    fewest = min(part.group.nunique() for part,_ in parts)
-    if fewest<round(1/(1-share))-1: parts = [(errors, half)]*2
+    groups = [part.group.nunique() for part,_ in parts]
+    if min(groups)<round(1/(1-share))-1: parts = [(errors, half)]*2
     return [conformal_factor(part, its_half, share) for part,its_half in parts]
 
+# %% ../../nbs/64_judge.calibration.ipynb #promised
 def promised(
     errors:pd.DataFrame, # From `interval_errors`, of groups that the model and the table have not seen
     table:dict,          # From `fit_intervals`
@@ -180,15 +213,20 @@ def promised(
 ) -> dict:               # See `half_at`
     "A table whose promise holds for groups like these, where results are bright and where they are dark"
     table = _parted(table)
-    dark,bright = _factors(errors, half_widths(errors, table), share)
-    factors = np.where(np.array(table['bright'])<NUCLEUS, dark, bright)
-    return dict(table, half=(np.array(table['half'])*factors).tolist())
+    before = half_widths(errors, table)
+    dark,bright = _factors(errors, before, share)
+    is_dark = np.array(table['bright'])<NUCLEUS
+    factors = np.where(is_dark, dark, bright)
+    half = np.array(table['half'])*factors
+    return dict(table, half=half.tolist())
 
 # %% ../../nbs/64_judge.calibration.ipynb #crosswise
 def _tested(errors, others, table):
     "Errors with half and within, by the table that other groups promise"
-    half = half_widths(errors, promised(others, table))
-    return errors.assign(half=half, within=(errors.error<=half).astype(float))
+    own = promised(others, table)
+    half = half_widths(errors, own)
+    within = errors.error<=half
+    return errors.assign(half=half, within=within.astype(float))
 
 def crosswise(
     errors:pd.DataFrame, # From `interval_errors`, of groups that the model and the table have not seen
@@ -197,10 +235,16 @@ def crosswise(
     seed=0,              # Seed of the dealing
 ) -> pd.DataFrame:       # The errors with fold, half (width, network units), and within: 1 or 0
     "Every group, tested with the table that groups of other parts promise; raises `ValueError` for too few groups"
-    groups = np.random.default_rng(seed).permutation(np.unique(errors.group))
+    rng = np.random.default_rng(seed)
+    groups = rng.permutation(np.unique(errors.group))
     fold_of = {group: i%folds for i,group in enumerate(groups)}
     fold = errors.group.map(fold_of)
-    return pd.concat([_tested(part.assign(fold=k), errors[fold!=k], table) for k,part in errors.groupby(fold)])
+    tested = []
+    for k,part in errors.groupby(fold):
+        others = errors[fold!=k]
+        own = part.assign(fold=k)
+        tested.append(_tested(own, others, table))
+    return pd.concat(tested)
 
 # %% ../../nbs/64_judge.calibration.ipynb #record_intervals
 def calibrated(
@@ -218,4 +262,5 @@ def record_intervals(
 ) -> Path:
     "Write intervals onto a model's card"
     half = np.round(table['half'], 5).tolist()
-    return record_on_card(path, intervals=dict(table, half=half, about=about), **kwargs)
+    intervals = dict(table, half=half, about=about)
+    return record_on_card(path, intervals=intervals, **kwargs)

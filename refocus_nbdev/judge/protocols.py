@@ -43,8 +43,9 @@ PROTOCOLS = dict(
 # %% ../../nbs/63_judge.protocols.ipynb #plate_scale
 def _scale_of(file):
     "The scale of one image"
-    x = read_image(file).planes[0].astype(np.float32)
-    return Scale.of(torch.as_tensor(x)[None,None])
+    x = read_image(file).planes[0]
+    pixels = torch.as_tensor(x.astype(np.float32))
+    return Scale.of(pixels[None,None])
 
 def plate_scale(
     files, # In-focus images
@@ -55,13 +56,27 @@ def plate_scale(
     span = np.median([s.range.item() for s in scales])
     return dict(offset=float(offset), range=float(span))
 
+# %% ../../nbs/63_judge.protocols.ipynb #recipe_for
+def _scale_for(protocol, sharp, wells):
+    "The scale of a protocol, which may come from the in-focus images of some wells"
+    if not protocol.one_scale: return protocol.scale
+    files = [file for (well,_),file in sharp.items() if well in wells]
+    return plate_scale(files)
+
+def _recipe_for(protocol, recipe, sharp, wells):
+    "A recipe, or the protocol's own, with the protocol's scale"
+    recipe = recipe or RECIPES[protocol.recipe]
+    scale = _scale_for(protocol, sharp, wells)
+    return replace(recipe, scale=scale) if scale else recipe
+
 # %% ../../nbs/63_judge.protocols.ipynb #to_unit
 def to_unit(
     x, # Any array
 ) -> np.ndarray: # float32
     "The array scaled to a minimum of 0 and a maximum of 1; a constant image becomes 0"
     x = np.asarray(x, np.float32)
-    return (x-x.min())/(np.ptp(x) or 1)
+    span = np.ptp(x) or 1
+    return (x-x.min())/span
 
 def _unit_psnr(image, target): return peak_signal_noise_ratio(target, image, data_range=1)
 
@@ -81,7 +96,10 @@ def in_counts(
     def ours(x, um): return refocuser.refocus(x.astype(np.float32))
     return dict(methods={**rivals, refocuser.name: ours})
 
-def _in_unit(method, x, um): return to_unit(method(x, um))
+def _in_unit(method, x, um):
+    "The result of a method, scaled to 0 and 1"
+    result = method(x, um)
+    return to_unit(result)
 
 def in_units(
     refocuser:Refocuser, # The model, with the scale `MINMAX`
@@ -90,38 +108,49 @@ def in_units(
     "The model and its rivals, compared from 0 to 1, each image by its own minimum and maximum"
     def ours(x, um):
         y = refocuser.refocus(x.astype(np.float32))
-        unit = (y-x.min())/(np.ptp(x) or 1)
+        span = np.ptp(x) or 1
+        unit = (y-x.min())/span
         return np.clip(unit, 0, 1)
-    scaled = {name: partial(_in_unit, method) for name,method in rivals.items()}
-    return dict(methods={**scaled, refocuser.name: ours}, units=to_unit, metrics=UNIT_METRICS)
+    methods = {name: partial(_in_unit, method) for name,method in rivals.items()}
+    methods[refocuser.name] = ours
+    return dict(methods=methods, units=to_unit, metrics=UNIT_METRICS)
+
+# %% ../../nbs/63_judge.protocols.ipynb #score_test_wells
+def _score_test_wells(protocol, refocuser, pairs, root, wells, rivals):
+    "Scores of a model and its rivals on those pairs that are in the test wells"
+    tested = [pair for pair in pairs if pair.field.well in wells]
+    compared = in_units if protocol.scale==MINMAX else in_counts
+    arguments = compared(refocuser, rivals)
+    return score_pairs(pairs=tested, root=root, **arguments)
 
 # %% ../../nbs/63_judge.protocols.ipynb #check_trained
-def _check_trained(out, recipe, files):
-    "Raises `ModelError` unless a model file was trained by a recipe on these files"
+def _planned(recipe, files):
+    "What the card of a model would say that a recipe trains on these files"
     stages = [asdict(stage) for stage in recipe.stages]
     facts = dict(stages=stages, loss=recipe.loss, files_sha256=hash_files(files))
+    as_on_card = json.dumps(facts)
+    return json.loads(as_on_card)
+
+def _check_trained(out, recipe, files):
+    "Raises `ModelError` unless a model file was trained by a recipe on these files"
     card = read_card(out)
-    planned = json.loads(json.dumps(facts))
-    different = [name for name,value in planned.items() if card.get(name)!=value]
-    if different:
-        raise ModelError(f'{out}: is there already, but was trained otherwise ({", ".join(different)} differ): '
-                         'name another file, or delete this one')
-
-def _scaled(recipe, protocol, files):
-    "A recipe with the scale of a protocol, which may come from in-focus images"
-    scale = plate_scale(files) if protocol.one_scale else protocol.scale
-    return replace(recipe, scale=scale) if scale else recipe
-
-def _score_test_wells(protocol, refocuser, root, planes, wells, rivals):
-    "Scores of a model and its rivals on the test wells"
-    pairs = [pair for pair in bbbc006_pairs(root, planes) if pair.field.well in wells]
-    arguments = in_units if protocol.scale==MINMAX else in_counts
-    return score_pairs(pairs=pairs, root=root, **arguments(refocuser, rivals))
+    planned = _planned(recipe, files)
+    different = [name for name in planned if card.get(name)!=planned[name]]
+    if not different: return
+    names = ', '.join(different)
+    raise ModelError(f'{out}: is there already, but was trained otherwise ({names} differ): '
+                     'name another file, or delete this one')
 
 def _files_outside(root, planes, wells):
     "The files of all pairs that are not in these wells"
-    pairs = [pair for pair in bbbc006_pairs(root, planes) if pair.field.well not in wells]
-    return {file for pair in pairs for file in (pair.blurred, pair.sharp)}
+    files = set()
+    for pair in bbbc006_pairs(root, planes):
+        if pair.field.well not in wells: files |= {pair.blurred, pair.sharp}
+    return files
+
+def _out_of_focus(root):
+    "The numbers of all planes that are out of focus"
+    return [z for z in planes_in(root) if z!=BBBC006_FOCUS_Z]
 
 # %% ../../nbs/63_judge.protocols.ipynb #run_protocol
 def run_protocol(
@@ -139,13 +168,14 @@ def run_protocol(
 
     Raises `ImageError` for planes that are missing, and `ModelError` for a model file that was trained otherwise."""
     protocol = PROTOCOLS[name]
-    planes = protocol.planes or [z for z in planes_in(root) if z!=BBBC006_FOCUS_Z]
+    planes = protocol.planes or _out_of_focus(root)
     sharp = plane_files(root, BBBC006_FOCUS_Z)
     wells = [well for well,_ in sharp]
     split = split_wells(wells, test_pct=0.2, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
-    in_training = [file for (well,_),file in sharp.items() if well in split.train]
-    recipe = _scaled(recipe or RECIPES[protocol.recipe], protocol, in_training)
+    recipe = _recipe_for(protocol, recipe, sharp, split.train)
     if Path(out).exists(): _check_trained(out, recipe, _files_outside(root, planes, split.test))
     else: train_from_pairs(root, out, recipe, planes, valid_wells=split.valid, test_wells=split.test, seed=seed,
                            name=Path(out).stem, **kwargs)
-    return _score_test_wells(protocol, Refocuser.load(out), root, protocol.test or planes, split.test, rivals)
+    refocuser = Refocuser.load(out)
+    pairs = bbbc006_pairs(root, protocol.test or planes)
+    return _score_test_wells(protocol, refocuser, pairs, root, split.test, rivals)
