@@ -19,11 +19,11 @@ _FEW = ('{groups}: {fewest} at the least are needed (twice as many for a model t
 
 def _preview(cases, no_target):
     "Print what belongs together; return 1 if there are too few groups"
-    from refocus_nbdev.judge.match import told_groups
+    from refocus_nbdev.judge.match import describe_groups
     from refocus_nbdev.judge.own_intervals import FEWEST
     for c in cases: print(f'{c.predicted} with {c.target}')
     for p in no_target: print(f'{p}: no target')
-    print(f'groups: {told_groups(cases)}')
+    print(f'groups: {describe_groups(cases)}')
     n = len({c.group for c in cases})
     if n<20: print(_FEW.format(groups=counted(n, 'group'), fewest=FEWEST))
     return int(n<FEWEST)
@@ -32,13 +32,13 @@ def _preview(cases, no_target):
 def _calibrate(cases, target, out, refocuser, model, reading):
     "Collect errors, write the model, and print the summary"
     from pandas import concat
-    from refocus_nbdev.judge.match import told_groups
+    from refocus_nbdev.judge.match import describe_groups
     from refocus_nbdev.judge.own_intervals import case_errors, own_intervals, save_with
     def errors_of(case): return case_errors(refocuser, case, **reading)
     errors,failed = of_each(errors_of, cases, partial(tracked, label='calibrating'))
     if failed: list_failed(failed)
     if not errors: return 1
-    print(f'groups: {told_groups([case for case,_ in errors])}')
+    print(f'groups: {describe_groups([case for case,_ in errors])}')
     table = concat([t for _,t in errors])
     own = own_intervals(table, refocuser.card.get('intervals'))
     save_with(model, out, own, f'the {table.file.nunique()} images compared with {Path(target).name}')

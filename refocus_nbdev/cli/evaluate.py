@@ -30,11 +30,11 @@ def _check_report(out, cases, overwrite):
 # %% ../../nbs/77_cli.evaluate.ipynb #_preview
 def _preview(cases, no_target, no_prediction):
     "Print what belongs together; return 1 if a target has no prediction"
-    from refocus_nbdev.judge.match import told_groups
+    from refocus_nbdev.judge.match import describe_groups
     for c in cases: print(f'{c.predicted} with {c.target}')
     for p in no_target: print(f'{p}: no target')
     for t in no_prediction: print(f'{t}: no prediction')
-    print(f'groups: {told_groups(cases)}')
+    print(f'groups: {describe_groups(cases)}')
     return int(bool(no_prediction))
 
 # %% ../../nbs/77_cli.evaluate.ipynb #_evaluate
