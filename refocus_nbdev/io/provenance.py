@@ -13,7 +13,6 @@ from typing import NamedTuple
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 from fastcore.basics import patch
-from fastcore.basics import patch
 from .planes import ImageError
 
 # %% ../../nbs/13_io.provenance.ipynb #Remark

@@ -73,7 +73,7 @@ def power_slope(
 
 # %% ../../nbs/60_judge.defocus.ipynb #beliefs
 IN_FOCUS_PX = 1. # The width of the blur up to which a plane is in focus: 2 um away, the depth of field of 20x/0.45
-IN_FOCUS_SCORE = 0.25 # The focus score from which on a plane is called in focus
+IN_FOCUS_SCORE = 0.25 # A plane with a higher focus score is called in focus
 
 def _um(refocuser, log_width):
     "The distances of widths, as the estimator counts them, um"

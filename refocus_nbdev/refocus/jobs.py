@@ -179,7 +179,7 @@ def _more(one, other):
 def run_job(
     job:Job,             # What to do
     refocuser,           # The `Refocuser` that does it
-    overwrite=False,     # Replace existing files with another provenance?
+    overwrite=False,     # Make results again that exist, whatever made them?
     progress=None,       # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,        # Refuse a file with doubts?
     **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
@@ -224,7 +224,7 @@ def _by_head(job, options, model_um=None):
 def preview_job(
     job:Job,         # The job
     load,            # Function that returns the `Refocuser`
-    overwrite=False, # Replace existing files with another provenance?
+    overwrite=False, # Make results again that exist, whatever made them?
     strict=False,    # Refuse a file with doubts?
     **options        # For `refocus_file`
 ) -> Job:            # The same job: skipped or failed if that is known, else to do, with the size of the file as a note
@@ -259,7 +259,7 @@ def _is_large(job):
 def run_jobs(
     jobs,          # From `plan_run`
     refocuser,     # The `Refocuser` that does them
-    overwrite=False, # Replace existing files with another provenance?
+    overwrite=False, # Make results again that exist, whatever made them?
     progress=None, # Function that gets the number of files, or the share of one, done since its last call
     **options      # `strict`, for `run_job`; and for `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ):
