@@ -7,7 +7,7 @@ __all__ = ['sample_plate', 'demo_picture', 'demo']
 
 # %% ../../nbs/72_cli.demo.ipynb #imports
 from pathlib import Path
-import numpy as np
+import numpy as np, refocus_nbdev
 from rich import box
 from rich.table import Table
 from .app import *
@@ -22,7 +22,7 @@ def sample_plate(
     out, # Folder in which the plate is made, if it did not come with the package
 ) -> Path:
     "The folder of the simulated sample plate"
-    ours = Path(__file__).resolve().parents[2]/'data'/'sample'
+    ours = Path(refocus_nbdev.__file__).resolve().parents[1]/'data'/'sample'
     if (ours/'BBBC006_v1_images_z_16').exists(): return ours
     from refocus_nbdev.plates.simulate import make_plate
     print('making the simulated sample plate ...')
