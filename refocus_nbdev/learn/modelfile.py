@@ -8,7 +8,7 @@ __all__ = ['write_model', 'read_card', 'read_model', 'shipped_models', 'model_pa
 # %% ../../nbs/47_learn.modelfile.ipynb #imports
 import json, os
 from pathlib import Path
-import torch.nn as nn
+import refocus_nbdev, torch.nn as nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from ..io.disk import *
@@ -134,7 +134,7 @@ def read_model(
     return model.eval().to(device), card
 
 # %% ../../nbs/47_learn.modelfile.ipynb #model_path
-_MODELS = Path(__file__).parents[1]/'models' if '__file__' in globals() else Path('../refocus_nbdev/models')
+_MODELS = Path(refocus_nbdev.__file__).parent/'models'
 
 def shipped_models() -> list[str]: # In alphabetical order
     "Names of the models that come with the package"
