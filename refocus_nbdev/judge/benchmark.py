@@ -43,8 +43,8 @@ def _deconvolved(method, image, kernel):
     r = kernel.shape[0]//2
     padded = np.pad(image, r, mode='symmetric')
     scale = padded.max() or 1.
-    found = method(padded/scale, kernel)
-    inner = found[r:-r, r:-r]
+    result = method(padded/scale, kernel)
+    inner = result[r:-r, r:-r]
     return inner.astype(np.float32)*scale
 
 def deconvolve_rl(
@@ -127,7 +127,7 @@ def _scores(image, target, truth, metrics):
 _INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] # The part of a field that a simulated plane shows
 
 def _facts(plane):
-    "What a row says of a simulated plane"
+    "File, simulator and distance of a simulated plane"
     name = Path(plane.file).name
     return dict(file=name, simulator=plane.simulator, defocus_um=plane.defocus_um)
 
@@ -165,7 +165,7 @@ def alone_and_told(
     refocuser:Refocuser,  # The model
     name='refocus_nbdev', # Its name in tables
 ) -> dict: # Name to function from an image (H,W) in counts and its distance in um to an image (H,W)
-    "The model that estimates the blur; and, if it can be told the distance, the model that is told"
+    "The model that estimates the blur by itself; and the model that is given the distance, if it can use one"
     def alone(x, um): return refocuser.refocus(x.astype(np.float32))
     def with_distance(x, um): return refocuser.refocus(x.astype(np.float32), um)
     methods = {name: alone}
