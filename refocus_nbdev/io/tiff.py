@@ -155,7 +155,7 @@ def _planes_of(path, n, series, axes, shape):
     pages = _grey_pages(_pages_of(series, shape))
     if pages and axes[-2:]!='YX':
         raise ImageError(f'{path}: axes {axes}; the last two must be Y and X: save it so, '
-                         'or give --axes if it is wrong about them')
+                         'or give --axes if the file is wrong about them')
     return [Plane(n, i, _where(i, axes, shape), page.shape, page) for i,page in pages.items()]
 
 # %% ../../nbs/14_io.tiff.ipynb #_check_planes
@@ -591,7 +591,7 @@ def _copy_stack(self:TiffReader, path, change, text):
 # %% ../../nbs/14_io.tiff.ipynb #TiffReader-copy
 @patch
 def copy(self:TiffReader,
-    path,   # Where to; whatever is there is replaced
+    path,   # Where to; replaces what is there
     change, # Function from one of `planes` to an array (H,W) or `Rows` of its data type; None if it stays
     text,   # What made the new pixels, or a function that returns it (see `as_words`); is written into the copy
 ):
