@@ -412,16 +412,14 @@ def _layout(page):
     return opts|_part_options(page)|_sample_options(page)|_resolution_options(page)
 
 # %% ../../nbs/14_io.tiff.ipynb #_raw_tags
-_JPEG = {347, 513, 514, 519, 520, 521}
-_VENDORS = {33628, 33629, 33630, 33631, 34412}
-_LISTS = {400, 34665, 34853, 40965}
-_FILTERED = set(tifffile.TIFF.TAG_FILTERED)
+_LISTS = {400, 34665, 34853, 40965} # EXIF, GPS and others
+_BY_TIFFFILE = set(tifffile.TIFF.TAG_FILTERED)-_LISTS # Tags that tifffile writes by itself
 
 _NOT_COPIED = { # The codes of tags, by the reason
-    'layout, written with the pixels': {254, 282, 283, 296, 320, *_FILTERED-_LISTS},
-    'tables for JPEG; copies are not JPEG': _JPEG,
+    'layout, written with the pixels': {254, 282, 283, 296, 320, *_BY_TIFFFILE},
+    'tables for JPEG; copies are not JPEG': {347, 513, 514, 519, 520, 521},
     'places of unused bytes': {288, 289},
-    "MetaMorph's and Zeiss's own, with places in the file": _VENDORS,
+    "MetaMorph's and Zeiss's own, with places in the file": {33628, 33629, 33630, 33631, 34412},
     'places of other lists of tags': _LISTS}
 
 _CODES_NOT_COPIED = set.union(*_NOT_COPIED.values())
