@@ -47,10 +47,6 @@ def pupil_psf(
 # %% ../../nbs/24_optics.kernels.ipynb #_on_pixels
 _HW = (-2,-1) # Axes of height and width
 
-def _normalised(k):
-    "Kernels divided by their sums"
-    return k/k.sum(_HW, keepdim=True)
-
 def _radius(radius, device):
     "Distance of each pixel of a kernel from its centre (k,k), pixels"
     y = torch.arange(-radius, radius+1., device=device)
@@ -62,7 +58,7 @@ def _on_pixels(profiles, q):
     i = q.long().clamp(max=profiles.shape[1]-2)
     inner = profiles[:,i]
     outer = profiles[:,i+1]
-    return _normalised(torch.lerp(inner, outer, q-i))
+    return normalised(torch.lerp(inner, outer, q-i))
 
 # %% ../../nbs/24_optics.kernels.ipynb #_beyond_focus
 def _transfer(k):
@@ -75,7 +71,7 @@ def _beyond_focus(k, focused):
     sharp = _transfer(focused)
     added = whole*sharp/(sharp**2+0.03)
     k = torch.fft.irfft2(added.clamp(-1, 1), k.shape[-2:])
-    return _normalised(torch.fft.fftshift(k, _HW))
+    return normalised(torch.fft.fftshift(k, _HW))
 
 # %% ../../nbs/24_optics.kernels.ipynb #_delta_near_focus
 def _delta_near_focus(k, d, na=BBBC006_NA, index=1., **_):
@@ -177,7 +173,7 @@ def disk_kernels(
     rim = 2*sigma*(1-softness**2).sqrt()
     disks = _rimmed_disks(_radius(radius, d.device), rim, ring)
     k = _softened(disks, sigma*softness)
-    return _delta_near_focus(_normalised(k), d, **optics)
+    return _delta_near_focus(normalised(k), d, **optics)
 
 # %% ../../nbs/24_optics.kernels.ipynb #random_kernels
 KERNEL_KINDS = (jittered_kernels, wave_kernels, disk_kernels)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BBBC006_PIXEL_UM', 'BBBC006_NA', 'HOECHST_UM', 'SIGMA_PX_PER_UM', 'blur_px_per_um', 'sigma_of', 'widefield_psf',
-           'kernel_sigma', 'thick_psf', 'jittered_kernels', 'blur', 'add_noise']
+           'kernel_sigma', 'thick_psf', 'normalised', 'jittered_kernels', 'blur', 'add_noise']
 
 # %% ../../nbs/20_optics.psf.ipynb #imports
 import math, numpy as np, torch
@@ -95,11 +95,14 @@ def thick_psf(
     layers = [widefield_psf(d, radius=radius) for d in distances]
     return np.mean(layers, 0)
 
-# %% ../../nbs/20_optics.psf.ipynb #_profile
-def _normalised(k):
+# %% ../../nbs/20_optics.psf.ipynb #normalised
+def normalised(
+    k:torch.Tensor, # Kernels (..., k, k), non-negative
+)->torch.Tensor: # (..., k, k)
     "Kernels divided by their sums"
     return k/k.sum(_HW, keepdim=True).clamp(min=1e-30)
 
+# %% ../../nbs/20_optics.psf.ipynb #_profile
 def _profile(q2, sigma, p, m=0):
     "Kernels q^m exp(-(q/a)^p) at squared radii `q2`: `sigma` is their width for any `p` and `m`"
     total = torch.lgamma((m+2)/p)
@@ -107,7 +110,7 @@ def _profile(q2, sigma, p, m=0):
     a2 = 2*sigma**2*torch.exp(total-moment)
     t = q2/a2.clamp(min=1e-6)
     tail = torch.exp(-t**(p/2))
-    return _normalised(tail*t**(m/2))
+    return normalised(tail*t**(m/2))
 
 # %% ../../nbs/20_optics.psf.ipynb #_ellipse
 def _ellipse(radius, ratio, angle):
@@ -159,7 +162,7 @@ def jittered_kernels(
     solid = _profile(q2, sigma, p)
     hollow = _profile(q2, sigma, torch.full_like(p, 2.), 4)
     share = _MAX_RING*shape_jitter*ring**2
-    return _normalised(torch.lerp(solid, hollow, share))
+    return normalised(torch.lerp(solid, hollow, share))
 
 # %% ../../nbs/20_optics.psf.ipynb #blur
 def _check_fits(h, w, k):

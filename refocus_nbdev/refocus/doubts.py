@@ -110,7 +110,7 @@ _NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not giv
 # %% ../../nbs/52_refocus.doubts.ipynb #plane_doubts-order
 def plane_doubts(
     refocuser:Refocuser, # The model
-    image,           # (H,W), `Rows`, the plane in network units
+    image,           # (H,W), `Rows`, the plane in network units, at the model's pixel size
     result,          # (H,W), `Rows`, its refocused image; None if there is none: then the stain is not checked
     width=None,      # Width of its blur, px of the model; None if it is not known
     prominence=None, # Prominence of the plane, from `own_prominence`; computed if None
