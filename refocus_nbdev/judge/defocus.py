@@ -127,7 +127,7 @@ def _tile_places(refocuser, shape, zoom):
     return pd.DataFrame(places)
 
 def _shows_more_than_noise(rows, place):
-    "Does a tile of a plane show something?"
+    "Does a tile of a plane show more than noise?"
     strip = rows[place.y:place.y+place.side]
     tile = strip[:, place.x:place.x+place.side]
     return has_structure(tile)
@@ -159,9 +159,9 @@ def _judged(refocuser, plane, whole, tiles):
     prominence = own_prominence(plane)
     um = whole['defocus_um']
     remarks = plane_doubts(refocuser, plane, None, um*refocuser.px_per_um, prominence)
-    shows_something = tiles.defocus_um.notna().any()
-    if not shows_something: shows_something = is_clear(refocuser, prominence) and is_too_far(refocuser, um)
-    if not shows_something: return _unknown(), [*remarks, _NOTHING]
+    some_tile_shows = tiles.defocus_um.notna().any()
+    is_clearly_far = is_clear(refocuser, prominence) and is_too_far(refocuser, um)
+    if not (some_tile_shows or is_clearly_far): return _unknown(), [*remarks, _NOTHING]
     in_focus = whole['focus_score']>IN_FOCUS_SCORE
     return dict(whole, in_focus=bool(in_focus)), remarks
 
@@ -298,11 +298,12 @@ def _draw_distances(ax, um, most, **kwargs):
     shown = ax.imshow(um, cmap='viridis', vmin=0, vmax=most, **kwargs)
     ax.figure.colorbar(shown, ax=ax, label='um out of focus', shrink=0.8)
 
-def _write_distance(ax, tile):
-    "Write the distance of a tile into its middle"
+def _write_distance(ax, tile, most):
+    "Write the distance of a tile into its middle, in black on the bright end of the scale"
     half = tile.side/2
     number = f'{tile.defocus_um:.0f}'
-    ax.text(tile.x+half, tile.y+half, number, color='w', ha='center', va='center', fontsize=8)
+    color = 'k' if tile.defocus_um>0.7*most else 'w'
+    ax.text(tile.x+half, tile.y+half, number, color=color, ha='center', va='center', fontsize=8)
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_map-export
 def draw_map(
@@ -319,7 +320,7 @@ def draw_map(
     right.set(xticks=[], yticks=[])
     _draw_distances(right, um.to_numpy(), most, extent=(0, width, height, 0))
     known = tiles.dropna(subset='defocus_um')
-    for tile in known.itertuples(): _write_distance(right, tile)
+    for tile in known.itertuples(): _write_distance(right, tile, most)
     return fig
 
 # %% ../../nbs/60_judge.defocus.ipynb #wells_of
