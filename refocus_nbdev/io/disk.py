@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 # %% ../../nbs/10_io.disk.ipynb #sweep
-_HERE = hashlib.sha256(platform.node().encode()).hexdigest()[:6] # This machine, in temporary names
-_OURS = re.compile(r'\.([0-9a-f]{6})-(\d+)-\d+\.(?:partial|old)\.')
+_THIS_MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6] # In temporary names
+_TEMPORARY = re.compile(r'\.([0-9a-f]{6})-(\d+)-\d+\.(?:partial|old)\.') # Machine and process number
 _WEEK = 7*86400 # Seconds
 
 def _remove(path):
@@ -29,25 +29,25 @@ def _has_ended(pid):
     except OSError: pass
     return False
 
-def _is_left(entry):
-    "Has the process that writes a temporary file ended?"
-    host,pid = _OURS.match(entry.name).groups()
-    if host==_HERE and os.name!='nt': return _has_ended(int(pid))
+def _is_abandoned(entry):
+    "Has the process that wrote a temporary file ended? On another machine: is the file older than a week?"
+    machine,pid = _TEMPORARY.match(entry.name).groups()
+    if machine==_THIS_MACHINE and os.name!='nt': return _has_ended(int(pid))
     age = time.time()-entry.stat(follow_symlinks=False).st_ctime
     return age>_WEEK
 
 @cache
-def _sweep(folder):
-    "Remove what killed processes left in a folder; once for each folder"
+def _remove_abandoned(folder):
+    "Remove the temporary files of killed processes from a folder; each process does this once for each folder"
     with suppress(OSError):
-        temporary = [entry for entry in os.scandir(folder) if _OURS.match(entry.name)]
+        temporary = [entry for entry in os.scandir(folder) if _TEMPORARY.match(entry.name)]
         for entry in temporary:
             with suppress(OSError):
-                if _is_left(entry): _remove(Path(entry.path))
+                if _is_abandoned(entry): _remove(Path(entry.path))
 
 # %% ../../nbs/10_io.disk.ipynb #to_disk
-def _why(path, error):
-    "An exception in words"
+def _reason(path, error):
+    "Why `path` could not be written, in words"
     kind = type(error).__name__
     if not isinstance(error, OSError): return f'{kind}: {error}'
     text = f'{kind}: {error.strerror or error}'
@@ -55,7 +55,7 @@ def _why(path, error):
     is_full = folder.is_dir() and shutil.disk_usage(folder).free<1e5
     return text+'; the disk is full' if is_full else text
 
-def _to_disk(path):
+def _flush_to_disk(path):
     "Wait until a file, or all files in a folder, would survive a power failure"
     files = path.rglob('*') if path.is_dir() else [path]
     for file in files:
@@ -63,7 +63,7 @@ def _to_disk(path):
         with open(file, 'rb+') as f: os.fsync(f.fileno())
 
 def _rename(tmp, path, old):
-    "Give a file or a folder its final name; a folder that has the name is called `old` meanwhile"
+    "Rename `tmp` to `path`; a folder `path` is moved to `old` first, and back if renaming fails"
     replaces_folder = tmp.is_dir() and path.is_dir()
     if replaces_folder: os.replace(path, old)
     try: os.replace(tmp, path)
@@ -72,26 +72,26 @@ def _rename(tmp, path, old):
         raise
 
 # %% ../../nbs/10_io.disk.ipynb #atomically
-_numbers = itertools.count()
+_file_numbers = itertools.count()
 
 @contextmanager
 def atomically(
-    path,       # Where a file or a folder will be; the folder around it must exist
-    error=None, # Kind of error to raise for whatever fails, with a sentence that names `path`; None passes errors on
-):              # A name to write to: hidden, with the same ending
-    "A temporary name, which becomes `path` if all goes well inside, and vanishes if not"
+    path,       # File or folder to write; the folder around it must exist
+    error=None, # Class of the error that is raised if writing fails; it names `path`. None passes errors on unchanged
+):              # Yields a path to write to: hidden, with the ending of `path`
+    "Give a temporary path, which is renamed to `path` if all goes well inside, and removed if not"
     path = Path(path)
-    start = f'.{_HERE}-{os.getpid()}-{next(_numbers)}'
+    start = f'.{_THIS_MACHINE}-{os.getpid()}-{next(_file_numbers)}'
     tmp = path.with_name(f'{start}.partial.{path.name[-60:]}')
     old = path.with_name(f'{start}.old.{path.name[-60:]}')
     try:
-        _sweep(path.parent.absolute())
+        _remove_abandoned(path.parent.absolute())
         yield tmp
-        _to_disk(tmp)
+        _flush_to_disk(tmp)
         _rename(tmp, path, old)
     except Exception as e:
         if error is None or isinstance(e, error): raise
-        raise error(f'{path}: cannot be written ({_why(path, e)})') from e
+        raise error(f'{path}: cannot be written ({_reason(path, e)})') from e
     finally:
         _remove(tmp)
         _remove(old)
@@ -103,8 +103,8 @@ def _is_figure(path):
 
 def save_figure(
     fig,  # A figure of matplotlib
-    path, # Where to, a PNG; the folder around it is made if missing
-    error=ValueError, # Kind of error to raise for whatever fails, and if `path` is something other than a figure
+    path, # PNG to write; the folder around it is made if missing
+    error=ValueError, # Class of the error that is raised if writing fails, or if `path` exists and is no figure
 ):
     "Write a picture, completely or not at all"
     path = Path(path)

@@ -28,34 +28,34 @@ _all_ = ['ImageError']
 # %% ../../nbs/17_io.images.ipynb #MicroscopeImage
 @dataclass
 class MicroscopeImage:
-    "Pixels, and what their file said about them"
+    "The pixels of a file, and its metadata"
     pixels: np.ndarray           # As in the file: uint8, uint16 or float32; any number of axes, Y and X last
     axes: str = 'YX'             # One letter for each axis, as in tifffile: T, C, Z, Y, X; Q or I where unknown
-    pixel_um: float|None = None  # Size of a pixel, um, None where the file does not say
+    pixel_um: float|None = None  # Size of a pixel, um, None if the file does not give it
     kind: str = 'tiff'           # Kind of file: tiff, imagej, ome, png or zarr
-    compression: str|None = None # tifffile's name for the compression of the file, None for none
+    compression: str|None = None # tifffile's name for the compression of the file, None if it has none
     metadata: dict = field(default_factory=dict) # ImageJ's or OME's own entries, which are written back
-    software: str|None = None    # What made the file, as it says itself
+    software: str|None = None    # What made the file, None if the file does not say it
     source: Path|None = None     # The file it came from
 
     @property
     def planes(self) -> np.ndarray: # A view of shape (n, Y, X)
         return self.pixels.reshape(-1, *self.pixels.shape[-2:])
 
-# %% ../../nbs/17_io.images.ipynb #_png_chunks
-_WRITTEN_ANEW = b'tEXt', b'zTXt', b'iTXt', b'tRNS'
+# %% ../../nbs/17_io.images.ipynb #_kept_chunks
+_NOT_KEPT = b'tEXt', b'zTXt', b'iTXt', b'tRNS' # Words, and transparency
 _SIGNATURE = 8 # Bytes before the first chunk
-_AROUND = 12   # Bytes of a chunk beside its content: length, name and checksum
+_CHUNK_FRAME = 12   # Bytes of a chunk beside its content: length, name and checksum
 
-def _png_chunks(path):
+def _kept_chunks(path):
     "The chunks of a PNG that a copy keeps, as bytes"
     data = Path(path).read_bytes()
     at,kept = _SIGNATURE,b''
-    while at+_AROUND<=len(data):
+    while at+_CHUNK_FRAME<=len(data):
         length,name = struct.unpack('>I4s', data[at:at+8])
-        end = at+_AROUND+length
+        end = at+_CHUNK_FRAME+length
         is_optional = name[:1].islower()
-        if is_optional and name not in _WRITTEN_ANEW: kept += data[at:end]
+        if is_optional and name not in _NOT_KEPT: kept += data[at:end]
         at = end
     return kept
 
@@ -66,7 +66,7 @@ _MASK = 'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits fir
 _NOT_GREY = {'1':_MASK, 'LA':_ALPHA, 'La':_ALPHA, 'PA':_ALPHA} # By PIL's names for kinds of pixels
 
 def _check_png(path, im):
-    "Raises `ImageError` for a PNG, opened by PIL, in colour or with several pictures"
+    "Raises `ImageError` if a PNG, opened by PIL, is in colour or holds several pictures"
     if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
     pictures = getattr(im, 'n_frames', 1)
     if pictures>1:
@@ -74,7 +74,7 @@ def _check_png(path, im):
 
 # %% ../../nbs/17_io.images.ipynb #PngReader-2
 class PngReader(Reader):
-    "The plane of a grey PNG; raises `ImageError` for a picture in colour, or several"
+    "The plane of a grey PNG; raises `ImageError` if it is in colour, or holds several pictures"
     kind = 'png'
     axes = 'YX'
     compression = None
@@ -82,15 +82,15 @@ class PngReader(Reader):
     sizes_um = [(None,None)]
     channels = ['1']
     def __init__(self,
-        path,      # A PNG that is there
-        axes=None, # YX, if anything
+        path,      # A PNG that exists
+        axes=None, # None or YX
     ):
         self.path = Path(path)
         with reading(path, 'PNG'), PILImage.open(path, formats=['PNG']) as im:
             _check_png(path, im)
             x = np.array(im)
             self.words = dict(im.text)
-            self.kept = _png_chunks(path)
+            self.kept = _kept_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
         self.planes = [Plane(0, 0, {}, self.pixels.shape)]
@@ -108,7 +108,7 @@ def dtype(self:PngReader):
 
 @patch(as_prop=True)
 def software(self:PngReader):
-    "What made the file, None where it does not say"
+    "What made the file, None if the file does not say it"
     return self.words.get('Software')
 
 @patch
@@ -122,7 +122,7 @@ def rows(self:PngReader,
 _HEADER = 33 # Bytes up to the end of the first chunk
 
 def _save_png(path, x, words, kept=b''):
-    "Write pixels (H,W) and words as a PNG, with other chunks behind its header"
+    "Write pixels (H,W) and words as a PNG, with the chunks `kept` behind its header"
     info = PngImagePlugin.PngInfo()
     for name,word in words.items():
         add = info.add_text if word.isascii() else info.add_itxt
@@ -134,20 +134,20 @@ def _save_png(path, x, words, kept=b''):
 
 @patch
 def copy(self:PngReader,
-    path,   # Where to; whatever is there is replaced
-    change, # Function from a plane to an array (H,W) or `Rows` of the same data type, or to None where it stays
-    text,   # What made them, or a function that returns it (see `as_words`): the copy says so
+    path,   # Where to; replaces what is there
+    change, # Function from a plane to an array (H,W) or `Rows` of its data type; None if it stays
+    text,   # What made the new pixels, or a function that returns it (see `as_words`); is written into the copy
 ):
     "Write a PNG that differs only in its pixels"
     pixels = self.changed(self.planes[0], change)[:]
     made = made_by(as_words(text)(), self.software)
     _save_png(path, pixels, {**self.words, 'Software':made}, self.kept)
 
-# %% ../../nbs/17_io.images.ipynb #_wrong
+# %% ../../nbs/17_io.images.ipynb #_size_problem
 _DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
 
-def _wrong_dtype(image):
-    "What is wrong with the data types of an open image, if anything"
+def _dtype_problem(image):
+    "A sentence about pixels of another data type than ours in an open image; None if there are none"
     odd = next((p for p in image.planes if image.rows(p).dtype not in _DTYPES), None)
     if odd is None: return None
     dtype = image.rows(odd).dtype
@@ -160,24 +160,24 @@ def _bytes_on_disk(path):
     files = path.rglob('*') if path.is_dir() else [path]
     return sum(f.stat().st_size for f in files)
 
-def _wrong_size(image):
-    "What is wrong with the size that an open image claims to have, if anything"
+def _size_problem(image):
+    "A sentence about the size that an open image claims; None if it is possible"
     if not all(min(p.shape) for p in image.planes): return 'it holds no pixels'
     claimed = sum(p.size for p in image.planes)*image.dtype.itemsize
-    held = _bytes_on_disk(image.path)
-    if claimed<=max(1e9, 2000*held): return None
-    return f'claims {claimed/1e9:.1f} GB of pixels, but takes {held/1e6:.3g} MB: it is damaged, or all but empty'
+    on_disk = _bytes_on_disk(image.path)
+    if claimed<=max(1e9, 2000*on_disk): return None
+    return f'claims {claimed/1e9:.1f} GB of pixels, but takes {on_disk/1e6:.3g} MB: it is damaged, or all but empty'
 
 # %% ../../nbs/17_io.images.ipynb #open_image
 IMAGE_SUFFIXES = ('.tif', '.tiff', '.png', '.zarr', *VENDORS)
 
 def _why_missing(path):
-    "Why there is no file at a path"
+    "Why there is no image at a path"
     if glob.has_magic(str(path)): return 'nothing matches'
     return 'this folder is no Zarr' if path.is_dir() else 'there is no such file'
 
-def _reader(path):
-    "The class that reads a file; raises `ImageError` where there is none"
+def _reader_class(path):
+    "The class that reads a file; raises `ImageError` if there is no file, or no class for it"
     if is_zarr(path): return ZarrReader
     if not path.is_file(): raise ImageError(f'{path}: {_why_missing(path)}')
     suffix = path.suffix.lower()
@@ -186,24 +186,29 @@ def _reader(path):
     if suffix in VENDORS: return VendorReader
     return PngReader if suffix=='.png' else TiffReader
 
-def _check(image):
-    "Raises `ImageError` for an open image that cannot be used"
-    with reading(image.path, image.kind):
-        wrong = _wrong_dtype(image)
-        if not wrong:
-            for name in ('axes','shape','channels','software','metadata','compression'): getattr(image, name)
-            wrong = _wrong_size(image)
-    if wrong: raise ImageError(f'{image.path}: {wrong}')
+_PROPERTIES = 'axes','shape','channels','software','metadata','compression'
+
+def _problem(image):
+    "A sentence about what makes an open image unusable; None if nothing does"
+    problem = _dtype_problem(image)
+    if problem: return problem
+    for name in _PROPERTIES: getattr(image, name)
+    return _size_problem(image)
+
+def _check_usable(image):
+    "Raises `ImageError` if an open image cannot be used, or one of its properties cannot be read"
+    with reading(image.path, image.kind): problem = _problem(image)
+    if problem: raise ImageError(f'{image.path}: {problem}')
 
 # %% ../../nbs/17_io.images.ipynb #open_image-2
 def open_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a CZI, ND2 or LIF
-    axes=None, # Letters for its axes, such as CYX, if it is wrong about them
+    axes=None, # Letters for its axes, such as CYX, if the file is wrong about them
 ):             # A `TiffReader`, `PngReader`, `ZarrReader` or `VendorReader`, to be used in a `with`
     "Open one file; raises `ImageError` if it is missing, damaged, in colour, empty, or not uint8, uint16 or float32"
     path = Path(path)
-    image = _reader(path)(path, axes)
-    try: _check(image)
+    image = _reader_class(path)(path, axes)
+    try: _check_usable(image)
     except ImageError:
         image.__exit__()
         raise
@@ -212,9 +217,9 @@ def open_image(
 # %% ../../nbs/17_io.images.ipynb #read_image
 def read_image(
     path,      # A TIFF (plain, ImageJ, OME), a grey PNG, or the folder of an OME-Zarr
-    axes=None, # Letters for its axes, such as CYX, if it is wrong about them
+    axes=None, # Letters for its axes, such as CYX, if the file is wrong about them
 ) -> MicroscopeImage: # Pixels of its first series, in the file's own data type, never scaled or clipped
-    "Read one file; raises `ImageError` as `open_image` does, and for pixels that are not square"
+    "Read one file; raises `ImageError` as `open_image` does, and if pixels are not square"
     with open_image(path, axes) as f:
         first = f.planes[0].series
         planes = [p for p in f.planes if p.series==first]
@@ -225,7 +230,7 @@ def read_image(
         return MicroscopeImage(pixels, f.axes, um, f.kind, f.compression, f.metadata, f.software, f.path)
 
 # %% ../../nbs/17_io.images.ipynb #chosen_channels
-def _listed(names):
+def _channels_in_words(names):
     "Channels in words: their numbers, and their names where they have any"
     numbers = [str(i+1) for i in range(len(names))]
     if names==numbers and len(names)>1: return '1 to '+numbers[-1]
@@ -241,27 +246,27 @@ def chosen_channels(
     image,    # An open one, from `open_image`
     channels, # Names as the file has them, or numbers from 1; None for all
 ) -> set[int]: # Numbers from 0
-    "The channels of a file that are meant; raises `ImageError` for those it lacks, and for a name that several have"
+    "The chosen channels of a file; raises `ImageError` if it lacks one, or if several have the same name"
     names = [n.lower() for n in image.channels]
     if channels is None: return set(range(len(names)))
     wanted = [str(c) for c in channels]
     numbers = _channel_numbers(names)
     for c in wanted:
         if c.lower() in numbers: continue
-        raise ImageError(f'{image.path}: has no channel {c}; it has {_listed(image.channels)}')
+        raise ImageError(f'{image.path}: has no channel {c}; it has {_channels_in_words(image.channels)}')
     for c in wanted:
         count = names.count(c.lower())
         if count<=1: continue
-        choice = _listed(image.channels)
+        choice = _channels_in_words(image.channels)
         raise ImageError(f'{image.path}: {count} channels are called {c}; choose by number: {choice}')
     return {numbers[c.lower()] for c in wanted}
 
 # %% ../../nbs/17_io.images.ipynb #size_of
 def size_of(
     image,         # An open one, from `open_image`
-    pixel_um=None, # Size of its pixels, um, where the user gives it
-) -> tuple[float|None, str]: # um, None where nobody says; and who says it: user, file, or else model
-    "The size of the pixels of a file, and who says so; raises `ImageError` where only the file does, and says two"
+    pixel_um=None, # Size of its pixels, um, if the user gives it
+) -> tuple[float|None, str]: # um, None if it is unknown; and who gives it: user, file, or else model
+    "The size of the pixels of a file, and who gives it; raises `ImageError` if only the file does, and gives two"
     if pixel_um: return float(pixel_um),'user'
     um = image.pixel_um
     return um, 'file' if um else 'model'
@@ -271,16 +276,16 @@ class Reading(NamedTuple):
     "How a file was understood"
     axes: str            # One letter for each axis
     channels: list       # Names of the chosen channels
-    pixel_um: float|None # Size of a pixel that is computed with, um
+    pixel_um: float|None # Size of a pixel for all computations, um
     sized_by: str        # Who gave that size: user, file or model
 
 def reading_of(
     image,         # An open one, from `open_image`
-    channels=None, # Names, or numbers from 1, of those that are meant; None for all
-    pixel_um=None, # Size of its pixels, um, where the user gives it
-    model_um=None, # Size of the pixels that a model was made for, um, which is taken where nobody gives any
+    channels=None, # Names, or numbers from 1, of the chosen channels; None for all
+    pixel_um=None, # Size of its pixels, um, if the user gives it
+    model_um=None, # Size of the pixels that a model was made for, um; is used if neither user nor file gives any
 ) -> Reading:
-    "How a file is understood, without reading its pixels; raises `ImageError` for channels that it does not have"
+    "How a file is understood; raises `ImageError` if it lacks one of the channels"
     names = [image.channels[c] for c in sorted(chosen_channels(image, channels))]
     um,by = size_of(image, pixel_um)
     return Reading(image.axes, names, um or model_um, by)
@@ -289,7 +294,7 @@ def reading_of(
 def check_finite(
     im:MicroscopeImage, # Any image
 ) -> MicroscopeImage:   # The same image
-    "The image; raises `ImageError` when a pixel is NaN, infinite, or too large to compute with in float32"
+    "The image; raises `ImageError` if a pixel is NaN, infinite, or too large to compute with in float32"
     pixels = im.pixels
     if pixels.dtype.kind!='f' or not pixels.size: return im
     bad = int((~np.isfinite(pixels)).sum())
@@ -315,17 +320,17 @@ def to_dtype(
 def copy_image(
     image,  # An open one, from `open_image`
     path,   # Where to; the folder must exist
-    change, # Function from one of its `planes` to an array (H,W) or `Rows` of its data type, or to None where it stays
-    text,   # What made them (ASCII), or a function that returns it (see `as_words`): the copy says so
+    change, # Function from one of its `planes` to an array (H,W) or `Rows` of its data type; None if it stays
+    text,   # What made the new pixels (ASCII), or a function that returns it (see `as_words`); is written into the copy
 ) -> Path:  # `path`
-    "Copy one file with other pixels in its planes; raises `ImageError` when that fails, and leaves nothing behind"
+    "Copy one file with other pixels in its planes; raises `ImageError` if that fails, and leaves nothing behind"
     with atomically(path, ImageError) as tmp: image.copy(tmp, change, text)
     return Path(path)
 
 def copy_name(
     path, # A file that `open_image` takes
 ) -> str:
-    "Name for a copy of a file: its own, or one that ends in .ome.tif where its format cannot be written"
+    "Name for a copy of a file: its own, or one that ends in .ome.tif if we cannot write its format"
     path = Path(path)
     is_vendor = path.suffix.lower() in VENDORS
     return path.stem+'.ome.tif' if is_vendor else path.name
@@ -345,7 +350,7 @@ def _ome_size(im):
     return dict(PhysicalSizeX=um, PhysicalSizeXUnit=unit, PhysicalSizeY=um, PhysicalSizeYUnit=unit)
 
 def _tiff_options(im):
-    "Arguments of `tifffile.imwrite` that put `im` back into its own kind of TIFF"
+    "Arguments of `tifffile.imwrite` for the kind of TIFF that `im` names"
     axes = {'axes':im.axes}
     software = im.software or 'refocus_nbdev'
     opts = dict(photometric='minisblack', compression=im.compression, software=software, metadata=axes)
@@ -360,9 +365,9 @@ def _tiff_options(im):
 # %% ../../nbs/17_io.images.ipynb #write_image
 def write_image(
     path,               # Where to; the folder must exist
-    im:MicroscopeImage, # What to write; its `kind` is the format, its `software` says what made these pixels (ASCII)
+    im:MicroscopeImage, # Image to write; its `kind` is the format, and its `software` what made the pixels (ASCII)
 ) -> Path:              # `path`
-    "Write one new file; raises `ImageError` when that fails, and leaves nothing behind"
+    "Write one new file; raises `ImageError` if that fails, and leaves nothing behind"
     if im.kind=='zarr':
         raise ImageError(f'{path}: a new Zarr is not written, only copies of one: use copy_image, or set kind to ome')
     with atomically(path, ImageError) as tmp, quiet_tifffile():
@@ -373,11 +378,11 @@ def write_image(
 # %% ../../nbs/17_io.images.ipynb #as_refocused
 def as_refocused(
     path,          # A result, or any other image
-    channels=None, # Names or numbers of the channels, which go before what the file says
-    axes=None,     # Letters for its axes, likewise
-    pixel_um=None, # Size of its pixels, um, likewise
-) -> dict:         # channels, axes, pixel_um; None for what was not given
-    "How a result was made, so that it can be read likewise; raises `ImageError` for axes that do not fit"
+    channels=None, # Names or numbers of the channels, from the user; go before those in the file
+    axes=None,     # Letters for its axes, from the user; go before those in the file
+    pixel_um=None, # Size of its pixels, um, from the user; goes before that in the file
+) -> dict:         # channels, axes, pixel_um; None for what neither gives
+    "The channels, axes and pixel size with which a result was made; raises `ImageError` for axes that do not fit"
     with open_image(path, axes) as f: made = read_provenance(f.software)
     if made is None: return dict(channels=channels, axes=axes, pixel_um=pixel_um)
     if channels is None: channels = made.channels and list(made.channels)

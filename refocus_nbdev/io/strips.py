@@ -12,11 +12,11 @@ from PIL import Image as PILImage
 
 # %% ../../nbs/11_io.strips.ipynb #Rows
 class Rows:
-    "A picture (H,W) whose rows are read when they are asked for: `rows[a:b]` is an array (b-a,W)"
+    "A picture (H,W) that reads its rows only when it is indexed: `rows[a:b]` is an array (b-a,W)"
     def __init__(self,
         shape, # (H,W)
         dtype, # Data type of the arrays
-        read,  # Function that takes the first row and the row after the last, and returns an array
+        read,  # Function that takes the first row and the row after the last, and returns an array (h,W)
     ):
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
@@ -28,9 +28,9 @@ class Rows:
 
     def map(self,
         f,          # Function from an array (h,W) to another
-        dtype=None, # Data type that `f` returns; that of these rows if None
+        dtype=None, # Data type that `f` returns; the same as before if None
     ):
-        "The picture after a function of its pixels"
+        "The picture with a function applied to its pixels, when rows are read"
         def read(first, end): return f(self[first:end])
         return Rows(self.shape, dtype or self.dtype, read)
 
@@ -47,12 +47,12 @@ _PIXELS_A_STRIP = 4_000_000
 
 def strips(
     rows,       # `Rows`, or an array (H,W)
-    least=3,    # Rows in a strip, at least; the last strip may have fewer
-    multiple=1, # Number that the rows in a strip are a multiple of; `least` must be one too
+    least=3,    # Least number of rows in a strip; only the last strip may have fewer
+    multiple=1, # The number of rows in a strip is a multiple of this, as `least` must be
 ):              # Yields arrays (h,W) of about 4 million pixels
     "A picture, some rows at a time"
-    fitting = _PIXELS_A_STRIP//rows.shape[1]
-    step = max(fitting//multiple*multiple, least)
+    most = _PIXELS_A_STRIP//rows.shape[1]
+    step = max(most//multiple*multiple, least)
     for first in range(0, rows.shape[0], step): yield rows[first:first+step]
 
 # %% ../../nbs/11_io.strips.ipynb #rows_at
@@ -60,21 +60,21 @@ def rows_at(
     rows,  # `Rows`, or an array (H,W)
     index, # Numbers of rows, in any order
 ) -> np.ndarray: # (n,W), a row for each number
-    "Some rows of a picture"
-    need = np.unique(index)
-    gaps = np.flatnonzero(np.diff(need)>1)
-    runs = np.split(need, gaps+1)
-    read = [rows[run[0]:run[-1]+1] for run in runs]
-    x = np.concatenate(read) if len(read)>1 else read[0]
-    if np.array_equal(need, index): return x
-    return x[np.searchsorted(need, index)]
+    "Rows by their numbers"
+    needed = np.unique(index)
+    gaps = np.flatnonzero(np.diff(needed)>1)
+    runs = np.split(needed, gaps+1)
+    parts = [rows[run[0]:run[-1]+1] for run in runs]
+    x = np.concatenate(parts) if len(parts)>1 else parts[0]
+    if np.array_equal(needed, index): return x
+    return x[np.searchsorted(needed, index)]
 
 # %% ../../nbs/11_io.strips.ipynb #middle_of
 def middle_of(
     rows,      # `Rows`, or an array (H,W)
-    most=2048, # Longest side of the middle, px
+    most=2048, # Longest side of the part that is returned, px
 ) -> np.ndarray: # (h,w)
-    "The middle of a picture"
+    "The middle of a picture; all of it, if it is small enough"
     height,width = rows.shape
     top = max(height-most, 0)//2
     left = max(width-most, 0)//2
@@ -82,24 +82,24 @@ def middle_of(
 
 # %% ../../nbs/11_io.strips.ipynb #resized
 _BOX,_BICUBIC = PILImage.Resampling.BOX, PILImage.Resampling.BICUBIC
-_REACH = {_BOX: 0.5, _BICUBIC: 2.} # How far a filter looks, in the larger pixels
+_REACH = {_BOX: 0.5, _BICUBIC: 2.} # Radius of each filter, in pixels of the coarser picture
 
 def resized(
     rows,  # `Rows`, or an array (H,W)
     shape, # (h,w)
     by=PILImage.Resampling.BICUBIC, # Pillow's filter: BICUBIC or BOX
 ) -> Rows: # (h,w), float32
-    "The same scene in pixels of another size, smoothed where they become larger"
+    "The same scene with another number of pixels; smoothed if there are fewer"
     height,width = rows.shape
     new_height,new_width = shape
     scale = height/new_height
     reach = _REACH[by]*max(scale, 1)+1
     def read(first, end):
-        above,below = first*scale,end*scale
-        top = max(math.floor(above-reach), 0)
-        bottom = min(math.ceil(below+reach), height)
-        strip = PILImage.fromarray(rows[top:bottom].astype(np.float32))
-        box = 0, above-top, width, below-top
+        top,bottom = first*scale,end*scale
+        first_read = max(math.floor(top-reach), 0)
+        end_read = min(math.ceil(bottom+reach), height)
+        strip = PILImage.fromarray(rows[first_read:end_read].astype(np.float32))
+        box = 0, top-first_read, width, bottom-first_read
         new = strip.resize((new_width, end-first), by, box=box)
         return np.asarray(new)
     return Rows(shape, np.float32, read)
@@ -109,7 +109,7 @@ def shrink(
     rows,  # `Rows`, or an array (H,W)
     shape, # (h,w), smaller
 ) -> Rows: # (h,w), in the same data type
-    "A smaller picture of the same scene: each pixel is the mean of those that it covers"
+    "A smaller picture of the same scene; each pixel is the mean of the pixels that it covers"
     dtype = rows.dtype
     def in_dtype(x):
         if dtype.kind!='f': x = x.round()
@@ -118,11 +118,11 @@ def shrink(
 
 # %% ../../nbs/11_io.strips.ipynb #KeptRows
 class KeptRows(Rows):
-    "A picture (H,W) of float32 that rows are written to, and read from later"
-    in_memory = 256_000_000 # Bytes, at most
+    "A picture (H,W) of float32: we write rows to it, and read them later"
+    in_memory = 256_000_000 # Size up to which a picture stays in memory, bytes
     def __init__(self,
         shape,       # (H,W)
-        folder=None, # Folder for a file, if the picture is large; None keeps any in memory
+        folder=None, # Folder for the file, if the picture is large; None keeps every picture in memory
     ):
         super().__init__(shape, np.float32, self._read)
         self.file = None
@@ -150,6 +150,6 @@ class KeptRows(Rows):
 def held(
     rows,  # `Rows`
 ) -> Rows: # The same picture
-    "A picture in memory, if it is no larger than a `KeptRows` is there"
+    "The picture, in memory if it is small enough (see `KeptRows.in_memory`)"
     is_small = 4*math.prod(rows.shape)<=KeptRows.in_memory
     return as_rows(rows[:]) if is_small else rows

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RIVALS', 'SIMULATED_METRICS', 'nominal_kernel', 'deconvolve_rl', 'richardson_lucy_nominal', 'doing_nothing',
            'wiener_nominal', 'unsharp_mask_nominal', 'on_plane', 'score_planes', 'alone_and_told', 'score_simulated',
-           'by_level', 'score_pairs', 'bootstrap', 'measured', 'processor', 'record_on_card', 'record_scores',
-           'card_scores', 'score_widths', 'rms_by_level']
+           'by_level', 'score_pairs', 'processor', 'record_on_card', 'record_scores', 'card_scores', 'score_widths',
+           'rms_by_level', 'bootstrap', 'measured']
 
 # %% ../../nbs/62_judge.benchmark.ipynb #imports
 from functools import partial
@@ -24,6 +24,7 @@ from ..learn.metrics import *
 from ..learn.networks import ModelError, fast_bf16
 from ..learn.modelfile import *
 from ..refocus.files import Refocuser
+_all_ = ['bootstrap', 'measured']
 
 # %% ../../nbs/62_judge.benchmark.ipynb #nominal_kernel
 def nominal_kernel(
@@ -42,8 +43,8 @@ def _deconvolved(method, image, kernel):
     r = kernel.shape[0]//2
     padded = np.pad(image, r, mode='symmetric')
     scale = padded.max() or 1.
-    found = method(padded/scale, kernel)
-    inner = found[r:-r, r:-r]
+    result = method(padded/scale, kernel)
+    inner = result[r:-r, r:-r]
     return inner.astype(np.float32)*scale
 
 def deconvolve_rl(
@@ -126,7 +127,7 @@ def _scores(image, target, truth, metrics):
 _INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] # The part of a field that a simulated plane shows
 
 def _facts(plane):
-    "What a row says of a simulated plane"
+    "File, simulator and distance of a simulated plane"
     name = Path(plane.file).name
     return dict(file=name, simulator=plane.simulator, defocus_um=plane.defocus_um)
 
@@ -164,7 +165,7 @@ def alone_and_told(
     refocuser:Refocuser,  # The model
     name='refocus_nbdev', # Its name in tables
 ) -> dict: # Name to function from an image (H,W) in counts and its distance in um to an image (H,W)
-    "The model that estimates the blur; and, if it can be told the distance, the model that is told"
+    "The model that estimates the blur by itself; and the model that is given the distance, if it can use one"
     def alone(x, um): return refocuser.refocus(x.astype(np.float32))
     def with_distance(x, um): return refocuser.refocus(x.astype(np.float32), um)
     methods = {name: alone}
@@ -218,57 +219,6 @@ def score_pairs(
     "Scores of methods on pairs of files"
     rows = [_pair_rows(pair, methods, root, units, metrics) for pair in pairs]
     return pd.DataFrame(sum(rows, []))
-
-# %% ../../nbs/62_judge.benchmark.ipynb #bootstrap
-def _ratio(sums):
-    "Means from sums and counts, which lie along the last axis"
-    return sums[...,0]/sums[...,1]
-
-def _interval(rows, group, n, seed):
-    "The mean of rows that have a sum and a count, and the interval from draws of groups"
-    of_groups = rows.groupby(group)[['sum','count']].sum()
-    sums = of_groups.to_numpy()
-    groups = len(sums)
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(groups, size=(n, groups))
-    means = _ratio(sums[drawn].sum(1))
-    low,high = np.percentile(means, [2.5, 97.5])
-    mean = _ratio(sums.sum(0))
-    return pd.Series(dict(mean=mean, low=low, high=high))
-
-# %% ../../nbs/62_judge.benchmark.ipynb #bootstrap-def
-def bootstrap(
-    scores:pd.DataFrame, # One row an image, such as from `score_pairs`
-    metric='psnr',       # A column of numbers
-    by=('defocus_um','method'), # Columns; each of their combinations gets an interval
-    group='well',        # The column that names the groups to draw
-    n=2000,              # Number of draws
-    seed=0,              # Seed of the draws, the same for each combination
-    weight=None,         # A column that says how much each row counts; None if all count alike
-) -> pd.DataFrame:       # Columns mean, low and high; 95 % of the draws lie between low and high
-    "Means of a column with intervals, by bootstrap over groups"
-    weights = scores[weight] if weight else 1
-    values = scores[metric]
-    sums = values*weights
-    counts = values.notna()*weights
-    names = scores[[*by, group]]
-    rows = names.assign(sum=sums, count=counts)
-    parts = rows.groupby(list(by), sort=False)
-    interval = partial(_interval, group=group, n=n, seed=seed)
-    return parts[[group, 'sum', 'count']].apply(interval)
-
-# %% ../../nbs/62_judge.benchmark.ipynb #measured
-def measured(
-    path,    # A CSV file; its folder is made if missing
-    measure, # Function without arguments that returns a table; called if the file is missing
-) -> pd.DataFrame:
-    "The rows of a file; if it is missing, they are measured and written to it"
-    path = Path(path)
-    if not path.exists():
-        rows = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows.to_csv(path, index=False, float_format='%.6g')
-    return pd.read_csv(path)
 
 # %% ../../nbs/62_judge.benchmark.ipynb #processor
 def processor() -> str: # Such as '2 threads, AVX512, fast bfloat16'

@@ -104,13 +104,13 @@ def _nearest(values, ticks):
     return np.rint(place).astype(int)
 
 def _brightnesses(bright, places):
-    "Brightnesses, rising, that are all met often"
+    "Brightnesses that occur often, in rising order"
     shares = np.linspace(0.02, 0.98, places)
-    met = np.quantile(bright, shares)
-    return np.unique(met.round(5))
+    frequent = np.quantile(bright, shares)
+    return np.unique(frequent.round(5))
 
 def _filled(half):
-    "A table whose NaN are replaced by the nearest number"
+    "A table (n,m) in which the nearest number replaces each NaN"
     nearest = distance_transform_edt(np.isnan(half), return_distances=False, return_indices=True)
     return half[tuple(nearest)]
 
@@ -119,7 +119,7 @@ def fit_intervals(
     errors:pd.DataFrame, # From `interval_errors`
     share=0.9,  # Share of the pixels that lie within
     places=9,   # Number of brightnesses
-    enough=150, # Number of pixels that a place needs
+    enough=150, # Number of pixels that a place in the table needs
 ) -> dict:      # See `half_at`
     "A table of half widths; raises `ValueError` for too few pixels"
     width = np.array(_WIDTHS, float)
@@ -173,7 +173,7 @@ def conformal_factor(
     return high
 
 # %% ../../nbs/64_judge.calibration.ipynb #half_widths
-NUCLEUS = 0.15 # The `brightness` from which on a pixel of a result counts as one of a nucleus
+NUCLEUS = 0.15 # Pixels of a result with at least this `brightness` count as pixels of nuclei
 
 def half_widths(
     errors:pd.DataFrame, # From `interval_errors`
@@ -185,7 +185,7 @@ def half_widths(
     return of_width.transform(at_width).to_numpy()
 
 # %% ../../nbs/64_judge.calibration.ipynb #parted
-def _parted(table):
+def _with_edge_columns(table):
     "A table with columns at `NUCLEUS` and a tenth below, and none between"
     edge = 0.9*NUCLEUS
     bright = np.array(table['bright'])
@@ -197,12 +197,13 @@ def _parted(table):
     return dict(table, bright=columns.tolist(), half=half.tolist())
 
 def _factors(errors, half, share):
-    "The factors of dark and of bright pixels; one for both where either are seen in too few groups"
+    "The factors of dark and of bright pixels; the same factor where either occur in too few groups"
     dark = errors.bright<NUCLEUS
     bright = errors.bright>=NUCLEUS
     parts = [(errors[part], half[part]) for part in (dark, bright)]
-    groups = [part.group.nunique() for part,_ in parts]
-    if min(groups)<round(1/(1-share))-1: parts = [(errors, half)]*2
+    fewest = min(part.group.nunique() for part,_ in parts)
+    needed = round(1/(1-share))-1
+    if fewest<needed: parts = [(errors, half)]*2
     return [conformal_factor(part, its_half, share) for part,its_half in parts]
 
 # %% ../../nbs/64_judge.calibration.ipynb #promised
@@ -212,7 +213,7 @@ def promised(
     share=0.9,           # Share of the pixels that lie within
 ) -> dict:               # See `half_at`
     "A table whose promise holds for groups like these, where results are bright and where they are dark"
-    table = _parted(table)
+    table = _with_edge_columns(table)
     before = half_widths(errors, table)
     dark,bright = _factors(errors, before, share)
     is_dark = np.array(table['bright'])<NUCLEUS
@@ -222,7 +223,7 @@ def promised(
 
 # %% ../../nbs/64_judge.calibration.ipynb #crosswise
 def _tested(errors, others, table):
-    "Errors with half and within, by the table that other groups promise"
+    "Errors with half and within, by a table that other groups promise"
     own = promised(others, table)
     half = half_widths(errors, own)
     within = errors.error<=half

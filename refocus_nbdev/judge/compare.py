@@ -49,7 +49,7 @@ def planes_of(
         return np.stack(planes), size_of(f, pixel_um)[0]
 
 # %% ../../nbs/66_judge.compare.ipynb #planes_like
-def _size(shape):
+def _size_in_words(shape):
     n,height,width = shape
     return f'{n} planes of {width} x {height} px'
 
@@ -62,8 +62,8 @@ def planes_like(
     "The planes of a file; raises `ImageError` unless they are as many as those of the target, and of the same size"
     planes = planes_of(path, **how)[0]
     if planes.shape==shape: return planes
-    raise ImageError(f'{path}: {_size(planes.shape)}, but the target {target} has {_size(shape)}; '
-                     'compare images of one size')
+    raise ImageError(f'{path}: {_size_in_words(planes.shape)}, but the target {target} has '
+                     f'{_size_in_words(shape)}; compare images of one size')
 
 # %% ../../nbs/66_judge.compare.ipynb #_numbered
 _REMEDY = 'give 0 for the background, and each nucleus a number of its own'
@@ -178,7 +178,7 @@ def _read(c, reading):
 
 def _check_size(path, planes):
     smallest = min(planes.shape[1:])
-    if smallest<11: raise ImageError(f'{path}: {_size(planes.shape)}; SSIM needs 11 x 11 at least')
+    if smallest<11: raise ImageError(f'{path}: {_size_in_words(planes.shape)}; SSIM needs 11 x 11 at least')
 
 # %% ../../nbs/66_judge.compare.ipynb #_plane_scores
 def _images(plane, defocus_um):
@@ -219,10 +219,10 @@ def _count(labels):
 # %% ../../nbs/66_judge.compare.ipynb #_score_plane
 @dataclass
 class _PlaneScores:
-    "What came of one plane"
+    "The scores of one plane"
     scores: dict # Method to its scores
-    nuclei: dict = field(default_factory=dict) # Method to what `measure_nuclei` returns
-    borders: dict = field(default_factory=dict) # What `borders_of` returns for the prediction
+    nuclei: dict = field(default_factory=dict) # Method to the measurements from `measure_nuclei`
+    borders: dict = field(default_factory=dict) # From `borders_of`, for the prediction
 
 def _score_plane(plane, defocus_um, find, diameter):
     "Score the images of a plane; without nuclei if `diameter` is None"
@@ -295,7 +295,7 @@ def compare(
 # %% ../../nbs/66_judge.compare.ipynb #levels
 def levels(
     um:pd.Series, # Distances, um; NaN where they are not known
-) -> pd.Series:   # The same; or the nearest multiples of 4 um if there are more than a dozen
+) -> pd.Series:   # The same distances; or the nearest multiples of 4 um if there are more than a dozen
     "The distances at which means are taken"
     if um.nunique()<=12: return um
     return (um/4).round()*4
@@ -392,11 +392,11 @@ def _line(sums):
 # %% ../../nbs/66_judge.compare.ipynb #_reading
 def _with_ends(value, draws):
     "A value, and the ends between which 95 % of the draws lie; NaN where no draw has a value"
-    low = high = np.nan
-    if np.isfinite(draws).any(): low,high = np.nanpercentile(draws, [2.5, 97.5])
+    if not np.isfinite(draws).any(): return value, np.nan, np.nan
+    low,high = np.nanpercentile(draws, [2.5, 97.5])
     return value, low, high
 
-def _reading(rows, value, true, n_draws=2000):
+def _line_with_intervals(rows, value, true, n_draws=2000):
     "The share found, slope and R2, each with low and high; these are NaN for fewer than 3 groups"
     sums = _group_sums(rows, value, true)
     total = sums.sum(0)
@@ -416,7 +416,7 @@ def _named(name, values):
 
 def _readings(rows):
     "All readings of the nuclei of one method"
-    found = {name: _reading(rows, *columns) for name,columns in READINGS.items()}
+    found = {name: _line_with_intervals(rows, *columns) for name,columns in READINGS.items()}
     named = {'nuclei': len(rows)}
     named |= _named('found', found['area'][0])
     for name,(_,slope,r2) in found.items():

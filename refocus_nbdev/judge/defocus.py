@@ -7,7 +7,7 @@ __all__ = ['IN_FOCUS_PX', 'IN_FOCUS_SCORE', 'laplacian_variance', 'power_slope',
            'measured_blur', 'stack_distances', 'draw_map', 'wells_of', 'draw_plate', 'draw_scores']
 
 # %% ../../nbs/60_judge.defocus.ipynb #imports
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 import numpy as np, pandas as pd
 from matplotlib.figure import Figure
@@ -42,33 +42,36 @@ def _middle_square(x):
 
 def _power(x):
     "Power of each frequency of a square (n,n), without its mean and with a Hann window, (n,n//2+1)"
-    window = np.hanning(len(x))
-    x = (x-x.mean())*(window[:,None]*window)
-    return np.abs(np.fft.rfft2(x))**2
+    fade = np.hanning(len(x))
+    window = fade[:,None]*fade
+    light = x-x.mean()
+    waves = np.fft.rfft2(light*window)
+    return np.abs(waves)**2
 
 def _frequency(n):
     "Frequency of each value of `_power`, cycles a side, (n,n//2+1)"
-    along_y = np.fft.fftfreq(n)[:,None]
+    along_y = np.fft.fftfreq(n)
     along_x = np.fft.rfftfreq(n)
-    return np.hypot(along_y, along_x)*n
+    return np.hypot(along_y[:,None], along_x)*n
 
 # %% ../../nbs/60_judge.defocus.ipynb #power_slope-export
 def power_slope(
     x, # (H,W), any unit; the largest square in its middle is used
 ) -> float: # Steeper is more negative; about 0 for noise; NaN below 8 px a side, and for a constant image
-    "Slope of the logarithm of power over that of frequency, from 4 cycles a side to half of the highest frequency"
+    "Slope of the logarithm of power on that of frequency, from 4 cycles a side to half of the highest frequency"
     x = np.asarray(x, np.float32)
-    if min(x.shape)<8: return float('nan')
-    if np.ptp(x)==0: return float('nan')
+    if min(x.shape)<8 or np.ptp(x)==0: return float('nan')
     x = _middle_square(x)
     n = len(x)
-    ring = _frequency(n).ravel().astype(int)
     band = slice(4, max(n//4, 6))
-    total = np.bincount(ring, _power(x).ravel(), n)[band]
+    ring = _frequency(n).ravel().astype(int)
+    power = _power(x).ravel()
+    total = np.bincount(ring, power, n)[band]
     number = np.bincount(ring, None, n)[band]
     mean = total/np.maximum(number, 1)
+    log_power = np.log(mean+1e-30)
     frequency = np.arange(4, 4+len(mean))
-    slope,_ = np.polyfit(np.log(frequency), np.log(mean+1e-30), 1)
+    slope,_ = np.polyfit(np.log(frequency), log_power, 1)
     return float(slope)
 
 # %% ../../nbs/60_judge.defocus.ipynb #beliefs
@@ -78,55 +81,74 @@ IN_FOCUS_SCORE = 0.25 # A plane with a higher focus score is called in focus
 def _um(refocuser, log_width):
     "The distances of widths, as the estimator counts them, um"
     width = log_width.exp()-0.5
-    return (width/refocuser.px_per_um).clamp(min=0).cpu().numpy()
+    distance = width/refocuser.px_per_um
+    return distance.clamp(min=0).cpu().numpy()
 
 def _percentile(share, below, um):
     "The distance below which a share of each distribution lies; `below` (n,bins) are cumulative shares at `um` (bins,)"
     return [np.interp(share, b, um) for b in below]
 
+def _share_in_focus(refocuser, below, um):
+    "The share of each distribution that is in focus; see `_percentile`"
+    farthest_um = IN_FOCUS_PX/refocuser.px_per_um
+    return [np.interp(farthest_um, um, b) for b in below]
+
+# %% ../../nbs/60_judge.defocus.ipynb #beliefs-export
 def beliefs(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     evidence, # (n,bins), from `Refocuser.width_evidence`
 ) -> pd.DataFrame: # focus_score (0 to 1), defocus_um, low_um and high_um: a row for each
     "How far out of focus tiles or planes are, and how sure that is"
     estimator = refocuser.model.estimator
-    evidence = evidence.to(refocuser.device)
     widths = estimator.log_widths
-    believed = evidence.softmax(1) @ estimator.near(widths, estimator.doubt)
+    evidence = evidence.to(refocuser.device)
+    nearby = estimator.near(widths, estimator.doubt)
+    believed = evidence.softmax(1) @ nearby
     below = believed.cumsum(1).cpu().numpy()
-    bins = _um(refocuser, widths)
-    in_focus_um = IN_FOCUS_PX/refocuser.px_per_um
+    um = _um(refocuser, widths)
+    expected = estimator.expected(evidence)
     return pd.DataFrame(dict(
-        focus_score=[np.interp(in_focus_um, bins, b) for b in below],
-        defocus_um=_um(refocuser, estimator.expected(evidence)),
-        low_um=_percentile(0.05, below, bins),
-        high_um=_percentile(0.95, below, bins)))
+        focus_score=_share_in_focus(refocuser, below, um),
+        defocus_um=_um(refocuser, expected),
+        low_um=_percentile(0.05, below, um),
+        high_um=_percentile(0.95, below, um)))
 
 # %% ../../nbs/60_judge.defocus.ipynb #tiles_of
 _BELIEFS = ['focus_score','defocus_um','low_um','high_um']
 
-def _tiles_of(refocuser, rows, shape, evidence, zoom):
-    "A row for each tile, px of the image; `shape` is that of the plane at the model's pixel size"
+def _tile_places(refocuser, shape, zoom):
+    "Corner and side of each tile, px of the image; `shape` is that of the plane at the model's pixel size"
     side = refocuser.model.estimator.tile
     own_side = round(side/zoom)
-    ys,xs = ([round(start/zoom) for start in tile_starts(n, side)] for n in shape)
-    places = pd.DataFrame([dict(y=y, x=x, side=own_side) for y in ys for x in xs])
+    tops,lefts = (tile_starts(n, side) for n in shape)
+    places = []
+    for top in tops:
+        for left in lefts: places.append(dict(y=round(top/zoom), x=round(left/zoom), side=own_side))
+    return pd.DataFrame(places)
+
+def _shows_more_than_noise(rows, place):
+    "Does a tile of a plane show more than noise?"
+    strip = rows[place.y:place.y+place.side]
+    tile = strip[:, place.x:place.x+place.side]
+    return has_structure(tile)
+
+def _tiles_of(refocuser, rows, shape, evidence, zoom):
+    "A row for each tile: its place, and `beliefs`, which are NaN where it shows only noise"
+    places = _tile_places(refocuser, shape, zoom)
     tiles = places.join(beliefs(refocuser, evidence.flatten(0, 1)))
     for i,place in places.iterrows():
-        strip = rows[place.y:place.y+own_side]
-        tile = strip[:, place.x:place.x+own_side]
-        if not has_structure(tile): tiles.loc[i, _BELIEFS] = np.nan
+        if not _shows_more_than_noise(rows, place): tiles.loc[i, _BELIEFS] = np.nan
     return tiles
+
+# %% ../../nbs/60_judge.defocus.ipynb #judged
+_NOTHING = Remark('nothing', 'nothing to tell by')
+
+def _unknown(): return dict.fromkeys(_BELIEFS, np.nan) | dict(in_focus=None)
 
 def _no_tiles():
     "The table of tiles, without rows"
     places = pd.DataFrame(columns=['y','x','side'], dtype=int)
     return places.join(pd.DataFrame(columns=_BELIEFS, dtype=float))
-
-# %% ../../nbs/60_judge.defocus.ipynb #judged
-_NOTHING = Remark('nothing', 'nothing to tell by')
-
-def _unknown(): return dict(focus_score=np.nan, defocus_um=np.nan, low_um=np.nan, high_um=np.nan, in_focus=None)
 
 def _check_guided(refocuser):
     if refocuser.guided: return
@@ -137,37 +159,42 @@ def _judged(refocuser, plane, whole, tiles):
     prominence = own_prominence(plane)
     um = whole['defocus_um']
     remarks = plane_doubts(refocuser, plane, None, um*refocuser.px_per_um, prominence)
-    shows_something = tiles.defocus_um.notna().any()
-    if not shows_something: shows_something = is_clear(refocuser, prominence) and is_too_far(refocuser, um)
-    if not shows_something: return _unknown(), [*remarks, _NOTHING]
-    return dict(whole, in_focus=bool(whole['focus_score']>IN_FOCUS_SCORE)), remarks
+    some_tile_shows = tiles.defocus_um.notna().any()
+    is_clearly_far = is_clear(refocuser, prominence) and is_too_far(refocuser, um)
+    if not (some_tile_shows or is_clearly_far): return _unknown(), [*remarks, _NOTHING]
+    in_focus = whole['focus_score']>IN_FOCUS_SCORE
+    return dict(whole, in_focus=bool(in_focus)), remarks
 
 # %% ../../nbs/60_judge.defocus.ipynb #score_plane
+def _classical(rows):
+    "The classical measures of the middle of a plane"
+    middle = middle_of(rows)
+    return dict(laplacian_variance=laplacian_variance(middle), power_slope=power_slope(middle))
+
 def score_plane(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     rows,        # (H,W), an array or `Rows`, counts
-    scale,       # Of its acquisition; None for a constant one
-    zoom=1.,     # How many times as large as the model's its pixels are
+    scale,       # The scale of its acquisition; None for a constant one
+    zoom=1.,     # Size of its pixels, relative to the model's
     # The plane: `beliefs`, in_focus (None where nothing is to be seen), laplacian_variance, power_slope, remarks.
     # And a row for each tile: y, x, side (px), `beliefs` (NaN where nothing is to be seen)
 ) -> tuple[dict, pd.DataFrame]:
-    "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model that does not say"
+    "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model without an estimator"
     _check_guided(refocuser)
     rows = held(as_rows(rows))
-    middle = middle_of(rows)
-    classical = dict(laplacian_variance=laplacian_variance(middle), power_slope=power_slope(middle))
+    classical = _classical(rows)
     if scale is None: return dict(_unknown(), **classical, remarks=[_NOTHING]), _no_tiles()
     _,plane = refocuser.in_network_units(rows, scale, zoom)
     evidence = refocuser.width_evidence(plane)
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
-    overall = beliefs(refocuser, evidence.mean((0,1))[None])
-    whole = overall.iloc[0].to_dict()
-    whole,remarks = _judged(refocuser, plane, whole, tiles)
+    overall = evidence.mean((0,1))
+    believed = beliefs(refocuser, overall[None])
+    whole,remarks = _judged(refocuser, plane, believed.iloc[0].to_dict(), tiles)
     return dict(whole, **classical, remarks=remarks), tiles
 
 # %% ../../nbs/60_judge.defocus.ipynb #noted
-def _noted(whole, remarks):
-    "What `score_plane` says, with all remarks in words and by their codes"
+def _with_note(whole, remarks):
+    "The scores of a plane, with its own remarks and others in words (note) and by their codes"
     scores = dict(whole)
     remarks = remarks+scores.pop('remarks')
     note = '; '.join(texts_of(remarks))
@@ -180,8 +207,8 @@ def score_file(
     path,          # An image
     channels=None, # Names, or numbers from 1, of those to score; None for all
     axes=None,     # Letters for its axes, if it is wrong about them
-    pixel_um=None, # Size of its pixels; what the file says if None, or the model's where it says nothing
-    # A row for each plane: file, series, channel, its place on the other axes, what `score_plane` says,
+    pixel_um=None, # Size of its pixels, um; if None, what the file says, or else that of the model
+    # A row for each plane: file, series, channel, its place on the other axes, the scores from `score_plane`,
     # its remarks in words (note), and their codes (codes). And a row for each tile
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "How far out of focus the planes of a file are; raises `ImageError`"
@@ -196,7 +223,8 @@ def score_file(
             place = dict(file=str(path), **f.place(p))
             channel = found[p.channel]
             whole,parts = score_plane(refocuser, f.rows(p), channel.scale, zoom)
-            noted = _noted(whole, remarks+saturation_doubts(channel.saturated))
+            doubts = saturation_doubts(channel.saturated)
+            noted = _with_note(whole, remarks+doubts)
             rows.append(dict(place, **noted))
             tiles.append(parts.assign(**place))
     filled = [t for t in tiles if len(t)]
@@ -206,25 +234,28 @@ def score_file(
 _TOO_NEAR = ('none of the planes whose distance is known is far enough out of focus to tell how much the microscope '
              'blurs: give some that are blurred by 2 px or more')
 
+def _without_sign(distances): return np.abs(np.asarray(distances, float))
+
 def measured_blur(
     refocuser:Refocuser, # The model that found the distances
     found_um, # (n,), distances that this `Refocuser` found, um
     true_um,  # (n,), the true ones, on either side, um
     # blur_per_um: by how many um the blur (its standard deviation) widens with each um out of focus;
-    # least and most: the same by single planes; planes: how many were used
+    # least and most: this number from single planes; planes: how many were used
 ) -> pd.Series:
     "How much a microscope blurs, from planes that are blurred by 2 px or more; raises `ValueError` if there are none"
-    found = np.abs(np.asarray(found_um, float))
-    true = np.abs(np.asarray(true_um, float))
+    found = _without_sign(found_um)
+    true = _without_sign(true_um)
     is_wide = found*refocuser.px_per_um>=2
     usable = is_wide&(true>0)
     if not usable.any(): raise ValueError(_TOO_NEAR)
     each = refocuser.blur_per_um*found[usable]/true[usable]
-    return pd.Series(dict(blur_per_um=np.median(each), least=each.min(), most=each.max(), planes=len(each)))
+    middle = np.median(each)
+    return pd.Series(dict(blur_per_um=middle, least=each.min(), most=each.max(), planes=len(each)))
 
 # %% ../../nbs/60_judge.defocus.ipynb #stack_distances
 def _unevenness(focus, planes):
-    "By how much distances differ, on the mean, from a line that rises evenly on both sides of a place, um"
+    "Mean difference between the distances found and a line that rises evenly on both sides of a place, um"
     steps = (planes.z-focus).abs()
     found = planes.defocus_um
     line = steps*(found*steps).sum()/(steps*steps).sum()
@@ -243,53 +274,67 @@ def _from_focus(stack, step_um):
 
 def stack_distances(
     scored,  # From `score_file`, of files that have a column z
-    step_um, # From one plane of a stack to the next
+    step_um, # From one plane of a stack to the next, um
     # um on either side, a number for each row; NaN for the planes of stacks in which fewer than five planes show
     # something, or none is near focus
 ) -> pd.Series:
     "How far out of focus the planes of stacks are, from the place where their distances grow evenly on both sides"
     columns = [c for c in ('file','series','channel','t') if c in scored]
     stacks = scored.groupby(columns, dropna=False)[['z','defocus_um']]
-    distances = [_from_focus(planes, step_um) for _,planes in stacks]
+    distances = []
+    for _,stack in stacks: distances.append(_from_focus(stack, step_um))
     return pd.concat(distances).reindex(scored.index)
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_map
-def _defocus_image(ax, um, most, **kwargs):
-    "Draw distances (rows, columns) in colours, with their scale"
+def _draw_image(ax, image):
+    "Draw an image (H,W) in grey, all but its darkest and brightest pixels"
+    low,high = np.percentile(image, [1, 99.8])
+    ax.imshow(image, cmap='gray', vmin=low, vmax=high)
+    ax.axis('off')
+
+def _draw_distances(ax, um, most, **kwargs):
+    "Draw distances (rows, columns) in colours, with their scale; grey where there is none"
+    ax.set_facecolor('lightgrey')
     shown = ax.imshow(um, cmap='viridis', vmin=0, vmax=most, **kwargs)
     ax.figure.colorbar(shown, ax=ax, label='um out of focus', shrink=0.8)
 
+def _write_distance(ax, tile, most):
+    "Write the distance of a tile into its middle, in black on the bright end of the scale"
+    half = tile.side/2
+    number = f'{tile.defocus_um:.0f}'
+    color = 'k' if tile.defocus_um>0.7*most else 'w'
+    ax.text(tile.x+half, tile.y+half, number, color=color, ha='center', va='center', fontsize=8)
+
+# %% ../../nbs/60_judge.defocus.ipynb #draw_map-export
 def draw_map(
     image, # (H,W)
-    tiles, # Of `score_plane`
+    tiles, # From `score_plane`
     most=34., # End of the scale, um
 ) -> Figure:
     "An image, and how far out of focus each of its tiles is; grey where nothing is to be seen"
     height,width = image.shape
     fig = Figure(figsize=(9, 4.5*height/width+0.5), layout='constrained', dpi=70)
     left,right = fig.subplots(1, 2)
-    low = np.percentile(image, 1)
-    high = np.percentile(image, 99.8)
-    left.imshow(image, cmap='gray', vmin=low, vmax=high)
-    left.axis('off')
+    _draw_image(left, image)
     um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index()
-    right.set_facecolor('lightgrey')
     right.set(xticks=[], yticks=[])
-    _defocus_image(right, um.to_numpy(), most, extent=(0, width, height, 0))
-    for tile in tiles.dropna(subset='defocus_um').itertuples():
-        middle = (tile.x+tile.side/2, tile.y+tile.side/2)
-        right.text(*middle, f'{tile.defocus_um:.0f}', color='w', ha='center', va='center', fontsize=8)
+    _draw_distances(right, um.to_numpy(), most, extent=(0, width, height, 0))
+    known = tiles.dropna(subset='defocus_um')
+    for tile in known.itertuples(): _write_distance(right, tile, most)
     return fig
 
 # %% ../../nbs/60_judge.defocus.ipynb #wells_of
+_WELL = r'[a-p](0?[1-9]|1\d|2[0-4])' # The names of the wells of a 384-well plate
+
 def wells_of(
     scored:pd.DataFrame, # From `score_file`, of many files
 ) -> dict: # Name of a well, such as a01, to um; empty where the names of the files tell none
     "The median distance of each well of a plate of up to 384"
-    wells = pd.Series(named_wells(scored.file), scored.index, dtype=object).str.lower()
-    known = wells.str.fullmatch(r'[a-p](0?[1-9]|1\d|2[0-4])', na=False).astype(bool)
-    distances = scored.defocus_um[known].groupby(wells[known])
-    return distances.median().to_dict()
+    names = named_wells(scored.file)
+    wells = pd.Series(names, scored.index, dtype=object).str.lower()
+    known = wells.str.fullmatch(_WELL, na=False).astype(bool)
+    distances = scored.defocus_um[known]
+    return distances.groupby(wells[known]).median().to_dict()
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_plate
 def draw_plate(
@@ -304,40 +349,51 @@ def draw_plate(
         row = ord(name[0])-ord('a')
         column = int(name[1:])-1
         um[row,column] = distance
-    ax.set_facecolor('lightgrey')
-    _defocus_image(ax, um, most)
+    _draw_distances(ax, um, most)
     ax.set(xticks=range(24), xticklabels=range(1, 25), yticks=range(16), yticklabels='ABCDEFGHIJKLMNOP')
     return fig
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_scores
-def _worst_map(planes, tiles):
-    "The map of that plane of a file which is farthest out of focus"
+def _farthest_place(planes):
+    "The place on its axes of that plane of a file which is farthest out of focus, a table of one row"
     axes = [c for c in ('series','channel','t','z') if c in planes]
     farthest = planes.defocus_um.idxmax()
-    worst = planes.loc[[farthest], axes].dropna(axis=1)
-    place = {k: v.iloc[0] for k,v in worst.items()}
-    with open_image(planes.file.iloc[0]) as f:
-        image = next(f.read(p) for p in f.planes if place==f.place(p))
-    return draw_map(image, tiles.merge(worst, on=list(place)))
+    return planes.loc[[farthest], axes].dropna(axis=1)
+
+def _plane_at(path, place):
+    "The plane (H,W) of a file that has a place on its axes"
+    with open_image(path) as f:
+        plane = next(p for p in f.planes if f.place(p)==place)
+        return f.read(plane)
+
+def _worst_map(planes, tiles):
+    "The map of that plane of a file which is farthest out of focus"
+    farthest = _farthest_place(planes)
+    place = {name: column.iloc[0] for name,column in farthest.items()}
+    image = _plane_at(planes.file.iloc[0], place)
+    there = tiles.merge(farthest, on=list(place))
+    return draw_map(image, there)
 
 def _pictures(scored, tiles):
     "Name and picture of the plate, if there is one, and of each file that shows something"
     wells = wells_of(scored)
     if wells: yield 'plate_map', draw_plate(wells)
-    for file,planes in scored.dropna(subset='defocus_um').groupby('file', sort=False):
+    known = scored.dropna(subset='defocus_um')
+    for file,planes in known.groupby('file', sort=False):
         yield Path(file).stem, _worst_map(planes, tiles[tiles.file==file])
 
 def _free_path(out, name, taken):
     "A PNG of this name, or of the name with the first free number from 2"
-    names = chain([name], (f'{name}_{i}' for i in count(2)))
-    paths = (out/f'{n}.png' for n in names)
-    return next(p for p in paths if p not in taken)
+    path = out/f'{name}.png'
+    numbers = count(2)
+    while path in taken: path = out/f'{name}_{next(numbers)}.png'
+    return path
 
 # %% ../../nbs/60_judge.defocus.ipynb #draw_scores-export
 def draw_scores(
     out,                 # A folder; made if missing, and there is something to draw
     scored:pd.DataFrame, # From `score_file`, of many files
-    tiles:pd.DataFrame,  # The same
+    tiles:pd.DataFrame,  # From `score_file`, too
 ) -> list[Path]: # Of the PNGs
     "Write a map of each file in which there is something to see, and of the plate if there is one"
     written = []

@@ -29,8 +29,8 @@ class Comparison:
     defocus_um: float|None = None # Distance of the input from focus, um, on either side; None if not known
     grouped_by: str = 'given'     # What a group is: well, field or given
     shifts: list = field(default_factory=list) # What `shift_of` returns for each plane, px
-    parted: bool = False     # Was the label image a mask, whose pieces were numbered?
-    how: dict = field(default_factory=dict)    # Channels, axes and size of pixels by which its files were read
+    parted: bool = False     # Was the label image a mask, which was parted into pieces with a number each?
+    how: dict = field(default_factory=dict)    # How its files were read: channels, axes and pixel_um
     borders: dict = field(default_factory=dict) # What `borders_of` returns for the first plane
 
     def __str__(self): return str(self.predicted)
@@ -39,14 +39,15 @@ class Comparison:
 _ENDINGS = re.compile(r'(\.ome|[_-](refocused|predicted|prediction|target))+$', re.I)
 
 def _names(path, is_label):
-    "Kind and name of a file that may be found"
+    "The whole and the plain name by which a file may be found"
     stem = image_stem(path) if is_label else path.stem
     return [('whole', path.stem), ('plain', _ENDINGS.sub('', stem))]
 
 def _wanted_names(path, is_label):
-    "Kind and name of the partners that a file looks for, the surest first"
+    "The names of the partners that a file looks for, the surest first"
     whole,plain = _names(path, is_label)
-    return [whole, ('whole', plain[1]), plain]
+    _,plain_name = plain
+    return [whole, ('whole', plain_name), plain]
 
 def _place(path, root):
     "The path of a file below the folder that was searched; its name if it lies elsewhere"
@@ -97,11 +98,12 @@ def _partner(files, path, keys):
     for same in found:
         if len(same)==1: return same[0]
     if not found: return None
-    first,second,*_ = surest = found[0]
+    surest = found[0]
+    first,second,*_ = surest
     message = f'{path}: {_count(surest)} files could be it: {first}, {second}'
     files.unsure.append(message)
-    in_one_folder = len({f.parent for f in surest})==1
-    if in_one_folder: raise UsageError(f'{message}; give a glob or a folder with one of them')
+    folders = {f.parent for f in surest}
+    if len(folders)==1: raise UsageError(f'{message}; give a glob or a folder with one of them')
     return None
 
 def _pairs(files, others):
@@ -112,7 +114,7 @@ def _pairs(files, others):
 # %% ../../nbs/65_judge.match.ipynb #partners
 def partners(
     files,  # A file, a folder or a glob
-    others, # The same
+    others, # A file, a folder or a glob
 ) -> dict:  # Each of `files` with the one of `others` that belongs to it; None where none does
     "Find which files belong together; raises `UsageError` where there are no images, or where two could be meant"
     return _pairs(_Files(files), _Files(others))
@@ -154,8 +156,8 @@ def _is_readable(path):
         with open_image(path) as f: return f.read(f.planes[0]) is not None
     except ImageError: return False
 
-def _groups_of(files):
-    "What `groups_of` returns, but a file that cannot be read is a group of its own; comparing it will fail later"
+def _groups_with_unreadable(files):
+    "The groups from `groups_of`, but a file that cannot be read is a group of its own; comparing it will fail later"
     try: return groups_of(files)
     except ImageError: readable = [f for f in files if _is_readable(f)]
     names = groups_of(readable) if readable else []
@@ -167,7 +169,7 @@ def _note_found_groups(cases):
     targets = [case.target for case in cases]
     wells = named_wells(targets)
     all_in_one_well = wells[0] and len(set(wells))==1
-    groups = wells if all_in_one_well else _groups_of(targets)
+    groups = wells if all_in_one_well else _groups_with_unreadable(targets)
     for case,well,group in zip(cases, wells, groups):
         case.group = group
         case.grouped_by = 'well' if group==well else 'field'
@@ -239,7 +241,7 @@ def _all_targets(predictions, targets, target):
 
 # %% ../../nbs/65_judge.match.ipynb #_checks
 def _no_target(predicted, target, predictions, targets):
-    "The error for predictions none of which has a target"
+    "The error where no prediction has a target"
     unsure = targets.unsure
     folders = f', and where several are called alike, the same folders. {unsure[0]}' if unsure else ''
     return UsageError(f'{predicted}: none of {len(predictions.files)} images has a target in {target}; files that '

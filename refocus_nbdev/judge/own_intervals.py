@@ -29,9 +29,9 @@ def case_errors(
     """The errors of a model on the planes of a file
 
     Raises `ImageError` for files that do not fit, and `ValueError` for pixels of a size that the model cannot take."""
-    how = as_refocused(c.predicted, channels, axes, pixel_um)
-    target,um = planes_of(c.target, **how)
-    blurred = planes_like(c.predicted, c.target, target.shape, **how)
+    reading = as_refocused(c.predicted, channels, axes, pixel_um)
+    target,um = planes_of(c.target, **reading)
+    blurred = planes_like(c.predicted, c.target, target.shape, **reading)
     seed = zlib.crc32(c.predicted.name.encode())
     rng = np.random.default_rng(seed)
     zoom = refocuser.zoom(um)
@@ -49,7 +49,7 @@ class OwnIntervals:
     table: dict         # As for `half_at`
     wider: float        # Ratio of new to old half widths, geometric mean over pixels; NaN where there was no table
     groups: int         # Number of groups that set the factor
-    asked: pd.DataFrame # What `crosswise` returns; no rows where groups are too few
+    asked: pd.DataFrame # The test, from `crosswise`: a row for each pixel; no rows where groups are too few
 
 def _check_groups(n, is_new):
     "Raises `ValueError` for too few groups"
@@ -66,13 +66,13 @@ def _first_table(errors, groups):
     return fit_intervals(errors[is_first]), errors[~is_first]
 
 # %% ../../nbs/68_judge.own_intervals.ipynb #own_intervals
-def _tested(errors, table, seed):
-    "The errors of groups whose intervals were set by others; no rows for too few groups"
+def _test(errors, table, seed):
+    "Errors, and whether they lie within intervals that other groups have set; no rows for too few groups"
     n = errors.group.nunique()
     if n<=FEWEST: return errors[:0]
     return crosswise(errors, table, min(n, 10), seed)
 
-def _ratio(errors, new, old):
+def _mean_ratio(errors, new, old):
     "Ratio of the half widths of two tables, geometric mean over pixels"
     after = half_widths(errors, new)
     before = half_widths(errors, old)
@@ -91,8 +91,8 @@ def own_intervals(
     _check_groups(len(groups), is_new)
     if is_new: table,errors = _first_table(errors, groups)
     own = promised(errors, table)
-    wider = np.nan if is_new else _ratio(errors, own, table)
-    asked = _tested(errors, table, seed)
+    wider = np.nan if is_new else _mean_ratio(errors, own, table)
+    asked = _test(errors, table, seed)
     n = errors.group.nunique()
     return OwnIntervals(own, wider, n, asked)
 

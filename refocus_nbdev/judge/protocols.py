@@ -174,8 +174,9 @@ def run_protocol(
     split = split_wells(wells, test_pct=0.2, valid_wells=valid_wells, test_wells=test_wells, seed=seed)
     recipe = _recipe_for(protocol, recipe, sharp, split.train)
     if Path(out).exists(): _check_trained(out, recipe, _files_outside(root, planes, split.test))
-    else: train_from_pairs(root, out, recipe, planes, valid_wells=split.valid, test_wells=split.test, seed=seed,
-                           name=Path(out).stem, **kwargs)
+    else:
+        apart = dict(valid_wells=split.valid, test_wells=split.test)
+        train_from_pairs(root, out, recipe, planes, **apart, seed=seed, name=Path(out).stem, **kwargs)
     refocuser = Refocuser.load(out)
     pairs = bbbc006_pairs(root, protocol.test or planes)
     return _score_test_wells(protocol, refocuser, pairs, root, split.test, rivals)

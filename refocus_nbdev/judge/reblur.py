@@ -34,7 +34,9 @@ def reblurred(
     width, # Of the blur, px
 ) -> np.ndarray: # (H,W) float32
     "A prediction, blurred by a Gaussian"
-    return ndi.gaussian_filter(np.asarray(pred, np.float32), max(width, 1e-3), mode='nearest')
+    image = np.asarray(pred, np.float32)
+    sigma = max(width, 1e-3)
+    return ndi.gaussian_filter(image, sigma, mode='nearest')
 
 # %% ../../nbs/61_judge.reblur.ipynb #best_width
 def _residual(blurred, pred, width):
@@ -43,15 +45,17 @@ def _residual(blurred, pred, width):
     return left-np.median(left)
 
 def _margin(width, shape):
+    "The width of the border where light comes from outside of a picture, px"
     most = (min(shape)-1)//2
     return min(round(width), most)
 
 def _inside(x, width):
-    "A picture without a border as wide as the blur, where light comes from outside"
-    m = _margin(width, x.shape)
-    bottom,right = (n-m for n in x.shape)
-    return x[m:bottom, m:right]
+    "A picture without that border"
+    margin = _margin(width, x.shape)
+    bottom,right = (n-margin for n in x.shape)
+    return x[margin:bottom, margin:right]
 
+# %% ../../nbs/61_judge.reblur.ipynb #best_width-export
 def best_width(
     blurred, # (H,W), counts
     pred,    # (H,W), counts
@@ -67,32 +71,41 @@ def best_width(
     return float(found.x)
 
 # %% ../../nbs/61_judge.reblur.ipynb #footprints
-def _blurred_nucleus(pred, labels, i, where, low, width, step):
-    "A nucleus above the background `low`, blurred again, and the pixel (multiples of `step`) where that picture begins"
-    rows,columns = where
+def _grown(pixels, pad, step):
+    "A slice of pixels, longer at both ends, that begins at a multiple of `step`"
+    start = max(pixels.start-pad, 0)
+    return slice(start//step*step, pixels.stop+pad)
+
+def _part_around(where, width, step):
+    "The part of a picture on which a nucleus falls when it is blurred"
     pad = int(3.2*width)+2
-    top = max(rows.start-pad, 0)//step*step
-    left = max(columns.start-pad, 0)//step*step
-    part = np.s_[top:rows.stop+pad, left:columns.stop+pad]
-    own = np.where(labels[part]==i, pred[part]-low, 0)
-    nucleus = ndi.gaussian_filter(own.astype(np.float32), max(width, 1e-3), mode='constant')
-    return nucleus,top,left
+    rows,columns = where
+    return _grown(rows, pad, step),_grown(columns, pad, step)
+
+def _blurred_nucleus(pred, labels, i, part, low, width):
+    "A part of a picture with nothing but one nucleus above the background `low`, blurred again"
+    light = pred[part]-low
+    own = np.where(labels[part]==i, light, 0)
+    sigma = max(width, 1e-3)
+    return ndi.gaussian_filter(own.astype(np.float32), sigma, mode='constant')
 
 def _with_shifts(nucleus):
     "A blurred nucleus, and how it changes when it moves along y and x"
     along_y,along_x = np.gradient(nucleus)
     return nucleus,-along_y,-along_x
 
-def _footprint(picture, top, left, shape, step):
-    "The pixels of a grid (H,W) on which a picture falls, and its values there"
+def _footprint(picture, part, shape, step):
+    "The pixels of a grid (H,W) on which a picture of a part falls, and its values there"
     picture = picture[step//2::step, step//2::step]
     size = np.abs(picture)
     y,x = np.nonzero(size>1e-3*size.max())
     values = picture[y,x]
-    y += top//step
-    x += left//step
-    inside = (y<shape[0])&(x<shape[1])
-    pixels = y*shape[1]+x
+    rows,columns = part
+    y += rows.start//step
+    x += columns.start//step
+    height,width = shape
+    inside = (y<height)&(x<width)
+    pixels = y*width+x
     return pixels[inside],values[inside]
 
 # %% ../../nbs/61_judge.reblur.ipynb #effects
@@ -101,24 +114,28 @@ def _effects(pred, labels, low, width, step, shape):
     effects,peaks = [],np.zeros(labels.max())
     for i,where in enumerate(ndi.find_objects(labels)):
         if where is None: continue
-        nucleus,top,left = _blurred_nucleus(pred, labels, i+1, where, low, width, step)
+        part = _part_around(where, width, step)
+        nucleus = _blurred_nucleus(pred, labels, i+1, part, low, width)
         peaks[i] = float(nucleus.max())
         for k,picture in enumerate(_with_shifts(nucleus)):
-            pixels,values = _footprint(picture, top, left, shape, step)
-            effects.append((pixels, np.full(len(pixels), 3*i+k), values))
+            pixels,values = _footprint(picture, part, shape, step)
+            columns = np.full(len(pixels), 3*i+k)
+            effects.append((pixels, columns, values))
     return effects,peaks
 
 def _solved(effects, residual, n):
-    "The changes (n,3) of nuclei that leave least of a residual, and what they leave"
+    "The changes (n,3) of nuclei that make a residual smallest, and the residual after them"
     pixels,columns,values = map(np.concatenate, zip(*effects))
+    places = (pixels, columns)
     shape = (residual.size, 3*n)
-    A = csc_matrix((values, (pixels, columns)), shape=shape)
-    normal = (A.T@A).tocsc()
-    damping = diags(0.02*normal.diagonal()+1e-9)
-    right = A.T@residual.ravel()
+    effect = csc_matrix((values, places), shape=shape)
+    normal = (effect.T@effect).tocsc()
+    diagonal = normal.diagonal()
+    damping = diags(0.02*diagonal+1e-9)
+    right = effect.T@residual.ravel()
     changes = spsolve(normal+damping, right)
-    explained = (A@changes).reshape(residual.shape)
-    return changes.reshape(n,3),residual-explained
+    explained = effect@changes
+    return changes.reshape(n,3),residual-explained.reshape(residual.shape)
 
 # %% ../../nbs/61_judge.reblur.ipynb #fit
 class _Fit(NamedTuple):
@@ -134,8 +151,8 @@ def _fit(residual, pred, labels, low, width):
     smooth = ndi.uniform_filter(residual, step)
     rest = smooth[step//2::step, step//2::step]
     n = labels.max()
-    effects,peaks = _effects(pred, labels, low, width, step, rest.shape)
     changes = np.zeros((n,3))
+    effects,peaks = _effects(pred, labels, low, width, step, rest.shape)
     if effects: changes,rest = _solved(effects, rest, n)
     return _Fit(changes, peaks, rest, step)
 
@@ -146,14 +163,17 @@ _LOST = 0.3    # Share of a typical nucleus' light
 def most_shift(
     width, # Of the blur, px
 ) -> float: # px
-    "How far the image may seem to want a nucleus that is right"
+    "The largest shift that is no reason to suspect a nucleus"
     return 1+0.35*width
 
 # %% ../../nbs/61_judge.reblur.ipynb #suspects
 def _near_border(y, x, width, shape):
-    m = _margin(width, shape)
-    bottom,right = (n-m for n in shape)
-    return (y<m)|(x<m)|(y>=bottom)|(x>=right)
+    "Which places are so near to the border that light comes from outside?"
+    margin = _margin(width, shape)
+    bottom,right = (n-margin for n in shape)
+    is_above_or_below = (y<margin)|(y>=bottom)
+    is_beside = (x<margin)|(x>=right)
+    return is_above_or_below|is_beside
 
 def _kinds(t, width):
     "The kind of suspect that each nucleus is, '' for none"
@@ -162,16 +182,22 @@ def _kinds(t, width):
     moved = t['shift']>most_shift(width)
     return np.select([invented, too_dark, moved], ['invented', 'too_dark', 'moved'], '')
 
-def _nuclei(labels, changes, width):
+def _middles(labels, ids):
+    "y and x of the middles of nuclei, (2,n)"
+    middles = ndi.center_of_mass(labels>0, labels, ids)
+    return np.array(middles).reshape(-1, 2).T
+
+def _nuclei_table(labels, changes, width):
     "The table of nuclei; see `ReblurCheck`"
     ids = np.unique(labels[labels>0])
-    middles = np.array(ndi.center_of_mass(labels>0, labels, ids))
-    y,x = middles.reshape(-1, 2).T
+    y,x = _middles(labels, ids)
     light,down,right = changes[ids-1].T
-    t = pd.DataFrame(dict(label=ids, y=y, x=x, change=light, shift=np.hypot(down, right)))
+    shift = np.hypot(down, right)
+    t = pd.DataFrame(dict(label=ids, y=y, x=x, change=light, shift=shift))
     outside = _near_border(y, x, width, labels.shape)
     t.loc[outside, ['change','shift']] = np.nan
-    return t.assign(suspect=_kinds(t, width))
+    kinds = _kinds(t, width)
+    return t.assign(suspect=kinds)
 
 # %% ../../nbs/61_judge.reblur.ipynb #lost
 def _typical(peaks):
@@ -179,17 +205,26 @@ def _typical(peaks):
     known = peaks[peaks>0]
     return np.median(known) if len(known) else np.inf
 
-def _lost(fit, width, shape):
-    "The table of nuclei that may have been lost: peaks of what a fit leaves"
-    step = fit.step
-    smooth = ndi.gaussian_filter(fit.rest, width/step/2)
-    around = max(int(2*width/step), 3)
+def _peaks_of(rest, width):
+    "y, x and brightness of the peaks of a picture; `width` of the blur in its pixels"
+    smooth = ndi.gaussian_filter(rest, width/2)
+    around = max(int(2*width), 3)
     is_peak = smooth==ndi.maximum_filter(smooth, around)
-    y,x = np.nonzero(is_peak&(smooth>0))
-    light = smooth[y,x]/_typical(fit.peaks)
-    t = pd.DataFrame(dict(y=(y+0.5)*step, x=(x+0.5)*step, light=light))
-    t = t[~_near_border(t.y, t.x, width, shape)]
-    return t[t.light>_LOST].reset_index(drop=True)
+    is_bright = smooth>0
+    y,x = np.nonzero(is_peak&is_bright)
+    return y,x,smooth[y,x]
+
+def _lost_table(fit, width, shape):
+    "The table of nuclei that may have been lost: peaks of the light that a fit leaves"
+    step = fit.step
+    y,x,peaks = _peaks_of(fit.rest, width/step)
+    light = peaks/_typical(fit.peaks)
+    y = (y+0.5)*step
+    x = (x+0.5)*step
+    t = pd.DataFrame(dict(y=y, x=x, light=light))
+    outside = _near_border(y, x, width, shape)
+    is_lost = ~outside&(light>_LOST)
+    return t[is_lost].reset_index(drop=True)
 
 # %% ../../nbs/61_judge.reblur.ipynb #unexplained
 def _beside_suspects(labels, nuclei, lost, width):
@@ -204,7 +239,7 @@ def _beside_suspects(labels, nuclei, lost, width):
     return beside if beside.mean()>0.5 else np.ones_like(suspect)
 
 def _share_left(image, residual, noise, width, where):
-    "What is left over beside noise, as a share of the contrast of the image, both within a mask (H,W)"
+    "The residual without noise, as a share of the contrast of the image, both within a mask (H,W)"
     where = _inside(where, width)
     def variance_of(x): return float(_inside(x, width)[where].var())
     left = max(variance_of(residual)-noise**2, 0)**0.5
@@ -214,13 +249,19 @@ def _share_left(image, residual, noise, width, where):
 # %% ../../nbs/61_judge.reblur.ipynb #check_reblur
 def _background(pred, labels):
     "The background of a prediction: its median away from nuclei"
-    away = ~ndi.binary_dilation(labels>0, iterations=3)
-    if not away.any(): return float(pred.min())
-    return float(np.median(pred[away]))
+    near = ndi.binary_dilation(labels>0, iterations=3)
+    if near.all(): return float(pred.min())
+    return float(np.median(pred[~near]))
 
-def _rms(x): return float(np.sqrt(np.mean(x**2)))
+def _rms(x):
+    "The root mean square of an array"
+    mean_square = np.mean(x**2)
+    return float(np.sqrt(mean_square))
 
-def _noise_of(image): return noise_sigma(torch.tensor(image)[None,None]).item()
+def _noise_of(image):
+    "The noise of an image (H,W), counts"
+    batch = torch.tensor(image)[None,None]
+    return noise_sigma(batch).item()
 
 def _check_size(blurred, pred):
     if np.shape(blurred)==np.shape(pred): return
@@ -230,17 +271,17 @@ def _check_size(blurred, pred):
 # %% ../../nbs/61_judge.reblur.ipynb #ReblurCheck
 @dataclass
 class ReblurCheck:
-    "What a prediction, blurred again, leaves over"
+    "How a prediction, blurred again, differs from its image"
     width: float          # Of the Gaussian that suits best, px
     residual: np.ndarray  # (H,W), image minus prediction blurred again, in units of the image's noise
     score: float          # Its root mean square; about 1 where nothing but noise is left over
-    unexplained: float    # What is left over beside noise and suspects, as a share of the image's standard deviation
+    unexplained: float    # The residual without noise and suspects, as a share of the image's standard deviation
     noise: float          # Of the image, counts
-    labels: np.ndarray    # (H,W), the nuclei that were asked
-    # label, y, x; change of light and shift (px) that the image calls for; suspect ('', invented, too_dark or moved).
+    labels: np.ndarray    # (H,W), the nuclei that were checked
+    # label, y, x; change of light and shift (px) that fit the image best; suspect ('', invented, too_dark or moved).
     # NaN near the border
     nuclei: pd.DataFrame
-    lost: pd.DataFrame    # y, x, light (share of a typical nucleus): where the image calls for one more
+    lost: pd.DataFrame    # y, x, light (share of a typical nucleus): where one more nucleus would fit the image
 
     @property
     def suspects(self):
@@ -251,9 +292,9 @@ class ReblurCheck:
 # %% ../../nbs/61_judge.reblur.ipynb #check_reblur-export
 def check_reblur(
     blurred,     # (H,W), the image as it was, counts
-    pred,        # (H,W), what was made of it, counts
+    pred,        # (H,W), the prediction from it, counts
     width,       # About how wide the blur is, px, such as `Refocuser.blur_width` finds
-    labels=None, # (H,W), the nuclei of the prediction; what `find_nuclei` finds if None
+    labels=None, # (H,W), the nuclei of the prediction; `find_nuclei` finds them if None
     diameter=20., # Of a typical nucleus, px, to find them
 ) -> ReblurCheck:
     "Blur a prediction again, and compare it with its image; raises `ValueError` for images of unequal size"
@@ -265,14 +306,15 @@ def check_reblur(
     width = best_width(blurred, pred, width)
     residual = _residual(blurred, pred, width)
     fit = _fit(residual, pred, labels, _background(pred, labels), width)
-    nuclei = _nuclei(labels, fit.changes, width)
-    lost = _lost(fit, width, labels.shape)
+    nuclei = _nuclei_table(labels, fit.changes, width)
+    lost = _lost_table(fit, width, labels.shape)
     own_noise = _noise_of(image)
     noise = own_noise or 1.
-    score = _rms(_inside(residual/noise, width))
+    in_noise = residual/noise
+    score = _rms(_inside(in_noise, width))
     beside = _beside_suspects(labels, nuclei, lost, width)
     unexplained = _share_left(image, residual, noise, width, beside)
-    return ReblurCheck(width, residual/noise, score, unexplained, own_noise, labels, nuclei, lost)
+    return ReblurCheck(width, in_noise, score, unexplained, own_noise, labels, nuclei, lost)
 
 # %% ../../nbs/61_judge.reblur.ipynb #suspects_of
 SUSPECTS = dict(invented='red', moved='magenta', too_dark='yellow', lost='cyan') # Kinds, and colours of their outlines
@@ -305,17 +347,24 @@ def outline(
 
 # %% ../../nbs/61_judge.reblur.ipynb #draw_check
 def _draw_grey(ax, image, title):
-    low = np.percentile(image, 1)
-    high = np.percentile(image, 99.8)
+    low,high = np.percentile(image, [1, 99.8])
     ax.imshow(image, cmap='gray', vmin=low, vmax=high)
     ax.set_title(title, fontsize=10)
 
 def _title_of(c):
     "How many suspects of each kind there are, and in which colour"
     numbers = suspects_of(c).suspect.value_counts()
-    def counted(kind, n): return f'{n} {kind.replace("_", " ")} ({SUSPECTS[kind]})'
-    listed = ', '.join(counted(kind, n) for kind,n in numbers.items())
-    return f'prediction; {listed or "no suspects"}'
+    listed = []
+    for kind,n in numbers.items():
+        words = kind.replace('_', ' ')
+        listed.append(f'{n} {words} ({SUSPECTS[kind]})')
+    return 'prediction; ' + (', '.join(listed) or 'no suspects')
+
+def _draw_suspects(ax, c):
+    "Outline the nuclei that are suspects"
+    for kind,color in SUSPECTS.items():
+        ids = c.nuclei.label[c.nuclei.suspect==kind]
+        outline(ax, border_of(c.labels, ids), color)
 
 def _draw_residual(ax, residual):
     shown = ax.imshow(residual, cmap='RdBu_r', vmin=-10, vmax=10)
@@ -328,15 +377,13 @@ def draw_check(
     pred,             # (H,W)
     c:ReblurCheck,    # Of the two
 ) -> Figure:
-    "The image, the prediction with its suspects, each kind in the colour of `SUSPECTS`, and what is left over"
+    "The image, the prediction with its suspects, each kind in the colour of `SUSPECTS`, and the residual"
     height,width = pred.shape
     fig = Figure(figsize=(10, 3.3*height/width+0.5), layout='constrained', dpi=50)
     before,after,residual = fig.subplots(1, 3)
     _draw_grey(before, blurred, 'image')
     _draw_grey(after, pred, _title_of(c))
-    for kind,color in SUSPECTS.items():
-        ids = c.nuclei.label[c.nuclei.suspect==kind]
-        outline(after, border_of(c.labels, ids), color)
+    _draw_suspects(after, c)
     for ax in (after,residual): ax.plot(c.lost.x, c.lost.y, 'o', ms=14, mfc='none', mec=SUSPECTS['lost'])
     _draw_residual(residual, c.residual)
     for ax in (before,after,residual): ax.axis('off')
@@ -344,7 +391,7 @@ def draw_check(
 
 # %% ../../nbs/61_judge.reblur.ipynb #doubt_of
 MOST_UNEXPLAINED = 0.15 # Share of an image's standard deviation
-_ONLY_NOISE = 1.2       # What is left over of a faint plane, in units of noise, at most
+_ONLY_NOISE = 1.2       # The largest residual of a faint plane, in units of noise
 NOT_FITTING = ('does not fit its image: another stain or other optics than the model was made for, other counts, '
                'or not its result')
 
@@ -358,7 +405,7 @@ def doubt_of(
 # %% ../../nbs/61_judge.reblur.ipynb #unchanged
 UNCHANGED = 'is its image as it was, though that is out of focus: not refocused'
 
-def _unchanged(refocuser, x, y, plane, width, noise):
+def _doubt_if_unchanged(refocuser, x, y, plane, width, noise):
     "The doubt that a result (H,W) is its image (H,W), though the model would change it; `plane`: in network units"
     if width<=refocuser.model.fade[1]: return ''
     if np.ptp(x)==0: return ''
@@ -369,9 +416,8 @@ def _unchanged(refocuser, x, y, plane, width, noise):
 # %% ../../nbs/61_judge.reblur.ipynb #rows
 def _row(place, c, suspects, note):
     "The row of a plane"
-    left = dict(width=c.width, left_over=c.score, unexplained=c.unexplained)
-    judged = len(c.nuclei.dropna())
-    row = dict(place, **left, nuclei=judged)
+    row = dict(place, width=c.width, left_over=c.score, unexplained=c.unexplained)
+    row['nuclei'] = len(c.nuclei.dropna())
     for kind in SUSPECTS: row[kind] = int((suspects.suspect==kind).sum())
     return dict(row, note=note)
 
@@ -389,9 +435,9 @@ class _FileCheck:
     "An open image, an open result, and how to compare them"
     refocuser: Refocuser
     image: object   # From `open_image`
-    result: object  # The same
+    result: object  # From `open_image`
     scales: dict    # Number of a channel to its `Scale`, None for a constant one
-    zoom: float     # How many times as large as the model's its pixels are
+    zoom: float     # Size of a pixel, relative to the model's
     find: object    # Function from an image (H,W) and the diameter of a nucleus (px) to labels
     diameter: float # Of a typical nucleus, px
     source: object  # Path of the result, for errors
@@ -401,17 +447,23 @@ class _FileCheck:
         for before,after in zip(self.image.planes, self.result.planes):
             if self.scales.get(before.channel) is not None: yield before,after
 
+    def _pixels(self, before, after):
+        "The pixels of both planes; raises `ImageError` where the result has NaN"
+        x = self.image.read(before)
+        result = MicroscopeImage(self.result.read(after), source=self.source)
+        return x,check_finite(result).pixels
+
     def check(self, before, after):
         "Pixels of both planes, their `ReblurCheck`, and the reason not to believe it"
-        refocuser = self.refocuser
-        x = self.image.read(before)
-        y = check_finite(MicroscopeImage(self.result.read(after), source=self.source)).pixels
-        _,plane = refocuser.in_network_units(as_rows(x), self.scales[before.channel], self.zoom)
-        width = refocuser.estimated_width(plane).item()
+        x,y = self._pixels(before, after)
+        scale = self.scales[before.channel]
+        _,plane = self.refocuser.in_network_units(as_rows(x), scale, self.zoom)
+        width = self.refocuser.estimated_width(plane).item()
         labels = self.find(y, self.diameter)
-        c = check_reblur(x, y, max(width, 0.3)/self.zoom, labels)
-        note = _unchanged(refocuser, x, y, plane, width, c.noise)
-        return x,y,c,note or doubt_of(c)
+        own_width = max(width, 0.3)/self.zoom
+        c = check_reblur(x, y, own_width, labels)
+        doubt = _doubt_if_unchanged(self.refocuser, x, y, plane, width, c.noise)
+        return x,y,c,doubt or doubt_of(c)
 
 # %% ../../nbs/61_judge.reblur.ipynb #check_file-steps
 def _check_planes(image, result, path, source):
@@ -419,24 +471,24 @@ def _check_planes(image, result, path, source):
     if before==after: return
     raise ImageError(f'{source}: has other planes than {path}')
 
-def _opened(refocuser, image, result, source, channels, pixel_um, nucleus_um, find):
+def _file_check(refocuser, image, result, source, channels, pixel_um, nucleus_um, find):
     "The `_FileCheck` of an open image and an open result"
     zoom,_ = zoom_of(refocuser, image, pixel_um)
-    chosen = chosen_channels(image, channels)
-    found = acquisitions(refocuser, image, chosen)
     um,_ = size_used(refocuser, image, pixel_um)
     diameter = nucleus_px(nucleus_um, um)
-    scales = {channel: a.scale for channel,a in found.items()}
+    chosen = chosen_channels(image, channels)
+    found = acquisitions(refocuser, image, chosen)
+    scales = {channel: acquisition.scale for channel,acquisition in found.items()}
     return _FileCheck(refocuser, image, result, scales, zoom, find, diameter, source)
 
 # %% ../../nbs/61_judge.reblur.ipynb #check_file
 def check_file(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     path,          # The image as it was
-    predicted,     # What was made of it: the same planes
+    predicted,     # The result: the same planes
     channels=None, # Names, or numbers from 1, of those to check; None for those that were refocused
-    pixel_um=None, # Size of the pixels; if None what `run` was given, or what the file says, or the model's
-    nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus
+    pixel_um=None, # Size of the pixels, um; if None what `run` was given, or what the file says, or the model's
+    nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus, um
     segmenter='classical', # What finds the nuclei of the prediction, see `segmenter_of`
     axes=None,     # Letters for the axes of both, such as CYX; if None what `run` was given, or what the files say
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
@@ -449,10 +501,10 @@ def check_file(
     rows,suspects = [],[]
     with open_as(path, axes) as f, open_as(predicted, axes) as g:
         check_result(g)
-        work = _opened(refocuser, f, g, predicted, channels, pixel_um, nucleus_um, find)
+        files = _file_check(refocuser, f, g, predicted, channels, pixel_um, nucleus_um, find)
         _check_planes(f, g, path, predicted)
-        for before,after in work.planes():
-            x,y,c,note = work.check(before, after)
+        for before,after in files.planes():
+            x,y,c,note = files.check(before, after)
             place = dict(file=str(predicted), **f.place(before))
             own = suspects_of(c).assign(**place)
             suspects.append(own)

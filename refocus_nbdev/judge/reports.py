@@ -38,7 +38,7 @@ def _out_of_focus(table):
 _BY_DISTANCE = ('defocus_um', 'method')
 
 class _Sums:
-    "What is computed from the tables of an `Evaluation`, when it is first asked for"
+    "Sums over the tables of an `Evaluation`, each computed when it is first needed"
     @cached_property
     def means(self): return means_of(_out_of_focus(self.scores))
     @cached_property
@@ -55,7 +55,7 @@ class _Sums:
 # %% ../../nbs/67_judge.reports.ipynb #Evaluation
 @dataclass
 class Evaluation(_Sums):
-    "What came of comparing many files"
+    "The results of comparing many files"
     cases: list                # `Comparison`s that were scored
     scores: pd.DataFrame       # A row for each plane and method, from `compare`
     nuclei: pd.DataFrame       # A row for each nucleus, plane and method, from `compare`
@@ -78,7 +78,7 @@ class Evaluation(_Sums):
 # %% ../../nbs/67_judge.reports.ipynb #evaluate
 def evaluate(
     cases,           # `Comparison`s, from `plan_comparisons`
-    track=iter,      # What they pass through as they are compared, such as a progress bar
+    track=iter,      # Function that the comparisons pass through, such as a progress bar
     no_target=(),    # Predictions without a target, to be listed
     no_prediction=(), # Targets without a prediction, to be listed
     **how            # For `compare`
@@ -150,7 +150,8 @@ def _draw_reading(ax, points, name):
     ax.plot(line, line, c='grey', lw=0.8)
     if n: ax.text(0.03, 0.93, f'{n} beyond the axes', transform=ax.transAxes, fontsize=9)
     ax.ticklabel_format(scilimits=(-3,4))
-    ax.set(title=name, xlabel='in focus', ylabel='refocused', xlim=line, ylim=line)
+    unit = 'px' if name=='area' else 'counts'
+    ax.set(title=name, xlabel=f'in focus, {unit}', ylabel=f'refocused, {unit}', xlim=line, ylim=line)
 
 # %% ../../nbs/67_judge.reports.ipynb #draw_nuclei
 def draw_nuclei(
@@ -446,7 +447,7 @@ def _blank(planes):
 
 # %% ../../nbs/67_judge.reports.ipynb #_incomplete
 def _given_for(e, side):
-    "How many of the scored comparisons have a file of a side, unless all or none have"
+    "How many of the scored comparisons have a file of a side; 0 where all have one"
     files = [getattr(case, side) for case in e.scored]
     n = len(files)-files.count(None)
     return n if n<len(files) else 0
@@ -501,7 +502,7 @@ def _few_groups(e):
 def hints(
     e:Evaluation, # With scores
 ):                # Yields sentences
-    "What to know before the numbers are believed"
+    "Reasons to be careful with the numbers"
     yield from _blank(e.scores[e.scores.method=='refocused'])
     masks = sum(case.parted for case in e.cases)
     if masks:
@@ -694,7 +695,7 @@ def _terms(e):
     return [(term, text) for term,text in _TERMS.items() if term not in absent]
 
 # %% ../../nbs/67_judge.reports.ipynb #fields
-def _chosen(e):
+def _worst_to_best(e):
     "The worst, the median and the best comparison by PSNR, with its PSNR"
     scores = _out_of_focus(e.scores.dropna(subset=['psnr']))
     refocused = scores[scores.method=='refocused']
@@ -718,8 +719,8 @@ def _colours(e, fitted):
     return text
 
 # %% ../../nbs/67_judge.reports.ipynb #_each
-def _each(e, most=200):
-    "The scores of each image"
+def _each_image_grid(e, most=200):
+    "The table of scores of each image, and its title"
     n = (e.scores.method=='refocused').sum()
     rest = '' if n<=most else f': {most} of {n}; all are in scores.csv'
     images = each_image(e.scores, most)
@@ -727,16 +728,16 @@ def _each(e, most=200):
     return dict(grid, title=f'Scores of each image, the worst first{rest}')
 
 # %% ../../nbs/67_judge.reports.ipynb #top
-def _many(n, thing):
+def _counted(n, thing):
     "A number of things"
     if n==1: return f'1 {thing}'
     return f'{n} {thing}s'
 
 def _counts(e):
     "How many files were compared, and how many not"
-    compared = _many(len(e.cases), 'prediction')
-    targets = _many(len(e.no_prediction), 'target')
-    others = _many(len(e.no_target), 'prediction')
+    compared = _counted(len(e.cases), 'prediction')
+    targets = _counted(len(e.no_prediction), 'target')
+    others = _counted(len(e.no_target), 'prediction')
     failed = len(e.failed)
     return f'{compared} compared, {failed} failed, {targets} without a prediction, {others} without a target.'
 
@@ -769,8 +770,8 @@ def _words(e, nucleus_um, segmenter):
 def _numbers(e):
     "The tables and pictures of a page"
     fitted = any(other_light(e))
-    fields = [_field(case, db, fitted) for case,db in _chosen(e)]
-    return dict(sections=_sections(e), colours=_colours(e, fitted), fields=fields, each=_each(e))
+    fields = [_field(case, db, fitted) for case,db in _worst_to_best(e)]
+    return dict(sections=_sections(e), colours=_colours(e, fitted), fields=fields, each=_each_image_grid(e))
 
 # %% ../../nbs/67_judge.reports.ipynb #report_page
 def report_page(
@@ -793,13 +794,13 @@ def _write(path, text):
     "Write a text, whole or not at all"
     with atomically(path) as tmp: tmp.write_text(text, 'utf-8')
 
-def _rows(table):
+def _json_rows(table):
     "The rows of a table as JSON has them"
     text = table.to_json(orient='records', double_precision=6)
     return json.loads(text)
 
 def _files_of(e):
-    "What became of the files, for programs"
+    "How many files were compared, and which were not, for programs"
     groups = {case.group for case in e.scored}
     no_target = [str(f) for f in e.no_target]
     no_prediction = [str(f) for f in e.no_prediction]
@@ -812,10 +813,10 @@ def _tables_of(e):
     tables = dict(
         gains=e.gains, gains_by_distance=e.gains_by_distance, means=e.means, means_by_distance=e.means_by_distance,
         nuclei=e.nuclei_means, nuclei_by_distance=nuclei_of(e.nuclei, _BY_DISTANCE))
-    return {name: _rows(table) for name,table in tables.items()}
+    return {name: _json_rows(table) for name,table in tables.items()}
 
 # %% ../../nbs/67_judge.reports.ipynb #_as_data
-def _as_data(e, command, segmenter):
+def _report_data(e, command, segmenter):
     "All of a report, for programs"
     kinds = {case.grouped_by for case in e.cases}
     notes = list(hints(e)) if len(e.scores) else []
@@ -834,7 +835,7 @@ def write_report(
     "Write the files of `REPORT`"
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    data = _as_data(e, how.get('command', ''), how.get('segmenter', 'classical'))
+    data = _report_data(e, how.get('command', ''), how.get('segmenter', 'classical'))
     _write(out/'report.json', json.dumps(data, indent=1))
     for name,table in (('scores', e.scores), ('nuclei', e.nuclei)):
         with atomically(out/f'{name}.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.6g')

@@ -21,7 +21,7 @@ class ImageMetric(Metric):
     "The mean over validation images of `func(image, target)`, for the prediction or for the input"
     def __init__(self,
         func,      # From two (H,W) arrays to a number
-        of='pred', # 'pred' or 'input'
+        of='pred', # The image that is scored: 'pred' for the prediction, 'input' for the input
     ): store_attr()
 
     def reset(self): self.scores = []
