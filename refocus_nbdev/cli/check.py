@@ -71,6 +71,7 @@ def check(
     """Check a plate before training: focus, and registration.
 
     Is the plane in focus the sharpest one of each field? Is one image of a pair shifted against the other?
+    A plate in BBBC006 layout has a folder for each plane, such as BBBC006_v1_images_z_16.
 
     Example: refocus check data/sample --out report
     """

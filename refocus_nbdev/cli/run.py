@@ -199,7 +199,7 @@ def _scale_of_file(load, path, axes):
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
          how='model device blur_per_um scale_from tile', trust='strict uncertainty')
 def run(
-    inputs:list[str], # Files, folders or globs; or a CSV file with a column file
+    inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='nuclei', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
@@ -221,7 +221,7 @@ def run(
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     The images may be out of focus on either side. Paths in a CSV file are relative to the folder of that file.
-    Intervals go into a folder beside the results, such as refocused_uncertainty.
+    With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
     An image is doubtful if it shows another stain or nothing at all, has pixels of another or unknown size,
     is saturated, or is too far out of focus.
 

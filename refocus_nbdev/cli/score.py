@@ -112,7 +112,7 @@ def _score(files, paths, pictures, refocuser, known, reading):
 @command(what='defocus_um step_um pixel_um channel axes recursive', where_to='out tiles pictures overwrite',
          how='model device blur_per_um')
 def score(
-    inputs:list[str], # Files, folders or globs; or a CSV file with a column file
+    inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
     out:Path=Path('scores.csv'), # Table with a row for each plane
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate if file names contain wells, such as A01

@@ -160,7 +160,7 @@ def train(
     out:Path=Path('model.safetensors'), # Model file to write
     sharp_only:bool=False, # Train on in-focus images alone; their blur is simulated
     stages:Stages='quick', # The recipe, explained below
-    epochs:int=0, # Epochs of each stage; 0 for those of the recipe
+    epochs:int=0, # Epochs (passes through the images) of each stage; 0 for those of the recipe
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
     target:str='16', # Number of the plane in focus; or sharpest: the sharpest of planes 11 to 23 of each field
     channel:StainChannel='w1', # w1 is Hoechst, w2 is phalloidin
@@ -183,6 +183,8 @@ def train(
     dry_run:bool=False, # Only print what would be trained
 ):
     """Train a model from pairs of planes, or from in-focus images.
+
+    A plate in BBBC006 layout has a folder for each plane, such as BBBC006_v1_images_z_16.
 
     Example: refocus train data/sample --out my.safetensors
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
