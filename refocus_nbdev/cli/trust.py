@@ -73,7 +73,7 @@ def trust(
     inputs:str, # The images before refocusing: a file, folder (with subfolders) or glob
     refocused:str, # The refocused images; they have the same names, except for endings such as _refocused
     out:Path=Path('trust.csv'), # Table with a row for each plane: number of suspects, and the remaining error
-    suspects:Path|None=None, # Table with a row for each suspect: its place, and how much brighter or darker it should be
+    suspects:Path|None=None, # Table of suspects, a row each: its place, and how much brighter or darker it should be
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
     model:str='nuclei', # Model that estimates the blur: a name, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
