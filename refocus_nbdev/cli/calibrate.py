@@ -15,7 +15,7 @@ from ..io.tables import UsageError
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_preview
-_FEW = ('{groups}: {fewest} at the least are needed (twice as many for a model that has no intervals), '
+_FEW = ('{groups}: at least {fewest} are needed (twice as many for a model without intervals), '
         'and 20 or more are better')
 
 def _preview(cases, no_target):

@@ -28,7 +28,7 @@ def _check_earlier_report(out, overwrite):
     existing = [name for name in REPORT if (out/name).exists()]
     if not existing: return
     if not (out/REPORT[0]).exists():
-        raise UsageError(f'{out}: holds a {existing[0]} that is of no report; choose another folder')
+        raise UsageError(f'{out}: holds a {existing[0]} that belongs to no report; choose another folder')
     if not overwrite: raise UsageError(f'{out}: holds a report; choose another folder, or use --overwrite')
 
 # %% ../../nbs/77_cli.evaluate.ipynb #_preview

@@ -30,7 +30,7 @@ def _facts(image):
     yield 'axes', f'{image.axes}, {sides}; {counted(len(image.planes), "plane")}{several}'
     yield 'pixels', f'{image.dtype}, {_size_in_words(image)}'
     yield 'channels', ', '.join(image.channels)
-    yield 'made by', image.software or 'not said'
+    yield 'made by', image.software or 'not given'
 
 def _image_facts(path, axes):
     with open_image(path, axes or None) as image: return list(_facts(image))

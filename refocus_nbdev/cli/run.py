@@ -38,7 +38,7 @@ def _planned_jobs(inputs, out, recursive, defocus_um, uncertainty):
 def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
     "Raise `UsageError` for options that a model cannot follow"
     if defocus_um and not refocuser.guided:
-        raise UsageError(f'model {refocuser.name} cannot be told a distance: '
+        raise UsageError(f'model {refocuser.name} accepts no distance from focus: '
                          'leave --defocus-um out, or choose another model')
     from refocus_nbdev.refocus.intervals import interval_table
     try:

@@ -20,7 +20,7 @@ from ..refocus.jobs import of_each
 def _known_distances(defocus_um, step_um, files, axes):
     "A function that returns the known distances of scored planes, um; None if the user gave none. Raises `UsageError`"
     if step_um is None: return _distances_given(defocus_um, files) if defocus_um else None
-    if defocus_um: raise UsageError('--defocus-um and --step-um say the same in two ways: give one of them')
+    if defocus_um: raise UsageError('give either --defocus-um or --step-um, not both')
     check_um('--step-um', step_um, 'distance')
     if not any(_is_stack(f, axes) for f in files): raise UsageError(_NO_STACK)
     return partial(_distances_in_stacks, step_um=step_um)
@@ -36,9 +36,8 @@ def _distances_given(defocus_um, files):
 
 # %% ../../nbs/75_cli.score.ipynb #_distances_in_stacks
 _NO_STACK = ('--step-um is for stacks, and no file has an axis Z; '
-             '--axes ZYX says so where they are wrong about their axes, '
-             'and --defocus-um is for planes in files of their own')
-_NO_FOCUS = ('no stack shows where it is in focus, or too few planes show anything (five are needed): '
+             'give --axes ZYX if the files give wrong axes, or --defocus-um if each plane is a file')
+_NO_FOCUS = ('no stack has a plane near focus and five planes that show more than noise: '
              '--step-um is for stacks from their focus to well beyond it')
 
 def _is_stack(path, axes):
@@ -54,7 +53,7 @@ def _distances_in_stacks(planes, step_um):
     return known
 
 # %% ../../nbs/75_cli.score.ipynb #_print_scores
-_UNSIZED = ('files that do not give the size of their pixels were taken to have pixels as the model expects; '
+_UNSIZED = ('some files do not give the size of their pixels, and were taken to have pixels as the model expects; '
             'if that is wrong, give --pixel-um')
 
 def _print_scores(planes, paths):

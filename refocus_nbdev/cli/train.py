@@ -128,7 +128,7 @@ def _train_on_pairs(pairs, recipe, options):
     train_from_pairs(options.data[0], options.out, recipe, keep=keep, pairs=pairs, **training)
 
 # %% ../../nbs/73_cli.train.ipynb #_report
-_WORSE = ('WARNING: on what it was not trained on, this model is worse than doing nothing; '
+_WORSE = ('WARNING: on images that it was not trained on, this model is worse than doing nothing; '
           'train longer, or on more images')
 
 def _report(out):

@@ -37,7 +37,7 @@ def _print_unfit(planes):
     unfit = planes[planes.note.fillna('')!='']
     if not len(unfit): return 0
     n_planes = counted_of(len(unfit), len(planes), 'plane')
-    print(f'WARNING: do not believe what is said of the nuclei of {n_planes}; the column note says why:')
+    print(f'WARNING: do not believe the numbers of suspects in {n_planes}; the column note says why:')
     for note,same in unfit.groupby('note', sort=False):
         more = f' and {len(same)-1} more' if len(same)>1 else ''
         print(f'  {same.file.iloc[0]}{more}: {note}')
