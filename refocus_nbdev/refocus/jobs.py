@@ -51,6 +51,20 @@ class Job:
         self.status,self.note = status,note
         return self
 
+# %% ../../nbs/56_refocus.jobs.ipynb #_with_failures_noted
+def _with_failures_noted(jobs, recursive=False):
+    "The jobs; noted as failed if another job has the same result path, or if the input is a folder without images"
+    by_target = {}
+    for j in jobs:
+        first = by_target.setdefault(str(j.target).lower(), j)
+        if first is not j: j.ended('failed', _clash(j, first))
+        elif j.source.is_dir() and not is_zarr(j.source): j.ended('failed', no_images(j.source, not recursive))
+    return jobs
+
+def _clash(job, first):
+    but = '' if first.target==job.target else ' except for capital letters, which some disks do not distinguish'
+    return f'{job.source}: {first.source} has the same name{but}; refocus them into different folders'
+
 # %% ../../nbs/56_refocus.jobs.ipynb #plan_run
 def _lies_in(path, folder): return Path(folder).resolve() in Path(path).resolve().parents
 
@@ -102,7 +116,8 @@ def _replace_an_image(jobs):
 
 def _check_output_folder(inputs, jobs, out):
     "Raise `UsageError` if results would be mixed with images, or replace them"
-    image_folders,intervals = _image_folders(inputs, jobs),half_folder(out)
+    image_folders = _image_folders(inputs, jobs)
+    intervals = half_folder(out)
     if out.resolve() in image_folders or _replace_an_image(jobs):
         raise UsageError(f'{out} holds the input images; choose another folder for the results')
     if intervals.resolve() in image_folders:
@@ -110,20 +125,6 @@ def _check_output_folder(inputs, jobs, out):
                          'give images, or choose another folder for the results')
     around = [j.source for j in jobs if is_zarr(j.source) and _lies_in(out, j.source)]
     if around: raise UsageError(f'{out} lies in the image {around[0]}; choose another folder for the results')
-
-# %% ../../nbs/56_refocus.jobs.ipynb #_with_failures_noted
-def _with_failures_noted(jobs, recursive=False):
-    "The jobs; noted as failed if another job has the same result path, or if the input is a folder without images"
-    by_target = {}
-    for j in jobs:
-        first = by_target.setdefault(str(j.target).lower(), j)
-        if first is not j: j.ended('failed', _clash(j, first))
-        elif j.source.is_dir() and not is_zarr(j.source): j.ended('failed', no_images(j.source, not recursive))
-    return jobs
-
-def _clash(job, first):
-    but = '' if first.target==job.target else ' but for capital letters, which not every disk tells apart'
-    return f'{job.source}: {first.source} has the same name{but}; refocus them into different folders'
 
 # %% ../../nbs/56_refocus.jobs.ipynb #note_distances
 def note_distances(
