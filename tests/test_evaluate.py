@@ -174,7 +174,7 @@ def test_groups_can_be_given(in_process, wells, monkeypatch):
     monkeypatch.chdir(wells)
     assert 'groups: 4 (as given)' in in_process('calibrate', 'out', 'sharp', '--groups', table, '--dry-run').text
     few = in_process('calibrate', wells/'out', wells/'sharp', '--dry-run')
-    assert few.code==1 and 'groups: 2 (wells' in few.text and '2 groups: 9 at the least' in few.text
+    assert few.code==1 and 'groups: 2 (wells' in few.text and '2 groups: at least 9 are needed' in few.text
     for wrong,about in (('A01_f1.tif,1', 'no row for'), ('A01_f1.tif,', 'no group'), ('A01_f1.tif,1\nA01_f1.tif,2', 'two groups')):
         table.write_text(f'file,group\n{wrong}')
         for c in ('evaluate','calibrate'):

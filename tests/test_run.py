@@ -145,6 +145,13 @@ def test_what_was_decided_is_said(refocus, folder, stacks, tmp_path):
     said = refocus(*args, '--overwrite', '--pixel-um', 0.64).text
     assert '1 file: axes TCYX; channels refocused: DNA; pixels of 0.64 um by --pixel-um' in said and said.count('2 files: axes YX; pixels of 0.64 um')==1
 
+def test_a_preview_of_a_file_with_two_sizes_keeps_its_axes(refocus, tmp_path):
+    sizes = dict(PhysicalSizeX=.5, PhysicalSizeXUnit='µm', PhysicalSizeY=.6, PhysicalSizeYUnit='µm')
+    tifffile.imwrite(tmp_path/'oblong.ome.tif', np.zeros((2,5,7), np.uint16), ome=True, metadata=dict(axes='ZYX', **sizes))
+    said = refocus('run', tmp_path/'oblong.ome.tif', '--dry-run', '--json')
+    about = json.loads(said.text)['files'][0]
+    assert said.code==1 and [about[k] for k in ('status','axes','channels','pixel_um','sized_by')]==['failed', 'ZYX', ['1'], None, None]
+
 def small_zarr(path, x, axes='cyx'):
     "An OME-Zarr, of one or two channels if it has any"
     group = pytest.importorskip('zarr').open_group(str(path), mode='w')
@@ -462,8 +469,22 @@ def test_a_model_that_is_none(refocus, folder, tmp_path):
     assert said.code==2 and 'unicorns' in said.text and 'nuclei' in said.text
     assert not (tmp_path/'out').exists()
 
-@pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('run','x','--defocus-um','far'), ('run','x','--defocus-um','none.csv'), ('fly',)], ids=' '.join)
+@pytest.mark.parametrize('args', [('run',), ('run','x','--nonsense'), ('run','x','--device','abacus'), ('run','x','--device','cuda:one'), ('run','x','--device','cuda:99'), ('run','x','--defocus-um','far'), ('run','x','--defocus-um','none.csv'), ('fly',)], ids=' '.join)
 def test_wrong_arguments(refocus, args): assert refocus(*args).code==2
+
+def test_a_graphics_card_has_a_number(refocus, folder, tmp_path, monkeypatch):
+    room = sys.modules['refocus_nbdev.cli.run']
+    wanted = []
+    def load(model, device, *args):
+        wanted.append(device)
+        raise UsageError('no model')
+    with monkeypatch.context() as m:
+        m.setattr(room, 'load_refocuser', load)
+        for device in ('auto', 'cpu', 'cuda', 'cuda:1', 'mps'): assert refocus('run', folder, '--device', device).code==2
+    assert wanted==['auto', 'cpu', 'cuda', 'cuda:1', 'mps']
+    said = refocus('run', folder, '--device', 'cuda:99', '--out', tmp_path/'out')
+    assert said.code==2 and '--device cuda:99' in said.text and 'CUDA graphics card' in said.text and not (tmp_path/'out').exists()
+    assert 'auto|cpu|cuda|mps' in refocus('run', '--help').text
 
 def test_help_has_an_example(refocus):
     verbs = [c.name for c in app.registered_commands]

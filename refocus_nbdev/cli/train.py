@@ -21,14 +21,14 @@ from ..refocus.inputs import given_files, no_images
 # %% ../../nbs/73_cli.train.ipynb #Stages
 _RECIPES = dict(
     quick='from pairs of planes, to try out',
-    nuclei='from in-focus images, from nothing; takes hours',
-    finetune='from dozens of in-focus images, on from the model of --init',
-    polish='as finetune, but with small steps',
-    few='from about ten in-focus images, on from the model of --init',
-    fast='a smaller network, from in-focus images; it takes over how the model of --init sees the width of a blur',
-    plate='from pairs of planes',
+    nuclei='from in-focus images, from random weights; takes hours',
+    finetune='from dozens of in-focus images; goes on from the model of --init',
+    polish='like finetune, in smaller steps',
+    few='from about ten in-focus images; goes on from the model of --init',
+    fast='a smaller network, from in-focus images; copies the blur estimator of the model of --init',
+    plate='from pairs of planes, longer than quick',
     blog='from pairs of planes, as in the blog post of 2019',
-    blog_short='as blog, but a few epochs only')
+    blog_short='like blog, with fewer epochs')
 
 Stages = Literal[tuple(_RECIPES)]
 _ON_FROM_A_MODEL = 'finetune', 'polish', 'few'
@@ -51,7 +51,7 @@ def _named_recipe(name, init):
     return RECIPES[name]
 
 def _recipe(options):
-    "A recipe, with the epochs that the user wants"
+    "The recipe that the user chose, with the number of epochs that the user gave"
     share = options.valid_pct
     if not 0<share<1:
         raise UsageError(f'--valid-pct {share}: give the share of the groups to hold out, between 0 and 1')
@@ -63,23 +63,23 @@ def _recipe(options):
 
 # %% ../../nbs/73_cli.train.ipynb #_images
 def _images(data):
-    "The in-focus images that are meant"
+    "The in-focus images that the user gave; raises `ImageError` if there are none"
     warn_of_labels(data)
     files = given_files(data)
     if not files: raise ImageError(no_images(', '.join(data)))
     return files
 
 def _plate(data):
-    "The one plate that is meant"
+    "The plate that the user gave; raises `UsageError` for several"
     if len(data)!=1: raise UsageError(f'{len(data)} folders: give one plate in BBBC006 layout, or use --sharp-only')
     return data[0]
 
 def _pairs(options):
-    "The pairs of the plate that is meant"
+    "The pairs of the plate that the user gave"
     return plate_pairs(_plate(options.data), options.planes, options.target, options.channel)
 
 def _registered(pairs):
-    "The pairs that lie on top of each other"
+    "The pairs that are not shifted; prints how many were left out"
     from refocus_nbdev.plates.registration import registered, registration_report
     track = partial(tracked, label='measuring shifts', total=len(pairs))
     good = registered(pairs, registration_report(pairs, track=track))
@@ -87,18 +87,18 @@ def _registered(pairs):
     return good
 
 # %% ../../nbs/73_cli.train.ipynb #_held_out
-def _model(name):
+def _model_file(name):
     "The file of a model; None for no name"
     from refocus_nbdev.learn.modelfile import model_path
     return model_path(name) if name else None
 
 def _held_out(options):
-    "What is held out"
+    "The options about held-out images"
     wells = dict(valid_wells=names(options.valid_wells), test_wells=names(options.test_wells))
-    return dict(wells, valid_pct=options.valid_pct, unseen_by=_model(options.unseen_by))
+    return dict(wells, valid_pct=options.valid_pct, unseen_by=_model_file(options.unseen_by))
 
 def _checkpoint(options):
-    "The path of the checkpoint; raises `UsageError` for one that exists and is not to be used"
+    "The path of the checkpoint; raises `UsageError` if it exists and the user did not give `--resume`"
     path = options.checkpoint or Path(f'{options.out}.checkpoint')
     if options.resume and not path.exists(): print(f'{path}: there is no checkpoint; training begins anew')
     if path.exists() and not options.resume:
@@ -109,8 +109,8 @@ def _checkpoint(options):
 _PASSED_ON = 'dry_run', 'modality', 'source', 'pixel_um', 'weights', 'resume', 'log', 'seed'
 
 def _training_options(options):
-    "The options of both ways to train"
-    start = dict(init=_model(options.init), checkpoint=_checkpoint(options))
+    "Arguments of both `train_from_pairs` and `train_from_sharp`"
+    start = dict(init=_model_file(options.init), checkpoint=_checkpoint(options))
     passed_on = {name: getattr(options, name) for name in _PASSED_ON}
     return dict(name=options.out.stem, **passed_on, **start, **_held_out(options))
 
@@ -128,7 +128,7 @@ def _train_on_pairs(pairs, recipe, options):
     train_from_pairs(options.data[0], options.out, recipe, keep=keep, pairs=pairs, **training)
 
 # %% ../../nbs/73_cli.train.ipynb #_report
-_WORSE = ('WARNING: on what it was not trained on, this model is worse than doing nothing; '
+_WORSE = ('WARNING: on images that it was not trained on, this model is worse than doing nothing; '
           'train longer, or on more images')
 
 def _report(out):
@@ -158,21 +158,21 @@ def _train(options):
 def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # Model file to write
-    sharp_only:bool=False, # Train on in-focus images alone, with simulated blur
-    stages:Stages='quick', # The recipe, see below
-    epochs:int=0, # Epochs of each stage; 0 for those of the recipe
+    sharp_only:bool=False, # Train on in-focus images alone; their blur is simulated
+    stages:Stages='quick', # The recipe, explained below
+    epochs:int=0, # Epochs (passes through the images) of each stage; 0 for those of the recipe
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
-    target:str='16', # The plane in focus; or sharpest: the best of planes 11 to 23 of each field
+    target:str='16', # Number of the plane in focus; or sharpest: the sharpest of planes 11 to 23 of each field
     channel:StainChannel='w1', # w1 is Hoechst, w2 is phalloidin
     registered:bool=False, # Leave out pairs that refocus check would flag as shifted
     init:str='', # Model to start from: a file, or a name such as nuclei
-    weights:str='imagenet', # Start of blog and blog_short: imagenet, random, or a folder of .safetensors files
+    weights:str='imagenet', # First weights of blog and blog_short: imagenet, random, or a folder of .safetensors files
     resume:bool=False, # Go on from the checkpoint of a training that was stopped
     checkpoint:Path|None=None, # Checkpoint file; beside the model file if not given
-    valid_pct:float=0.2, # Share of the wells, or other groups, to hold out
-    valid_wells:str='', # Wells, or other groups, to hold out instead of a share, such as a05,k09
-    unseen_by:str='', # Hold out what this model was not trained on; by default, the model of --init
-    test_wells:str='', # Wells, or other groups, to leave out altogether, for a later test
+    valid_pct:float=0.2, # Share of the wells, or other groups, to hold out for validation, 0 to 1
+    valid_wells:str='', # Wells, or other groups, to hold out for validation, such as a05,k09; instead of a share
+    unseen_by:str='', # Hold out only images that this model was not trained on; by default, the model of --init
+    test_wells:str='', # Wells, or other groups, for a later test: used neither for training nor for validation
     seed:int=42, # Seed of all random choices
     log:Path|None=None, # Table (CSV) with the numbers of each epoch
     modality:str='', # What the images show, for the model's card
@@ -180,9 +180,11 @@ def train(
     pixel_um:float=0.645, # Pixel size, um; with --sharp-only, the blur is simulated for it
     na:float=0.45, # With --sharp-only: numerical aperture of the objective
     index:float=1., # With --sharp-only: refractive index between lens and sample: water 1.33, oil 1.515
-    dry_run:bool=False, # Only say what would be trained
+    dry_run:bool=False, # Only print what would be trained
 ):
     """Train a model from pairs of planes, or from in-focus images.
+
+    A plate in BBBC006 layout has a folder for each plane, such as BBBC006_v1_images_z_16.
 
     Example: refocus train data/sample --out my.safetensors
     Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors

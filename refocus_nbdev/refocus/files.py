@@ -9,6 +9,7 @@ __all__ = ['provenance_of', 'refocus_image', 'Acquisition', 'acquisitions', 'Sha
 # %% ../../nbs/54_refocus.files.ipynb #imports
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -24,21 +25,21 @@ from .doubts import *
 from .intervals import *
 _all_ = ['Refocuser']
 
-# %% ../../nbs/54_refocus.files.ipynb #provenance_of
+# %% ../../nbs/54_refocus.files.ipynb #_chosen_names
 def _clear_names(names):
-    "Names of channels, or numbers from 1 if a name is not unique or has a comma or semicolon"
+    "Names of channels; the number, from 1, of a channel whose name is not unique or contains a comma or semicolon"
     lower = [n.lower() for n in names]
-    def is_clear(n): return lower.count(n.lower())==1 and not set(n)&set(',;')
-    return [n if is_clear(n) else str(i) for i,n in enumerate(names, 1)]
+    def is_clear(name): return lower.count(name.lower())==1 and not set(name)&set(',;')
+    return [name if is_clear(name) else str(i) for i,name in enumerate(names, 1)]
 
-def _as_named(source, channels, axes):
-    "Names of channels from their file; as given if there is no file"
+def _chosen_names(source, channels, axes):
+    "The names that the file `source` gives to the chosen channels; without a file, `channels` themselves"
     if source is None: return tuple(map(str, channels))
-    with open_image(source, axes) as f:
-        names = _clear_names(f.channels)
-        return tuple(names[c] for c in sorted(chosen_channels(f, channels)))
+    with open_image(source, axes) as image:
+        names = _clear_names(image.channels)
+        return tuple(names[c] for c in sorted(chosen_channels(image, channels)))
 
-# %% ../../nbs/54_refocus.files.ipynb #provenance_of-fields
+# %% ../../nbs/54_refocus.files.ipynb #provenance_of
 def provenance_of(
     refocuser:Refocuser, # The model
     source=None,     # The file that is refocused, for its hash and the names of its channels
@@ -55,7 +56,7 @@ def provenance_of(
         pixel_um=pixel_um or None,
         axes=axes.upper() if axes else None,
         blur_per_um=refocuser.own_blur,
-        channels=None if channels is None else _as_named(source, channels, axes),
+        channels=None if channels is None else _chosen_names(source, channels, axes),
         scale_sha256=scale_from.sha256[:16] if scale_from else '',
         defocus_um=None if defocus_um is None else abs(defocus_um))
 
@@ -85,18 +86,19 @@ def acquisitions(
     channels, # Numbers of channels, from 0
 ) -> dict:    # Number of a channel to its `Acquisition`
     "Read the planes of some channels once, and find their scales; raises `ImageError` for NaN or infinite pixels"
-    planes = {c: [p for p in image.planes if p.channel==c] for c in sorted(channels)}
-    return {c: _acquisition(refocuser, image, own) for c,own in planes.items()}
+    return {c: _acquisition(refocuser, image, c) for c in sorted(channels)}
 
-def _acquisition(refocuser, image, planes):
-    lowest,top = [],Brightest()
-    def checked(x):
-        lowest.append(x.min())
-        top.see(x)
-        return check_finite(MicroscopeImage(x, source=image.path)).pixels
-    scale = refocuser.scale_of([image.rows(p).map(checked) for p in planes])
-    constant = min(lowest)==top.value
-    return Acquisition(None if constant else scale, top.saturated)
+def _acquisition(refocuser, image, channel):
+    "Read the planes of one channel, and find their scale and saturation"
+    minima,brightest = [],Brightest()
+    def checked(pixels):
+        minima.append(pixels.min())
+        brightest.see(pixels)
+        return check_finite(MicroscopeImage(pixels, source=image.path)).pixels
+    planes = [image.rows(p).map(checked) for p in image.planes if p.channel==channel]
+    scale = refocuser.scale_of(planes)
+    is_constant = min(minima)==brightest.value
+    return Acquisition(None if is_constant else scale, brightest.saturated)
 
 # %% ../../nbs/54_refocus.files.ipynb #SharedScale
 @dataclass
@@ -126,18 +128,19 @@ def shared_scale(
 ) -> SharedScale:
     "The scales of a file, for use with other files; raises `ImageError` for a file that cannot be read"
     with open_image(path, axes) as f:
-        found = acquisitions(refocuser, f, range(len(f.channels)))
-        return SharedScale(f.path, file_hash(path), {c: a.scale for c,a in found.items()}, f.channels)
+        own = acquisitions(refocuser, f, range(len(f.channels)))
+        return SharedScale(f.path, file_hash(path), {c: a.scale for c,a in own.items()}, f.channels)
 
-def _scales_for(image, found, shared):
-    "The scales of the channels of an image: its own, or those that are shared"
-    if shared is None: return {c: a.scale for c,a in found.items()}
-    scales = {c: shared.of(image, c) for c in found}
+def _scales_for(image, own, shared):
+    "The scale of each channel, from its own `Acquisition` or from a `SharedScale`; None for a constant channel"
+    own_scales = {c: a.scale for c,a in own.items()}
+    if shared is None: return own_scales
+    scales = {c: shared.of(image, c) for c in own}
     missing = [image.channels[c] for c,s in scales.items() if s is None]
     if missing:
         raise ImageError(f'{image.path}: {shared.path} has no scale for channel {missing[0]}: '
                          'it has no such channel, or nothing in it')
-    return {c: found[c].scale and s for c,s in scales.items()}
+    return {c: scales[c] if own_scale else None for c,own_scale in own_scales.items()}
 
 # %% ../../nbs/54_refocus.files.ipynb #zoom_of
 def zoom_of(
@@ -158,8 +161,8 @@ def size_used(
     refocuser:Refocuser, # The model
     image,    # An open image, from `open_image`
     pixel_um, # Size of its pixels, um, if the user gave it
-) -> tuple[float|None, str]: # um; and who gave it: user, file or model
-    "The pixel size that is used"
+) -> tuple[float|None, str]: # um, None if nobody gave it; and who gave it: user, file or model
+    "The pixel size to use, and its origin"
     um,by = size_of(image, pixel_um)
     return um or refocuser.card.get('pixel_um'),by
 
@@ -177,7 +180,7 @@ def input_doubts(
     if read_provenance(image.software): doubts.append(_RESULT)
     return doubts
 
-# %% ../../nbs/54_refocus.files.ipynb #_notes
+# %% ../../nbs/54_refocus.files.ipynb #_overruled
 def _overruled(image, pixel_um):
     "A remark on pixel sizes in the file, if the user gave another size"
     if not pixel_um: return []
@@ -205,102 +208,121 @@ def _clipping(dtype, share):
     brighter = f'{share:.2%} of the pixels would be brighter than {dtype} can hold'
     return [Remark('clipped', f'{brighter}, and were clipped: {remedy}')]
 
-# %% ../../nbs/54_refocus.files.ipynb #_Work
-class _Work:
-    "Refocuses the planes of an open image, and collects what it finds"
-    def __init__(self, refocuser, image, scales, width, zoom, folder, progress, strict, intervals):
-        self.refocuser,self.image,self.scales = refocuser,image,scales
-        self.width,self.zoom,self.folder = width,zoom,folder
-        self.progress,self.strict,self.intervals = progress,strict,intervals
-        self.todo = [p for p in image.planes if scales.get(p.channel)]
+# %% ../../nbs/54_refocus.files.ipynb #_with_clipping_counted
+def _with_clipping_counted(rows, new, shares):
+    "The rows `new`; each read adds the share of pixels that were clipped to the list `shares`"
+    if rows.dtype.kind=='f': return new
+    top = np.iinfo(rows.dtype).max
+    def read(first, last):
+        result = new[first:last]
+        more = (result==top).mean()-(rows[first:last]==top).mean()
+        shares.append(more.clip(0))
+        return result
+    return Rows(rows.shape, rows.dtype, read)
+
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser
+@dataclass
+class _PlaneRefocuser:
+    "Refocuses the planes of one image, and keeps the facts about them"
+    refocuser: Refocuser
+    image: object         # An open image, from `open_image`
+    scales: dict          # Number of a channel to its `Scale`, None if it is constant; only channels to refocus
+    width: float|None     # Expected width of the blur, px, if the user gave a distance
+    zoom: float           # See `zoom_of`
+    folder: Path          # For temporary files
+    progress: object      # Function that gets the share of the file done since its last call, or None
+    strict: bool          # Refuse planes with doubts?
+    with_intervals: bool  # Are half widths of intervals wanted?
+
+    def __post_init__(self):
+        self.todo = [p for p in self.image.planes if self.scales.get(p.channel)]
         self.pixels = sum(p.size for p in self.todo)
-        self.ready,self.widths,self.doubts,self.places = {},{},{},{}
-        self.clipped = []
-
-    def refocused(self, plane):
-        "The new pixels of a plane, `Rows`; keeps its width and doubts. Raises `ImageError` for doubts if `strict`"
-        rows,key = held(self.image.rows(plane)),_key(plane)
-        def note(image, result, width, prominence):
-            self.widths[key] = width
-            self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence)
-            if self.intervals: self.places[key] = place_in_table(self.refocuser, image, width, prominence)
-        scale,progress = self.scales[plane.channel],self._progress_of(plane)
-        new = self.refocuser.refocused_rows(rows, scale, self.width, self.zoom, self.folder, progress, note)
-        if self.strict: refuse(self.image.path, self.doubts[key])
-        return _counted(rows, new, self.clipped)
-
-    def _progress_of(self, plane):
-        "The progress function for one plane, or None"
-        if self.progress is None: return None
-        share = plane.size/self.pixels
-        return lambda done: self.progress(done*share)
+        self.ready = {}         # Key of a plane that was refocused ahead to its new pixels, `Rows`
+        self.widths = {}        # Key to the width of the blur, px
+        self.doubts = {}        # Key to a list of `Remark`s
+        self.table_places = {}  # Key to the plane's place in the table of intervals
+        self.clipped = []       # Shares of pixels that were clipped, one for each strip of rows
 
 def _key(plane): return plane.series,plane.index
 
-# %% ../../nbs/54_refocus.files.ipynb #_Work-change
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-refocused
 @patch
-def ahead(self:_Work):
-    "Refocus the middle plane of each channel before the copy asks for it"
-    for c in {p.channel for p in self.todo}:
-        planes = [p for p in self.todo if p.channel==c]
-        middle = planes[len(planes)//2]
-        self.ready[_key(middle)] = self.refocused(middle)
+def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence):
+    "Keep the width, the doubts and the place in the table of intervals of a refocused plane"
+    self.widths[key] = width
+    self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence)
+    if self.with_intervals: self.table_places[key] = place_in_table(self.refocuser, image, width, prominence)
 
 @patch
-def change(self:_Work, plane):
+def _progress_of(self:_PlaneRefocuser, plane):
+    "The progress function for one plane, or None"
+    if self.progress is None: return None
+    share = plane.size/self.pixels
+    return lambda done: self.progress(done*share)
+
+@patch
+def _refocused(self:_PlaneRefocuser, plane):
+    "The new pixels of a plane, `Rows`; raises `ImageError` for a plane with doubts if `strict`"
+    rows,key = held(self.image.rows(plane)),_key(plane)
+    new = self.refocuser.refocused_rows(rows, self.scales[plane.channel], self.width, self.zoom, self.folder,
+                                        self._progress_of(plane), partial(self._keep_facts, key))
+    if self.strict: refuse(self.image.path, self.doubts[key])
+    return _with_clipping_counted(rows, new, self.clipped)
+
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-change
+@patch
+def refocus_middle_planes(self:_PlaneRefocuser):
+    "Refocus the middle plane of each channel before the copy asks for it"
+    for channel in {p.channel for p in self.todo}:
+        planes = [p for p in self.todo if p.channel==channel]
+        middle = planes[len(planes)//2]
+        self.ready[_key(middle)] = self._refocused(middle)
+
+@patch
+def change(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, for `copy_image`; None if the plane stays as it is"
     if not self.scales.get(plane.channel): return None
-    return self.ready.pop(_key(plane), None) or self.refocused(plane)
+    ready = self.ready.pop(_key(plane), None)
+    return self._refocused(plane) if ready is None else ready
 
-# %% ../../nbs/54_refocus.files.ipynb #_counted
-def _counted(rows, new, clipped):
-    "`new`; each read adds the share of pixels that newly reach the end of an integer type to `clipped`"
-    if rows.dtype.kind=='f': return new
-    top = np.iinfo(rows.dtype).max
-    def read(a, b):
-        y = new[a:b]
-        more = (y==top).mean()-(rows[a:b]==top).mean()
-        clipped.append(more.clip(0))
-        return y
-    return Rows(rows.shape, rows.dtype, read)
-
-# %% ../../nbs/54_refocus.files.ipynb #_Work-found
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-found
 @patch
-def _found_um(self:_Work):
+def found_um(self:_PlaneRefocuser):
     "Estimated distances from focus of the planes so far, um; None for noise, which has no distance"
     def um(key): return None if ONLY_NOISE in self.doubts[key] else self.refocuser.distance_um(self.widths[key])
     return [um(key) for key in sorted(self.widths) if self.widths[key] is not None]
 
 @patch
-def _all_doubts(self:_Work):
+def all_doubts(self:_PlaneRefocuser):
     "Doubts about the planes so far, each with the number of its planes"
-    counts = Counter(d for _,own in sorted(self.doubts.items()) for d in own)
-    alone = len(self.todo)==1
-    found = [d if alone else Remark(d.code, f'{d.text} ({k} of {len(self.todo)} planes)') for d,k in counts.items()]
-    return found+_clipping(self.image.dtype, np.mean(self.clipped or [0]))
+    n = len(self.todo)
+    counts = Counter(d for _,doubts in sorted(self.doubts.items()) for d in doubts)
+    def with_count(doubt): return Remark(doubt.code, f'{doubt.text} ({counts[doubt]} of {n} planes)')
+    doubts = list(counts) if n==1 else [with_count(d) for d in counts]
+    return doubts+_clipping(self.image.dtype, np.mean(self.clipped or [0]))
 
-# %% ../../nbs/54_refocus.files.ipynb #_Work-half_widths
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-half_widths
 @patch
-def _half_widths(self:_Work, done):
-    "A function for `copy_image`, from a plane to its half widths; `done` is the open result"
-    results = dict(zip(map(_key, self.image.planes), done.planes))
-    def change(plane):
+def _half_widths_of(self:_PlaneRefocuser, result):
+    "A function for `copy_image`, from a plane to its half widths; `result` is the open result"
+    results = dict(zip(map(_key, self.image.planes), result.planes))
+    def half_widths(plane):
         if self.progress: self.progress(0)
-        new,scale = done.rows(results[_key(plane)]),self.scales.get(plane.channel)
+        new,scale = result.rows(results[_key(plane)]),self.scales.get(plane.channel)
         if not scale: return new.map(np.zeros_like)
-        return half_width_in_counts(self.refocuser, held(new), scale, *self.places[_key(plane)], self.zoom)
-    return change
+        return half_width_in_counts(self.refocuser, held(new), scale, *self.table_places[_key(plane)], self.zoom)
+    return half_widths
 
 # %% ../../nbs/54_refocus.files.ipynb #Refocused
 @dataclass
 class Refocused:
-    "What `refocus_file` found out about a file"
+    "Facts about a file that was refocused, from `refocus_file`"
     pixels: int      # Number of pixels that were refocused
     reading: Reading # How the file was read
     # Estimated distance from focus of each plane, um: 0 in focus, None for noise; empty if the model is not guided
     found_um: list = field(default_factory=list)
-    doubts: list = field(default_factory=list)   # `Remark`s: reasons not to trust the result, which it contains too
-    remarks: list = field(default_factory=list)  # `Remark`s: all that the user should know
+    doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
+    remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
 
 # %% ../../nbs/54_refocus.files.ipynb #refocus_file
 def refocus_file(
@@ -320,41 +342,44 @@ def refocus_file(
     "Refocus the planes of a file into a copy; raises `ImageError`, also for refused doubts, and `ValueError`"
     width = refocuser.expected_width(defocus_um)
     if half_width_path: interval_table(refocuser)
-    with open_image(source, axes) as f:
-        zoom,notes = zoom_of(refocuser, f, pixel_um)
-        found = acquisitions(refocuser, f, chosen_channels(f, channels))
-        scales = _scales_for(f, found, scale_from)
-        known = _unsized(f, pixel_um)+notes+input_doubts(f, found)
-        if strict: refuse(f.path, known)
-        work = _Work(refocuser, f, scales, width, zoom, Path(target).parent, progress, strict, bool(half_width_path))
-        work.ahead()
+    with open_image(source, axes) as image:
+        zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
+        own = acquisitions(refocuser, image, chosen_channels(image, channels))
+        scales = _scales_for(image, own, scale_from)
+        doubts = _unsized(image, pixel_um)+size_remarks+input_doubts(image, own)
+        if strict: refuse(image.path, doubts)
+        planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
+                                 with_intervals=bool(half_width_path))
+        planes.refocus_middle_planes()
         made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from)
-        _write(work, _with_distances(made, work), known, target, half_width_path)
-        return _outcome(work, known, channels, pixel_um)
+        _write(planes, _with_distances(made, planes), doubts, target, half_width_path)
+        return _outcome(planes, doubts, channels, pixel_um)
 
 def _unsized(image, pixel_um): return [] if pixel_um or image.pixel_um else [UNSIZED]
 
 # %% ../../nbs/54_refocus.files.ipynb #_write
-def _with_distances(made, work):
-    "A provenance with the distances of the planes so far"
-    um = tuple(float(d) for d in work._found_um() if d is not None)
-    return replace(made, found_um=um, middle_only=bool(um) and len(work.todo)>len(work.widths))
+def _with_distances(made, planes):
+    "A provenance with the distances of the planes that were refocused so far"
+    um = tuple(float(d) for d in planes.found_um() if d is not None)
+    return replace(made, found_um=um, middle_only=bool(um) and len(planes.todo)>len(planes.widths))
 
-def _write(work, made, known, target, half_width_path):
+def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
-    def words(**kwargs): return replace(made, doubts=tuple(known+work._all_doubts()), **kwargs).text
-    with atomically(target, ImageError) as tmp:
-        work.image.copy(tmp, work.change, words)
-        if work.strict: refuse(work.image.path, work._all_doubts())
+    def text(**fields): return replace(made, doubts=tuple(file_doubts+planes.all_doubts()), **fields).text
+    with atomically(target, ImageError) as part:
+        planes.image.copy(part, planes.change, text)
+        if planes.strict: refuse(planes.image.path, planes.all_doubts())
     if not half_width_path: return
-    with open_image(target) as done:
-        copy_image(work.image, half_width_path, work._half_widths(done), words(half_widths=True))
+    with open_image(target) as result:
+        copy_image(planes.image, half_width_path, planes._half_widths_of(result), text(half_widths=True))
 
-def _outcome(work, known, channels, pixel_um):
+def _outcome(planes, file_doubts, channels, pixel_um):
     "The `Refocused` of a file"
-    f,found = work.image,work._all_doubts()
-    remarks = [r for r in known if r!=UNSIZED]
-    remarks += _one_model(f, channels, work.refocuser.name)+_overruled(f, pixel_um)+found+_constant(f, work.scales)
-    names = [f.channels[c] for c,s in work.scales.items() if s]
-    reading = Reading(f.axes, names, *size_used(work.refocuser, f, pixel_um))
-    return Refocused(work.pixels, reading, work._found_um(), known+found, remarks)
+    image = planes.image
+    doubts = planes.all_doubts()
+    remarks = [d for d in file_doubts if d!=UNSIZED]
+    remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
+    remarks += doubts+_constant(image, planes.scales)
+    names = [image.channels[c] for c,scale in planes.scales.items() if scale]
+    reading = Reading(image.axes, names, *size_used(planes.refocuser, image, pixel_um))
+    return Refocused(planes.pixels, reading, planes.found_um(), file_doubts+doubts, remarks)

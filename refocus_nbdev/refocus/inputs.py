@@ -19,15 +19,15 @@ def image_files(
     recursive=False, # Search subfolders too?
 ) -> list[Path]:     # Each file once, folders and globs in sorted order
     "Every image that `inputs` name; a missing file stays in the list"
-    found = [f for o in map(Path, inputs) for f in _files_of(o, recursive)]
-    return list(dict.fromkeys(found))
+    files = [f for given in map(Path, inputs) for f in _files_of(given, recursive)]
+    return list(dict.fromkeys(files))
 
-def _files_of(o, recursive):
+def _files_of(given, recursive):
     "The images that one input names"
-    if is_zarr(o): return [o]
-    if o.is_dir(): return sorted(p for p in o.glob('**/*' if recursive else '*') if _is_image(p))
-    if glob.has_magic(str(o)) and not o.exists(): return sorted(map(Path, glob.glob(str(o), recursive=True))) or [o]
-    return [o]
+    if is_zarr(given): return [given]
+    if given.is_dir(): return sorted(f for f in given.glob('**/*' if recursive else '*') if _is_image(f))
+    if not glob.has_magic(str(given)) or given.exists(): return [given]
+    return sorted(map(Path, glob.glob(str(given), recursive=True))) or [given]
 
 def _is_image(path): return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
 
@@ -47,29 +47,34 @@ def fixed_part(
     return Path(*itertools.takewhile(lambda p: not glob.has_magic(p), Path(path).parts))
 
 # %% ../../nbs/55_refocus.inputs.ipynb #found_images
-def _searched_root(o):
-    "The folder in which an input searches; None if it names files"
-    if '**' in o.parts and not o.exists(): return fixed_part(o)
-    return o if o.is_dir() and not is_zarr(o) else None
+def _searched_root(given):
+    "The folder in which an input searches for files; None if the input names files"
+    if '**' in given.parts and not given.exists(): return fixed_part(given)
+    return given if given.is_dir() and not is_zarr(given) else None
 
-def _all_found(o, recursive):
+def _all_found(given, recursive):
     "The files of one input, and the place of each result"
-    if o.suffix.lower()=='.csv':
-        files = [o.parent/row['file'] for row in read_table(o, ['file'])]
+    if given.suffix.lower()=='.csv':
+        files = [given.parent/row['file'] for row in read_table(given, ['file'])]
         return [(f, Path(f.name)) for f in files]
-    files,root = image_files([o], recursive),_searched_root(o)
+    files = image_files([given], recursive)
+    root = _searched_root(given)
     if root is None: return [(f, Path(f.name)) for f in files]
-    return [(f, f.relative_to(root)) for f in files if f.is_relative_to(root)] or [(o, Path(o.name))]
+    return [(f, f.relative_to(root)) for f in files if f.is_relative_to(root)] or _as_it_is(given)
+
+def _as_it_is(given):
+    "An input in which a search finds nothing, so that the later error message has its name"
+    return [(given, Path(given.name))]
 
 def found_images(
     o,         # A file, folder, glob or CSV file
     recursive, # Search subfolders too?
 ) -> list[tuple[Path, Path]]: # Each file, and its place below the folder that was searched, or its name
     "The images that one input names; a search of a folder leaves out label images"
-    o = Path(o)
-    found = _all_found(o, recursive)
-    if _searched_root(o) is None: return found
-    return [(f, place) for f,place in found if not is_label_name(place)] or [(o, Path(o.name))]
+    given = Path(o)
+    found = _all_found(given, recursive)
+    if _searched_root(given) is None: return found
+    return [(f, place) for f,place in found if not is_label_name(place)] or _as_it_is(given)
 
 # %% ../../nbs/55_refocus.inputs.ipynb #labels_among
 def labels_among(
@@ -77,8 +82,9 @@ def labels_among(
     recursive=False, # Search subfolders too?
 ) -> list[Path]:
     "The label images that a search of folders leaves out"
-    searched = [o for o in map(Path, inputs) if _searched_root(o) is not None]
-    return [f for o in searched for f,place in _all_found(o, recursive) if is_label_name(place)]
+    searched = [given for given in map(Path, inputs) if _searched_root(given) is not None]
+    found = [o for given in searched for o in _all_found(given, recursive)]
+    return [f for f,place in found if is_label_name(place)]
 
 # %% ../../nbs/55_refocus.inputs.ipynb #given_files
 def given_files(
@@ -88,8 +94,8 @@ def given_files(
 ) -> list[Path]:     # Each once
     "The files that the inputs name; raises `UsageError` for a list that cannot be read"
     find = _all_found if labels else found_images
-    found = [f for o in inputs for f,_ in find(Path(o), recursive)]
-    return list(dict.fromkeys(f for f in found if is_zarr(f) or not f.is_dir()))
+    files = [f for given in map(Path, inputs) for f,_ in find(given, recursive)]
+    return list(dict.fromkeys(f for f in files if is_zarr(f) or not f.is_dir()))
 
 # %% ../../nbs/55_refocus.inputs.ipynb #half_folder
 def half_folder(

@@ -51,8 +51,22 @@ class Job:
         self.status,self.note = status,note
         return self
 
+# %% ../../nbs/56_refocus.jobs.ipynb #_with_failures_noted
+def _with_failures_noted(jobs, recursive=False):
+    "The jobs; noted as failed if another job has the same result path, or if the input is a folder without images"
+    by_target = {}
+    for j in jobs:
+        first = by_target.setdefault(str(j.target).lower(), j)
+        if first is not j: j.ended('failed', _clash(j, first))
+        elif j.source.is_dir() and not is_zarr(j.source): j.ended('failed', no_images(j.source, not recursive))
+    return jobs
+
+def _clash(job, first):
+    but = '' if first.target==job.target else ' except for capital letters, which some disks do not distinguish'
+    return f'{job.source}: {first.source} has the same name{but}; refocus them into different folders'
+
 # %% ../../nbs/56_refocus.jobs.ipynb #plan_run
-def _within(path, folder): return Path(folder).resolve() in Path(path).resolve().parents
+def _lies_in(path, folder): return Path(folder).resolve() in Path(path).resolve().parents
 
 def plan_run(
     # Files, folders, globs, or CSV files with a column `file`, whose paths count from where the CSV file is
@@ -63,52 +77,54 @@ def plan_run(
     "A job for each input; raises `UsageError` when the output folder holds an input, or lies in one"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the results')
-    found,any_at_all = {},False
-    for o in inputs:
-        results = _results_within(o, out)
-        for f,place in found_images(o, recursive):
-            any_at_all = True
-            if not results & {*f.resolve().parents}: found[f] = place
-    if any_at_all and not found:
-        given = ', '.join(map(str, inputs))
-        raise UsageError(f'{given}: nothing here but results that lie in {out}')
-    jobs = [Job(f, out/place.with_name(copy_name(place))) for f,place in found.items()]
-    _check_apart(inputs, jobs, out)
-    return _without_clashes(jobs, not recursive)
+    images = _images_and_places(inputs, out, recursive)
+    jobs = [Job(image, out/place.with_name(copy_name(place))) for image,place in images.items()]
+    _check_output_folder(inputs, jobs, out)
+    return _with_failures_noted(jobs, recursive)
 
-def _results_within(given, out):
-    "The folders with results of earlier runs that the search of an input would find"
+def _images_and_places(inputs, out, recursive):
+    "The images that the inputs name, each with the place of its result; without the results of earlier runs"
+    images,results = {},[]
+    for given in inputs:
+        result_folders = _result_folders_in(given, out)
+        for file,place in found_images(given, recursive):
+            if result_folders & {*file.resolve().parents}: results.append(file)
+            else: images[file] = place
+    if results and not images:
+        all_given = ', '.join(map(str, inputs))
+        raise UsageError(f'{all_given}: nothing here but results that lie in {out}')
+    return images
+
+def _result_folders_in(given, out):
+    "The folders with results of earlier runs that lie in the folder or glob `given`"
     is_glob = glob.has_magic(str(given)) and not Path(given).exists()
     if not is_glob and not Path(given).is_dir(): return set()
-    root = fixed_part(given) if is_glob else given
-    return {d.resolve() for d in (out, half_folder(out)) if d.exists() and _within(d, root)}
+    searched = fixed_part(given) if is_glob else given
+    return {d.resolve() for d in (out, half_folder(out)) if d.exists() and _lies_in(d, searched)}
 
-# %% ../../nbs/56_refocus.jobs.ipynb #_check_apart
-def _check_apart(inputs, jobs, out):
-    "Raises `UsageError` if results would be mixed with images, or replace them"
-    folders = {Path(o).resolve() for o in inputs if Path(o).is_dir()} | {j.source.resolve().parent for j in jobs}
-    sources = {p for j in jobs for p in (j.source.resolve(), j.source.parent.resolve()/j.source.name)}
-    targets = {j.target.parent.resolve()/j.target.name for j in jobs}
-    if out.resolve() in folders or sources & targets:
+# %% ../../nbs/56_refocus.jobs.ipynb #_check_output_folder
+def _image_folders(inputs, jobs):
+    "The folders that the user gave, and the folders of the images"
+    given = {Path(o).resolve() for o in inputs if Path(o).is_dir()}
+    return given | {j.source.resolve().parent for j in jobs}
+
+def _replace_an_image(jobs):
+    "Does a result have the path of an image? An image that is a link has two paths"
+    images = {p for j in jobs for p in (j.source.resolve(), j.source.parent.resolve()/j.source.name)}
+    results = {j.target.parent.resolve()/j.target.name for j in jobs}
+    return bool(images & results)
+
+def _check_output_folder(inputs, jobs, out):
+    "Raise `UsageError` if results would be mixed with images, or replace them"
+    image_folders = _image_folders(inputs, jobs)
+    intervals = half_folder(out)
+    if out.resolve() in image_folders or _replace_an_image(jobs):
         raise UsageError(f'{out} holds the input images; choose another folder for the results')
-    if half_folder(out).resolve() in folders:
-        raise UsageError(f'{half_folder(out)} holds intervals of earlier results, or would: '
+    if intervals.resolve() in image_folders:
+        raise UsageError(f'{intervals} holds intervals of earlier results, or would: '
                          'give images, or choose another folder for the results')
-    inside = [j.source for j in jobs if is_zarr(j.source) and _within(out, j.source)]
-    if inside: raise UsageError(f'{out} lies in the image {inside[0]}; choose another folder for the results')
-
-def _without_clashes(jobs, deeper=False):
-    "The jobs; those whose path another job has, or whose input is a folder, are noted as failed"
-    taken = {}
-    for j in jobs:
-        other = taken.setdefault(str(j.target).lower(), j)
-        if other is not j: j.ended('failed', _clash(j, other))
-        elif j.source.is_dir() and not is_zarr(j.source): j.ended('failed', no_images(j.source, deeper))
-    return jobs
-
-def _clash(job, other):
-    but = '' if other.target==job.target else ' but for capital letters, which not every disk tells apart'
-    return f'{job.source}: {other.source} has the same name{but}; refocus them into different folders'
+    around = [j.source for j in jobs if is_zarr(j.source) and _lies_in(out, j.source)]
+    if around: raise UsageError(f'{out} lies in the image {around[0]}; choose another folder for the results')
 
 # %% ../../nbs/56_refocus.jobs.ipynb #note_distances
 def note_distances(
@@ -135,7 +151,7 @@ def failure_of(
     error,  # The exception
     *names, # Files that it may be about; the message names the first if the error names none
 ) -> str:
-    "A message about what went wrong with a file"
+    "A message about the failure of a file"
     if not isinstance(error, FAILURES):
         return f'{names[0]}: {type(error).__name__}: {error}; that should not happen: please report it, with the file'
     reason = str(error) or ('out of memory' if isinstance(error, MemoryError) else type(error).__name__)
@@ -188,7 +204,7 @@ def run_job(
     from refocus_nbdev.refocus.files import refocus_file
     with _failures_noted(job):
         if not overwrite and _done_before(job, lambda: refocuser, strict, options):
-            job.reading,_ = _by_head(job, options, refocuser.card.get('pixel_um'))
+            _read_head(job, options, refocuser.card.get('pixel_um'))
             return job.ended('skipped', 'done before')
         for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
         job.result = refocus_file(refocuser, job.source, job.target, defocus_um=job.defocus_um, progress=progress,
@@ -205,20 +221,33 @@ def _failures_noted(job):
 # %% ../../nbs/56_refocus.jobs.ipynb #_done_before
 def _done_before(job, load, strict, options):
     "Do all outputs exist? Raises `ImageError` for another file at their path, and for doubts if `strict`"
-    if not any(p.exists() for p in job.targets): return False
+    earlier = _earlier_provenances(job, load, options)
+    _note_earlier_doubts(job, earlier[0], strict)
+    return all(earlier)
+
+def _earlier_provenances(job, load, options):
+    "The provenance of each output, None if it does not exist; loads the model only if there is an output"
+    if not any(p.exists() for p in job.targets): return [None]*len(job.targets)
     from refocus_nbdev.refocus.files import provenance_of
     wanted = provenance_of(load(), job.source, job.defocus_um, **options)
-    made = [made_before(job.target, wanted)]
-    if job.half_width_path: made.append(made_before(job.half_width_path, replace(wanted, half_widths=True)))
-    job.doubts = list(made[0].doubts) if made[0] else []
-    if strict: refuse(job.target, job.doubts, 'was made before, remove it: ')
-    return all(made)
+    earlier = [made_before(job.target, wanted)]
+    if job.half_width_path: earlier.append(made_before(job.half_width_path, replace(wanted, half_widths=True)))
+    return earlier
 
-def _by_head(job, options, model_um=None):
-    "The `Reading` of a file, and its size in words"
+def _note_earlier_doubts(job, result, strict):
+    "Note the doubts about an earlier result, from its provenance; raises `ImageError` for doubts if `strict`"
+    if result is None: return
+    job.doubts = list(result.doubts)
+    if strict: refuse(job.target, job.doubts, 'was made before, remove it: ')
+
+def _read_head(job, options, model_um=None):
+    "Note in the job how its file is read, as far as its header tells; returns its size in words"
+    channels = options.get('channels')
     with open_image(job.source, options.get('axes')) as f:
-        sides = ' x '.join(map(str, f.shape))
-        return reading_of(f, options.get('channels'), options.get('pixel_um'), model_um),f'{f.axes} {sides}, {f.dtype}'
+        names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
+        job.reading = Reading(f.axes, names, None, None)
+        job.reading = reading_of(f, channels, options.get('pixel_um'), model_um)
+        return f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
 
 # %% ../../nbs/56_refocus.jobs.ipynb #preview_job
 def preview_job(
@@ -232,7 +261,7 @@ def preview_job(
     with _failures_noted(job):
         done = not overwrite and _done_before(job, load, strict, options)
         if done: job.ended('skipped', f'{job.source}: done before')
-        job.reading,size = _by_head(job, options)
+        size = _read_head(job, options)
         if job.status=='to do': job.note = size
     return job
 
@@ -265,22 +294,22 @@ def run_jobs(
 ):
     "Refocus all files whose status is `to do`; failures are noted in the jobs"
     stop = threading.Event()
-    def one(job): _run_reporting(job, refocuser, overwrite, progress, stop, options)
+    def do(job): _run_reporting(job, refocuser, overwrite, progress, stop, options)
     sized = [(j, _is_large(j)) for j in jobs]
     with _folders_made(jobs):
-        _in_threads(one, [j for j,large in sized if not large], 2, stop)
-        _in_threads(one, [j for j,large in sized if large], 1, stop)
+        _in_threads(do, [j for j,large in sized if not large], 2, stop)
+        _in_threads(do, [j for j,large in sized if large], 1, stop)
 
 # %% ../../nbs/56_refocus.jobs.ipynb #_run_reporting
 def _run_reporting(job, refocuser, overwrite, progress, stop, options):
     "Do a job, and report its progress; it ends early if `stop` is set"
-    reported = []
+    shares = []
     def report(share):
         if stop.is_set(): raise KeyboardInterrupt
-        reported.append(share)
+        shares.append(share)
         if progress: progress(share)
     if job.status=='to do': run_job(job, refocuser, overwrite, report, **options)
-    if progress: progress(1-sum(reported))
+    if progress: progress(1-sum(shares))
 
 def _in_threads(f, items, threads, stop):
     "Call a function for each item, `threads` at a time; an interruption also ends the running calls"
