@@ -36,7 +36,7 @@ from .learn.pixel_losses import *
 from .learn.vgg import *
 from .learn.losses import *
 from .learn.metrics import *
-from .learn.segmenters import *
+from .judge.segmenters import *
 from .learn.networks import *
 from .learn.modelfile import *
 from .learn.learner import *

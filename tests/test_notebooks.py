@@ -5,7 +5,7 @@ from nbclient import NotebookClient
 from conftest import ROOT
 
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-LONG = '43_learn.losses', # Their slow cells train networks for many minutes: these run without them
+LONG = '44_learn.losses', # Their slow cells train networks for many minutes: these run without them
 CLOSED = 'http://127.0.0.1:9' # Where nobody listens: what asks for the network fails at once
 
 @pytest.fixture

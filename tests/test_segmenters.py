@@ -2,7 +2,7 @@
 import numpy as np, pytest
 from conftest import SAMPLE
 from refocus_nbdev.io.images import read_image
-from refocus_nbdev.learn.segmenters import segmenter_of
+from refocus_nbdev.judge.segmenters import segmenter_of
 
 TARGET = sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[0]
 

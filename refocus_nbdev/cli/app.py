@@ -244,7 +244,7 @@ def check_segmenter(
     name, # classical, stardist or cellpose; the last two may have a model after a colon
 ):
     "Raise `UsageError` for a segmenter that is unknown, not installed, or does not load"
-    from refocus_nbdev.learn.segmenters import segmenter_of
+    from refocus_nbdev.judge.segmenters import segmenter_of
     try: segmenter_of(name)
     except ValueError as e: raise UsageError(e) from e
 
