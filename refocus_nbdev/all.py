@@ -23,6 +23,7 @@ from .optics.intensity import *
 from .optics.focus import *
 from .optics.kernels import *
 from .optics.background import *
+from .optics.scenes import *
 from .plates.names import *
 from .plates.splits import *
 from .plates.simulate import *
@@ -32,11 +33,11 @@ from .plates.download import *
 
 # %% ../nbs/83_all.ipynb #imports-2
 from .learn.data import *
+from .learn.simulated import *
 from .learn.pixel_losses import *
 from .learn.vgg import *
 from .learn.losses import *
 from .learn.metrics import *
-from .judge.segmenters import *
 from .learn.networks import *
 from .learn.modelfile import *
 from .learn.learner import *
@@ -48,6 +49,7 @@ from .refocus.intervals import *
 from .refocus.files import *
 from .refocus.inputs import *
 from .refocus.jobs import *
+from .judge.segmenters import *
 from .judge.defocus import *
 from .judge.reblur import *
 from .judge.benchmark import *

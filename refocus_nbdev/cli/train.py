@@ -115,7 +115,7 @@ def _training_options(options):
     return dict(name=options.out.stem, **passed_on, **start, **_held_out(options))
 
 def _train_on_sharp(files, recipe, options):
-    from refocus_nbdev.learn.data import simulate_for
+    from refocus_nbdev.learn.simulated import simulate_for
     from refocus_nbdev.learn.training import train_from_sharp
     training = _training_options(options)
     optics = simulate_for(pixel_um=options.pixel_um, na=options.na, index=options.index)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['specks', 'VaryScene', 'center_crop', 'SimulateDefocus', 'simulate_for', 'AnyOf', 'same_number', 'Drawn', 'load_scene',
-           'sharp_block', 'sharp_dls']
+           'sharp_block', 'least_side', 'sharp_dls']
 
 # %% ../../nbs/41_learn.simulated.ipynb #imports
 import math, random
@@ -265,12 +265,23 @@ def sharp_block(
         batch_tfms=[VaryScene(), simulate])
 
 # %% ../../nbs/41_learn.simulated.ipynb #sharp_dls
-def _large_enough(files, side, simulate, purpose):
-    "Files with `side` px at least; raises `ImageError` if there are none"
+def least_side(
+    size,       # Side of the crops after simulation, px
+    margin,     # Margin of the crops for the blur, px
+    validates,  # Is the image for validation?
+) -> int:
+    "The least side of an image, px; an image for training is mirrored, so half of a crop is enough"
+    side = size+2*margin
+    return side if validates else side//2+1
+
+def _large_enough(files, size, margin, validates):
+    "Files with sides that are large enough; raises `ImageError` if there are none"
+    side = least_side(size, margin, validates)
     large = [f for f in files if min(load_field(Crop(f, 0)).shape[-2:])>=side]
     if large: return large
+    purpose = 'validation' if validates else 'training'
     raise ImageError(f'none of {len(files)} images for {purpose} has {side} pixels a side, because of the margin of '
-                     f'{simulate.radius} pixels for the blur: give larger ones, uncropped, or choose smaller crops')
+                     f'{margin} pixels for the blur: give larger ones, uncropped, or choose smaller crops')
 
 def _crops_of(files, crops, size):
     "Crops of files; None is as many as fit"
@@ -302,8 +313,9 @@ def sharp_dls(
     "`DataLoaders` from sharp images and drawn scenes; raises `ImageError` if no image is large enough"
     side = size + 2*simulate.radius
     valid_files = {f for f,g in zip(files, groups) if g in held_out}
-    train_files = _large_enough([f for f in files if f not in valid_files], side//2+1, simulate, 'training')
-    valid_files = _large_enough([f for f in files if f in valid_files], side, simulate, 'validation')
+    margin = simulate.radius
+    train_files = _large_enough([f for f in files if f not in valid_files], size, margin, False)
+    valid_files = _large_enough([f for f in files if f in valid_files], size, margin, True)
     train = _crops_of(train_files, crops, size)
     valid = _crops_of(valid_files, crops, size)
     if kinds:

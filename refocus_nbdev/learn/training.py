@@ -20,6 +20,7 @@ from ..plates.names import *
 from ..plates.splits import *
 from ..plates.pairs import *
 from .data import *
+from .simulated import *
 from .pixel_losses import *
 from .vgg import *
 from .losses import *
@@ -54,6 +55,8 @@ class Recipe:
     average: float=0.995       # Decay of the averaged weights; 0 keeps the last weights
     borrow: str=''             # Part to copy from the initial model, such as 'estimator'; the whole model if empty
     blend: float=0.            # Share of the initial model's weights in the final weights
+    drawn: float=0.            # Share of the crops that are drawn scenes; for in-focus images
+    shrink: tuple=(0.9,1.3)    # Least and largest factor by which regions are shrunk to crops; for in-focus images
     scale: dict|None=None      # Arguments of `Scale.given`, for each image alone; None for the blurred image's scale
 
 # %% ../../nbs/49_learn.training.ipynb #RECIPES-blog
@@ -609,11 +612,13 @@ def _names_text(files):
 
 def _check_sizes(files, groups, valid, size, margin):
     "Print which images are too small for crops of `size`; raises `ImageError` if that leaves no training or validation"
-    side = size+2*margin
-    small = {f for f in files if _shortest_side(f)<side}
+    def least(group): return least_side(size, margin, group in valid)
+    small = {f for f,g in zip(files, groups) if _shortest_side(f)<least(g)}
     if not small: return
-    need = f'which crops of {size} with a margin of {margin} for the blur need'
-    reason = f'{_names_text(small)}: less than {side} pixels a side, {need}'
+    whole = least_side(size, margin, True)
+    part = least_side(size, margin, False)
+    need = f'crops of {size} with a margin of {margin} for the blur need {whole} pixels a side, in training {part}'
+    reason = f'{_names_text(small)}: too small, because {need}'
     sides = {g in valid for f,g in zip(files, groups) if f not in small}
     if len(sides)==2: return print(f'{reason}: left out')
     these = 'it' if len(small)==1 else 'these'
@@ -647,11 +652,16 @@ def _blur_entry(simulate):
     return dict(simulated=name, max_um=simulate.max_um, radius=simulate.radius, px_per_um=simulate.px_per_um)
 
 # %% ../../nbs/49_learn.training.ipynb #train_from_sharp
-def _train_on_sharp(files, groups, valid, out, recipe, simulate, **kwargs):
+def _train_on_sharp(files, groups, valid, out, recipe, simulate, kinds, **kwargs):
     "Train on in-focus images; the groups `valid` are for validation"
-    def dls_of(s): return sharp_dls(files, groups, valid, s.size, s.bs, simulate=simulate, crops=s.crops)
-    about = dict(blur=_blur_entry(simulate), groups=len(set(groups)))
+    material = dict(kinds=kinds, drawn=recipe.drawn, shrink=recipe.shrink)
+    def dls_of(s): return sharp_dls(files, groups, valid, s.size, s.bs, simulate=simulate, crops=s.crops, **material)
+    about = dict(blur=_blur_entry(simulate), groups=len(set(groups)), kinds=_kinds_entry(kinds))
     return train(recipe, dls_of, out, files, **about, **kwargs)
+
+def _kinds_entry(kinds):
+    "The entry `kinds` of a card: the number of files of each kind"
+    return dict(Counter(kinds or []))
 
 def _check_scale(scale):
     if not scale: return
@@ -671,6 +681,7 @@ def train_from_sharp(
     unseen_by=None, # A model file, `init` if None; its held-out groups are held out here too, if no `valid_wells`
     dry_run=False,  # Only print the plan?
     seed=42,        # Seed of the choice of groups, and of training
+    kinds=None,     # Function of a file that returns its kind of structure, see `sharp_dls`; None: all are of one kind
     **kwargs        # For `train`
 ) -> Learner:       # None if dry_run
     """Train from in-focus images alone
@@ -687,4 +698,5 @@ def train_from_sharp(
     set_seed(seed)
     _print_plan(recipe, files, set(groups), split.valid)
     if dry_run: return
-    return _train_on_sharp(files, groups, split.valid, out, recipe, simulate, init=init, held_out=unseen, **kwargs)
+    about = dict(kinds=kinds and [kinds(f) for f in files], init=init, held_out=unseen)
+    return _train_on_sharp(files, groups, split.valid, out, recipe, simulate, **about, **kwargs)
