@@ -306,7 +306,7 @@ def sharp_dls(
     device=None,   # Device of the batches; None is fastai's default
     simulate=SimulateDefocus(), # Makes the blurred partner
     crops=None,    # Crops of each image in an epoch, on average; None is as many as fit
-    kinds=None,    # The kind of structure in each file; each kind gets the same number of crops; None: all are of one kind
+    kinds=None,    # The kind of structure in each file: each kind gets as many crops; None: all are of one kind
     drawn=0.,      # Share of the crops that are drawn scenes, 0 to below 1
     shrink=(0.9,1.3), # Least and largest factor by which training shrinks a region, see `CropAndTurn`
 ) -> DataLoaders:  # Batches of (blurred, sharp), each (bs,1,size,size) float32 in network units
