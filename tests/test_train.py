@@ -80,6 +80,20 @@ def test_images_too_small_to_train_on_are_noticed_before(in_process, tmp_path):
         said = in_process(*args, held_out)
         assert said.code==code and f'{names[0]}: too small' in said.text and what in said.text, said.text
 
+def test_kinds_come_from_a_table(in_process, tmp_path):
+    folder = SAMPLE/'BBBC006_v1_images_z_16'
+    files = sorted(folder.iterdir())
+    table = tmp_path/'kinds.csv'
+    table.write_text('file,kind\n' + ''.join(f'{f.name},{"many" if i else "few"}\n' for i,f in enumerate(files)))
+    out = tmp_path/'m.safetensors'
+    args = 'train', '--sharp-only', folder, '--out', out, '--epochs', 1, '--valid-wells', 'p14', '--kinds', table
+    assert in_process(*args).code==0 and read_card(out)['kinds']==dict(few=1, many=len(files)-1)
+    table.write_text('file,kind\na.tif,few\n')
+    said = in_process(*args[:4], tmp_path/'n.safetensors', *args[5:])
+    assert said.code==2 and 'has no row for' in said.text and files[0].name in said.text
+    said = in_process('train', SAMPLE, '--kinds', table, '--out', tmp_path/'n.safetensors')
+    assert said.code==2 and 'give --sharp-only' in said.text
+
 def test_sharp_images_alone_are_enough(in_process, tmp_path):
     out = tmp_path/'m.safetensors'
     said = in_process('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', out, '--epochs', 1, '--modality', 'nuclei', '--pixel-um', 0.5)

@@ -15,7 +15,7 @@ from typing import Literal
 from .app import *
 from ..io.planes import ImageError
 from ..io.progress import tracked
-from ..io.tables import UsageError
+from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
 from ..refocus.inputs import given_files, no_images
 
 # %% ../../nbs/73_cli.train.ipynb #Stages
@@ -86,6 +86,17 @@ def _registered(pairs):
     print(f'{counted_with_verb(len(pairs)-len(good), len(pairs), "pair", "is", "are")} shifted, and left out')
     return good
 
+# %% ../../nbs/73_cli.train.ipynb #_kinds
+def _kinds(table, files):
+    "A function of a file that returns its kind; None without a table; raises `UsageError`"
+    if not table: return None
+    rows = {path_parts(row['file']): row['kind'] for row in read_table(table, ['file', 'kind'])}
+    known,unsure = match_rows(rows, files)
+    if unsure: raise UsageError(unsure_row(min(unsure), table))
+    for f in files:
+        if f not in known: raise UsageError(f'{table}: has no row for {f}; give the kind of every image')
+    return known.get
+
 # %% ../../nbs/73_cli.train.ipynb #_held_out
 def _model_file(name):
     "The file of a model; None for no name"
@@ -117,7 +128,7 @@ def _training_options(options):
 def _train_on_sharp(files, recipe, options):
     from refocus_nbdev.learn.simulated import simulate_for
     from refocus_nbdev.learn.training import train_from_sharp
-    training = _training_options(options)
+    training = dict(_training_options(options), kinds=_kinds(options.kinds, files))
     optics = simulate_for(pixel_um=options.pixel_um, na=options.na, index=options.index)
     train_from_sharp(files, options.out, recipe, optics, **training)
 
@@ -146,6 +157,7 @@ def _train(options):
     "Check the options of `train`, train, and report"
     if options.log: check_replaced([options.log], [], True)
     check_new_model(options.out)
+    if options.kinds and not options.sharp_only: raise UsageError('--kinds is for in-focus images: give --sharp-only too')
     recipe = _recipe(options)
     if options.sharp_only: _train_on_sharp(_images(options.data), recipe, options)
     else: _train_on_pairs(_pairs(options), recipe, options)
@@ -153,12 +165,13 @@ def _train(options):
     else: _report(options.out)
 
 # %% ../../nbs/73_cli.train.ipynb #train
-@command(_EPILOG, what='sharp_only planes target channel registered pixel_um na index', where_to='out log checkpoint',
+@command(_EPILOG, what='sharp_only kinds planes target channel registered pixel_um na index', where_to='out log checkpoint',
          how='stages epochs init weights resume seed', trust='valid_pct valid_wells unseen_by test_wells')
 def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # Model file to write
     sharp_only:bool=False, # Train on in-focus images alone; their blur is simulated
+    kinds:Path|None=None, # Table (CSV) with columns file and kind: each kind of structure gets the same number of crops
     stages:Stages='quick', # The recipe, explained below
     epochs:int=0, # Epochs (passes through the images) of each stage; 0 for those of the recipe
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
