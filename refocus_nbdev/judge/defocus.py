@@ -75,11 +75,11 @@ def power_slope(
     return float(slope)
 
 # %% ../../nbs/60_judge.defocus.ipynb #beliefs
-IN_FOCUS_PX = 1. # The width of the blur up to which a plane is in focus: 2 um away, the depth of field of 20x/0.45
+IN_FOCUS_PX = 1. # Largest width of the blur in focus: that of BBBC006's microscope 2 um away from focus
 IN_FOCUS_SCORE = 0.25 # A plane with a higher focus score is called in focus
 
 def _um(refocuser, log_width):
-    "The distances of widths, as the estimator counts them, um"
+    "Distances from focus, um; `log_width` is log(width in px + 1/2)"
     width = log_width.exp()-0.5
     distance = width/refocuser.px_per_um
     return distance.clamp(min=0).cpu().numpy()
