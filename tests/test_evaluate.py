@@ -68,7 +68,7 @@ def test_what_cannot_be_compared_is_listed(in_process, own):
     said = in_process('evaluate', own/'out', own/'sharp', '--no-nuclei', '--out', own/'r')
     assert said.code==1 and '2 compared, 3 failed (1 target without a prediction), 1 prediction without a target left out' in said.text
     page = (own/'r'/'report.html').read_text()
-    for o in ('fits_not.tif: 1 planes of 128 x 80 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
+    for o in ('fits_not.tif: 1 plane of 128 x 80 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
     assert set(pd.read_csv(own/'r'/'scores.csv').file.map(lambda f: f.split('/')[-1]))=={'a_refocused.tif','b_refocused.tif'}
 
 def test_a_damaged_target_fails_alone(in_process, own):

@@ -289,7 +289,7 @@ def _need_less(self:Refocuser, e):
     least = 2*2*reach(self.model) if self.guided else self.tile
     if self.batch>1:
         self.batch //= 2
-        change = f'with {self.batch} tiles at a time'
+        change = 'with 1 tile at a time' if self.batch==1 else f'with {self.batch} tiles at a time'
     elif self.tile>least:
         self.tile = max(self.tile//2, least)
         change = f'with tiles of {self.tile} px'
