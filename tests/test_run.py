@@ -625,3 +625,19 @@ def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
     assert said.code==0 and len(doubts)==1 and 'brighter than uint8 can hold, and were clipped' in doubts[0] and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
     assert said.code==1 and 'were clipped' in said.text and not (tmp_path/'strict').exists()
+
+def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
+    from refocus_nbdev.refocus.engine import Refocuser
+    subtracted = np.clip(blurred.astype(int)-int(np.median(blurred)), 0, None).astype(np.uint16)
+    shifted = (blurred-blurred.min()+50).astype(np.uint16)
+    floats = subtracted.astype(np.float32)
+    for name,x in dict(subtracted=subtracted, shifted=shifted, floats=floats).items():
+        tifffile.imwrite(tmp_path/f'{name}.tif', x, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
+    said = refocus('run', *(tmp_path/f'{n}.tif' for n in ('subtracted','shifted','floats')), '--out', tmp_path/'out', '--json')
+    doubts = [f['doubts'] for f in json.loads(said.text)['files']]
+    assert said.code==0 and [len(d) for d in doubts]==[1,0,0], doubts
+    result = read_image(tmp_path/'out'/'subtracted.tif')
+    assert 'clipped at 0: add an offset' in doubts[0][0] and doubts[0][0] in result.software
+    np.testing.assert_array_equal(result.pixels, Refocuser.load('nuclei').refocus(subtracted))
+    said = refocus('run', tmp_path/'subtracted.tif', '--out', tmp_path/'strict', '--strict')
+    assert said.code==1 and 'clipped at 0' in said.text and not (tmp_path/'strict').exists()
