@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'StainChannel', 'Device', 'command', 'call_command', 'numbers', 'names', 'reading_options', 'counted',
            'counted_of', 'counted_with_verb', 'check_um', 'check_new_model', 'check_segmenter', 'warn_of_labels',
-           'load_refocuser', 'is_worse_than_nothing', 'is_doubtful', 'channel_of', 'target_of', 'plate_pairs',
-           'print_table', 'list_failed', 'check_replaced', 'tables_to_write', 'write_tables', 'check_pictures']
+           'load_refocuser', 'is_worse_than_nothing', 'is_doubtful', 'unsized_line', 'channel_of', 'target_of',
+           'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write', 'write_tables',
+           'check_pictures']
 
 # %% ../../nbs/70_cli.app.ipynb #imports
 import os, re, shlex, sys
@@ -301,6 +302,17 @@ def is_doubtful(
 ) -> bool:
     "Is there a reason to doubt the result of a command?"
     return bool(set(codes)-_NOT_DOUBTFUL[command])
+
+# %% ../../nbs/70_cli.app.ipynb #unsized_line
+def unsized_line(
+    n,     # Number of files that do not give the size of their pixels
+    total, # Number of all files
+    um,    # Size of the model's pixels, um
+) -> str:
+    "A line on files that do not give the size of their pixels"
+    files = counted_with_verb(n, total, 'file', 'does not give the size of its pixels',
+                              'do not give the size of their pixels')
+    return f'{files}: taken to be {um:g} um, as the model expects; if that is wrong, give --pixel-um'
 
 # %% ../../nbs/70_cli.app.ipynb #target_of
 def channel_of(

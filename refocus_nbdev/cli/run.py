@@ -79,8 +79,6 @@ def _reading_lines(jobs, most=5):
     if len(counts)>most: yield f'and {counted(len(counts)-most, "other kind")} of files; --json tells them all'
 
 # %% ../../nbs/71_cli.run.ipynb #_remarks
-_UNSIZED = '{files}: taken to be {um:g} um, as the model expects; if that is wrong, give --pixel-um'
-
 def _remarks(jobs, refocuser):
     "Lines on all files together"
     done = [j for j in jobs if j.status=='done' and j.pixels]
@@ -94,10 +92,7 @@ def _remarks(jobs, refocuser):
 def _about_sizes(done, refocuser):
     "A line on files that do not give the size of their pixels"
     unsized = sum(UNSIZED in j.doubts for j in done)
-    if not unsized: return
-    files = counted_with_verb(unsized, len(done), 'file', 'does not give the size of its pixels',
-                              'do not give the size of their pixels')
-    yield _UNSIZED.format(files=files, um=refocuser.card.get('pixel_um', 0))
+    if unsized: yield unsized_line(unsized, len(done), refocuser.card.get('pixel_um', 0))
 
 # %% ../../nbs/71_cli.run.ipynb #_about_distances
 def _range_um(far):

@@ -27,6 +27,7 @@ from ..learn.segmenters import segmenter_of
 from ..refocus.engine import own_prominence
 from ..refocus.doubts import is_clear
 from ..refocus.files import *
+from .defocus import draw_grey
 
 # %% ../../nbs/61_judge.reblur.ipynb #reblurred
 def reblurred(
@@ -346,11 +347,6 @@ def outline(
     ax.imshow(line, cmap=ListedColormap([color]), interpolation='nearest')
 
 # %% ../../nbs/61_judge.reblur.ipynb #draw_check
-def _draw_grey(ax, image, title):
-    low,high = np.percentile(image, [1, 99.8])
-    ax.imshow(image, cmap='gray', vmin=low, vmax=high)
-    ax.set_title(title, fontsize=10)
-
 def _title_of(c):
     "How many suspects of each kind there are, and in which colour"
     numbers = suspects_of(c).suspect.value_counts()
@@ -381,19 +377,20 @@ def draw_check(
     height,width = pred.shape
     fig = Figure(figsize=(10, 3.3*height/width+0.5), layout='constrained', dpi=50)
     before,after,residual = fig.subplots(1, 3)
-    _draw_grey(before, blurred, 'image')
-    _draw_grey(after, pred, _title_of(c))
+    for ax,image,title in ((before, blurred, 'image'), (after, pred, _title_of(c))):
+        draw_grey(ax, image)
+        ax.set_title(title, fontsize=10)
     _draw_suspects(after, c)
     for ax in (after,residual): ax.plot(c.lost.x, c.lost.y, 'o', ms=14, mfc='none', mec=SUSPECTS['lost'])
     _draw_residual(residual, c.residual)
-    for ax in (before,after,residual): ax.axis('off')
+    residual.axis('off')
     return fig
 
 # %% ../../nbs/61_judge.reblur.ipynb #doubt_of
 MOST_UNEXPLAINED = 0.15 # Share of an image's standard deviation
 _ONLY_NOISE = 1.2       # The largest residual of a faint plane, in units of noise
 NOT_FITTING = ('does not fit its image: another stain or other optics than the model was made for, other counts, '
-               'or not its result')
+               'or not its result (far out of focus, a right result may not fit either)')
 
 def doubt_of(
     c:ReblurCheck, # Of a plane

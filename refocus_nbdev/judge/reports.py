@@ -24,6 +24,7 @@ from ..io.images import *
 from ..optics.psf import BBBC006_PIXEL_UM
 from ..learn.metrics import *
 from ..refocus.jobs import of_each
+from .defocus import draw_grey
 from .reblur import outline
 from .match import *
 from .compare import *
@@ -192,10 +193,8 @@ def _draw_error(ax, error):
 
 def _draw_views(axes, views, target):
     "Images of a field, all on the scale of the target"
-    low,high = np.percentile(target, [1, 99.8])
-    high = max(high, low+1e-9)
     for ax,(name,view) in zip(axes, views.items()):
-        ax.imshow(view, cmap='gray', vmin=low, vmax=high)
+        draw_grey(ax, view, like=target)
         ax.set_title(name, fontsize=9)
 
 # %% ../../nbs/67_judge.reports.ipynb #draw_field-def
@@ -215,7 +214,7 @@ def draw_field(
     _draw_error(axes[-1], (views['refocused']-target)/signal_range(target))
     _draw_borders(axes[-3], c, 'invented', target.shape, 'cyan')
     _draw_borders(axes[-2], c, 'lost', target.shape, 'magenta')
-    for ax in axes: ax.axis('off')
+    axes[-1].axis('off')
     return fig
 
 # %% ../../nbs/67_judge.reports.ipynb #means_table
