@@ -255,7 +255,7 @@ def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'DNA', '--out', tmp_path/'2')
     assert said.code==1 and 'other arguments' in said.text
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'GFP', '--out', tmp_path/'none')
-    assert said.code==1 and 'it has DNA (1), actin (2)' in said.text
+    assert said.code==1 and 'its channels are DNA (1), actin (2)' in said.text
 
 def test_several_channels_and_one_model_are_mentioned(refocus, stacks, tmp_path):
     assert 'all channels (DNA, actin)' in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path).text
