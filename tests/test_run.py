@@ -255,7 +255,7 @@ def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'DNA', '--out', tmp_path/'2')
     assert said.code==1 and 'other arguments' in said.text
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'GFP', '--out', tmp_path/'none')
-    assert said.code==1 and 'it has DNA (1), actin (2)' in said.text
+    assert said.code==1 and 'its channels are DNA (1), actin (2)' in said.text
 
 def test_several_channels_and_one_model_are_mentioned(refocus, stacks, tmp_path):
     assert 'all channels (DNA, actin)' in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path).text
@@ -564,6 +564,27 @@ def test_nothing_to_say_anything_of(refocus, tmp_path):
         said = refocus(verb, tmp_path/'none', *['--out', tmp_path/'out']*(verb!='info'))
         assert said.code==code and 'none: no images here (TIFF' in said.text
     assert not (tmp_path/'out').exists()
+
+def test_a_wrong_folder_is_told_before_a_table_that_exists(refocus, folder, tmp_path):
+    (tmp_path/'scores.csv').touch()
+    for verb in ('score', 'trust', 'calibrate'):
+        said = refocus(verb, tmp_path/'plat', *[folder]*(verb!='score'), '--out', tmp_path/'scores.csv')
+        assert said.code and 'plat: ' in said.text and 'exists already' not in said.text
+
+def test_numbers_with_a_comma_and_sizes_in_nanometres(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--pixel-um', '0,645', '--out', tmp_path/'out')
+    assert said.code==2 and "'0,645' is not a number; the decimal sign is" in said.text
+    said = refocus('run', folder, '--pixel-um', 645, '--out', tmp_path/'out')
+    assert said.code==2 and 'no more than 4 times; pixel sizes are in um' in said.text
+
+def test_a_channel_that_is_not_there(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--channel', 'DAPI', '--out', tmp_path/'out')
+    assert said.code==1 and 'has no channel DAPI; its only channel is 1' in said.text
+
+def test_info_on_a_file_that_is_no_image(refocus, tmp_path):
+    (tmp_path/'my.checkpoint').write_text('hours of work')
+    said = refocus('info', tmp_path/'my.checkpoint')
+    assert said.code==1 and 'info reads images' in said.text and 'save the image' not in said.text
 
 def test_a_fault_of_the_program_does_not_end_a_run_of_many(refocus, folder, tmp_path, monkeypatch):
     from refocus_nbdev.judge import defocus as scores

@@ -207,7 +207,7 @@ def run(
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
     overwrite:bool=False, # Refocus everything again, and replace existing files in the output folder
-    strict:bool=False, # Refuse doubtful images and results, instead of only warning
+    strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
     json:bool=False, # Report in JSON, for programs
     dry_run:bool=False, # Only list what would be done with each file
@@ -217,8 +217,8 @@ def run(
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     The images may be out of focus on either side. Paths in a CSV file are relative to the folder of that file.
     With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
-    An image is doubtful if it shows another stain or nothing at all, has pixels of another or unknown size,
-    is saturated, or is too far out of focus.
+    An image is doubtful if it shows another stain or nothing at all, has pixels of another size,
+    is saturated, or is too far out of focus. With --strict, images of unknown pixel size are refused, too.
 
     Example: refocus run "plate/*.tif" --out refocused
     """

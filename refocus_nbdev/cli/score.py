@@ -92,6 +92,10 @@ def _files(inputs, recursive):
     if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
     return files
 
+def _check_found(files):
+    "Raise `ImageError` if none of the files exists"
+    if not any(f.exists() for f in files): open_image(files[0])
+
 def _score(files, paths, pictures, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores, score_file
@@ -136,6 +140,7 @@ def score(
     """
     files = _files(inputs, recursive)
     if dry_run: return print(*files, sep='\n')
+    _check_found(files)
     check_um('--pixel-um', pixel_um, 'size')
     known = _known_distances(defocus_um, step_um, files, axes)
     paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], overwrite)

@@ -52,7 +52,7 @@ def planes_of(
 def _size_in_words(shape):
     n,height,width = shape
     planes = '1 plane' if n==1 else f'{n} planes'
-    return f'{planes} of {width} x {height} px'
+    return f'{planes} of {height} x {width} px'
 
 def planes_like(
     path,   # An image

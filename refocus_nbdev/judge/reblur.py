@@ -7,6 +7,7 @@ __all__ = ['SUSPECTS', 'MOST_UNEXPLAINED', 'NOT_FITTING', 'UNCHANGED', 'reblurre
            'check_reblur', 'suspects_of', 'border_of', 'outline', 'draw_check', 'doubt_of', 'check_file']
 
 # %% ../../nbs/61_judge.reblur.ipynb #imports
+import textwrap
 from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
@@ -354,7 +355,7 @@ def _title_of(c):
     for kind,n in numbers.items():
         words = kind.replace('_', ' ')
         listed.append(f'{n} {words} ({SUSPECTS[kind]})')
-    return 'prediction; ' + (', '.join(listed) or 'no suspects')
+    return 'result; ' + (', '.join(listed) or 'no suspects')
 
 def _draw_suspects(ax, c):
     "Outline the nuclei that are suspects"
@@ -364,24 +365,27 @@ def _draw_suspects(ax, c):
 
 def _draw_residual(ax, residual):
     shown = ax.imshow(residual, cmap='RdBu_r', vmin=-10, vmax=10)
-    ax.set_title('left over, in units of noise')
+    ax.set_title('left over, in units of noise', fontsize=14)
     ax.figure.colorbar(shown, ax=ax, shrink=0.8)
 
 # %% ../../nbs/61_judge.reblur.ipynb #draw_check-export
+_PANEL = 5, 12 # The least and the largest width of a panel, inches
+
 def draw_check(
     blurred,          # (H,W)
-    pred,             # (H,W)
+    pred,             # (H,W), the result
     c:ReblurCheck,    # Of the two
 ) -> Figure:
-    "The image, the prediction with its suspects, each kind in the colour of `SUSPECTS`, and the residual"
+    "The image, the result with its suspects, each kind in the colour of `SUSPECTS`, and the residual"
     height,width = pred.shape
-    fig = Figure(figsize=(10, 3.3*height/width+0.5), layout='constrained', dpi=50)
+    panel = np.clip(width/100, *_PANEL)
+    fig = Figure(figsize=(3*panel, panel*height/width+0.6), layout='constrained', dpi=50)
     before,after,residual = fig.subplots(1, 3)
     for ax,image,title in ((before, blurred, 'image'), (after, pred, _title_of(c))):
         draw_grey(ax, image)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(textwrap.fill(title, 40), fontsize=14)
     _draw_suspects(after, c)
-    for ax in (after,residual): ax.plot(c.lost.x, c.lost.y, 'o', ms=14, mfc='none', mec=SUSPECTS['lost'])
+    for ax in (after,residual): ax.plot(c.lost.x, c.lost.y, 'o', ms=24, mew=2, mfc='none', mec=SUSPECTS['lost'])
     _draw_residual(residual, c.residual)
     residual.axis('off')
     return fig

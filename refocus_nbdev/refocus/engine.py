@@ -344,7 +344,7 @@ def zoom(self:Refocuser,
     ratio = max(pixel_um/own, own/pixel_um)
     if ratio>_ZOOMS[1]:
         raise ValueError(f'pixels of {pixel_um:g} um: model {self.name} was made for {own:g} um, '
-                         f'and images are rescaled by no more than {_ZOOMS[1]:g}')
+                         f'and images are rescaled no more than {_ZOOMS[1]:g} times; pixel sizes are in um')
     return pixel_um/own if ratio>_ZOOMS[0] else 1.
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-share
