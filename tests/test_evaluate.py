@@ -68,7 +68,8 @@ def test_what_cannot_be_compared_is_listed(in_process, own):
     said = in_process('evaluate', own/'out', own/'sharp', '--no-nuclei', '--out', own/'r')
     assert said.code==1 and '2 compared, 3 failed (1 target without a prediction), 1 prediction without a target left out' in said.text
     page = (own/'r'/'report.html').read_text()
-    for o in ('fits_not.tif: 1 planes of 128 x 80 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
+    for o in ('fits_not.tif: 1 plane of 80 x 128 px', 'text.tif: cannot be read', 'sharp/missing.tif', 'out/alone.tif'): assert o in page
+    assert '2 predictions compared, 3 failed (1 target without a prediction), 1 prediction without a target left out.' in page
     assert set(pd.read_csv(own/'r'/'scores.csv').file.map(lambda f: f.split('/')[-1]))=={'a_refocused.tif','b_refocused.tif'}
 
 def test_a_damaged_target_fails_alone(in_process, own):
@@ -135,6 +136,7 @@ def test_suspects_and_what_cannot_be_checked(in_process, own, blurred):
     t = pd.read_csv(own/'t.csv')
     assert 'times the noise, median' in said.text and 'a_refocused.tif: is its image as it was' in said.text and t.note.str.contains('not refocused').tolist()==[True, False]
     assert t.left_over[1] > 2*t.left_over[0] and len(list((own/'p').iterdir()))==len(t)==2
+    assert all(Image.open(p).size[0]>=3*blurred.shape[1] for p in (own/'p').iterdir())
     assert 'too_dark' in t and '0 too dark' in said.text
     before = contents(own)
     assert in_process('trust', own/'in', own/'out', '--out', own/'t.csv').code==2 and contents(own)==before
@@ -146,6 +148,26 @@ def test_a_report_of_images_in_focus(in_process, tmp_path, sharp):
     tifffile.imwrite(tmp_path/'a.tif', sharp)
     said = in_process('evaluate', tmp_path/'a.tif', tmp_path/'a.tif', '--defocus-um', '0', '--out', tmp_path/'r')
     assert said.code==0 and '100.0' in said.text
+
+def test_a_result_that_is_as_good_as_its_input(in_process, tmp_path, sharp):
+    path = tmp_path/'a.tif'
+    tifffile.imwrite(path, sharp)
+    assert in_process('evaluate', path, path, '--input', path, '--no-nuclei', '--out', tmp_path/'r').code==0
+    page = (tmp_path/'r'/'report.html').read_text()
+    assert 'as near to the images in focus as their inputs are: the difference is 0.0 dB of PSNR' in page
+    assert 'Means over all images<' in page and 'farther' not in page and '-0.0' not in page
+
+def test_images_that_do_not_pair_are_told_how_files_pair(in_process, tmp_path, sharp):
+    for name in ('in/a.tif', 'in/b.tif', 'sharp/c.tif', 'sharp/d.tif'):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path/name, sharp)
+    for verb in ('evaluate', 'calibrate'):
+        said = in_process(verb, tmp_path/'in', tmp_path/'sharp', '--out', tmp_path/'out')
+        assert said.code==2 and 'need the same names' in said.text and 'the same well, site and channel' in said.text
+
+def test_results_given_before_their_images(in_process, refocused, tmp_path):
+    said = in_process('trust', refocused/Z, SAMPLE/Z, '--out', tmp_path/'t.csv')
+    assert said.code==2 and 'give the images first: trust IMAGES RESULTS' in said.text and not contents(tmp_path)
 
 def evaluated(in_process, root, *more):
     "What `evaluate` says and writes of the folders `out` and `sharp`"

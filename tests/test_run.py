@@ -255,7 +255,7 @@ def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'DNA', '--out', tmp_path/'2')
     assert said.code==1 and 'other arguments' in said.text
     said = refocus('run', stacks/'in'/'ome.tif', '--channel', 'GFP', '--out', tmp_path/'none')
-    assert said.code==1 and 'it has DNA (1), actin (2)' in said.text
+    assert said.code==1 and 'its channels are DNA (1), actin (2)' in said.text
 
 def test_several_channels_and_one_model_are_mentioned(refocus, stacks, tmp_path):
     assert 'all channels (DNA, actin)' in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path).text
@@ -565,6 +565,27 @@ def test_nothing_to_say_anything_of(refocus, tmp_path):
         assert said.code==code and 'none: no images here (TIFF' in said.text
     assert not (tmp_path/'out').exists()
 
+def test_a_wrong_folder_is_told_before_a_table_that_exists(refocus, folder, tmp_path):
+    (tmp_path/'scores.csv').touch()
+    for verb in ('score', 'trust', 'calibrate'):
+        said = refocus(verb, tmp_path/'plat', *[folder]*(verb!='score'), '--out', tmp_path/'scores.csv')
+        assert said.code and 'plat: ' in said.text and 'exists already' not in said.text
+
+def test_numbers_with_a_comma_and_sizes_in_nanometres(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--pixel-um', '0,645', '--out', tmp_path/'out')
+    assert said.code==2 and "'0,645' is not a number; the decimal sign is" in said.text
+    said = refocus('run', folder, '--pixel-um', 645, '--out', tmp_path/'out')
+    assert said.code==2 and 'no more than 4 times; pixel sizes are in um' in said.text
+
+def test_a_channel_that_is_not_there(refocus, folder, tmp_path):
+    said = refocus('run', folder, '--channel', 'DAPI', '--out', tmp_path/'out')
+    assert said.code==1 and 'has no channel DAPI; its only channel is 1' in said.text
+
+def test_info_on_a_file_that_is_no_image(refocus, tmp_path):
+    (tmp_path/'my.checkpoint').write_text('hours of work')
+    said = refocus('info', tmp_path/'my.checkpoint')
+    assert said.code==1 and 'info reads images' in said.text and 'save the image' not in said.text
+
 def test_a_fault_of_the_program_does_not_end_a_run_of_many(refocus, folder, tmp_path, monkeypatch):
     from refocus_nbdev.judge import defocus as scores
     whole = scores.score_file
@@ -625,3 +646,19 @@ def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
     assert said.code==0 and len(doubts)==1 and 'brighter than uint8 can hold, and were clipped' in doubts[0] and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
     assert said.code==1 and 'were clipped' in said.text and not (tmp_path/'strict').exists()
+
+def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
+    from refocus_nbdev.refocus.engine import Refocuser
+    subtracted = np.clip(blurred.astype(int)-int(np.median(blurred)), 0, None).astype(np.uint16)
+    shifted = (blurred-blurred.min()+50).astype(np.uint16)
+    floats = subtracted.astype(np.float32)
+    for name,x in dict(subtracted=subtracted, shifted=shifted, floats=floats).items():
+        tifffile.imwrite(tmp_path/f'{name}.tif', x, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
+    said = refocus('run', *(tmp_path/f'{n}.tif' for n in ('subtracted','shifted','floats')), '--out', tmp_path/'out', '--json')
+    doubts = [f['doubts'] for f in json.loads(said.text)['files']]
+    assert said.code==0 and [len(d) for d in doubts]==[1,0,0], doubts
+    result = read_image(tmp_path/'out'/'subtracted.tif')
+    assert 'clipped at 0: add an offset' in doubts[0][0] and doubts[0][0] in result.software
+    np.testing.assert_array_equal(result.pixels, Refocuser.load('nuclei').refocus(subtracted))
+    said = refocus('run', tmp_path/'subtracted.tif', '--out', tmp_path/'strict', '--strict')
+    assert said.code==1 and 'clipped at 0' in said.text and not (tmp_path/'strict').exists()

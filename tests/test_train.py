@@ -113,8 +113,15 @@ def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(in_process, tm
     assert {n.split('_')[-3] for n in read_card(first)['held_out']}=={'a05','c12'}
     said = in_process(*train, '--out', other, '--unseen-by', first, '--dry-run')
     assert said.code==0 and 'held out to validate on: 2 (a05, c12)' in said.text
+    assert 'because first was not trained on them' in said.text
     said = in_process(*train, '--out', other, '--unseen-by', 'nuclei')
     assert said.code==1 and 'held out none' in said.text and not other.exists()
+
+def test_images_in_focus_without_the_option_for_them(in_process, tmp_path):
+    said = in_process('train', SAMPLE/'BBBC006_v1_images_z_16', '--out', tmp_path/'m.safetensors')
+    assert said.code==1 and 'add --sharp-only' in said.text
+    said = in_process('train', tmp_path/'none', '--out', tmp_path/'m.safetensors')
+    assert said.code==1 and 'there is no such folder' in said.text and '--sharp-only' not in said.text
 
 def test_groups_without_wells_are_called_after_their_files(in_process, tmp_path):
     for i,f in enumerate(sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[::4]): shutil.copy(f, tmp_path/f'field{i}.tif')

@@ -90,9 +90,9 @@ def calibrate(
     Example: refocus calibrate plate/z_05 plate/z_16 --out mine.safetensors
     """
     from refocus_nbdev.judge.match import plan_comparisons
-    check_new_model(out)
     check_um('--pixel-um', pixel_um, 'size')
     cases,no_target,_ = plan_comparisons(blurred, target, groups=groups)
+    check_new_model(out)
     if dry_run: return _preview(cases, no_target)
     refocuser = _guided_refocuser(model, device)
     return _calibrate(cases, target, out, refocuser, model, reading_options(channel, axes, pixel_um))

@@ -6,7 +6,6 @@
 __all__ = ['evaluate']
 
 # %% ../../nbs/77_cli.evaluate.ipynb #imports
-import shlex, sys
 from functools import partial
 from pathlib import Path
 from .app import *
@@ -47,7 +46,7 @@ def _evaluate(cases, out, nuclei, options):
     from refocus_nbdev.judge.reports import evaluate, write_report
     if nuclei['nucleus_um']: check_segmenter(nuclei['segmenter'])
     evaluation = evaluate(cases, partial(tracked, label='comparing'), **nuclei, **options)
-    page = write_report(out, evaluation, command=shlex.join(['refocus', *sys.argv[1:]]), **nuclei)
+    page = write_report(out, evaluation, command=command_line(), **nuclei)
     _print_summary(evaluation, page)
     return int(not evaluation.ok)
 

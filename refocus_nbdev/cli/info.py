@@ -8,7 +8,7 @@ __all__ = ['info']
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
 from .app import *
-from ..io.images import open_image
+from ..io.images import IMAGE_SUFFIXES, open_image
 from ..io.planes import ImageError
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files, no_images
@@ -47,8 +47,12 @@ def _files(inputs):
     if not files: raise ImageError(no_images(', '.join(inputs)))
     return files
 
+_READ = 'info reads images (TIFF, PNG, OME-Zarr, CZI, ND2, LIF), and tables (CSV) that refocus has written'
+
 def _print_facts(path, axes):
-    facts = _table_facts(path) if path.suffix.lower()=='.csv' else _image_facts(path, axes)
+    suffix = path.suffix.lower()
+    if path.is_file() and suffix not in (*IMAGE_SUFFIXES, '.csv'): raise ImageError(f'{path}: {_READ}')
+    facts = _table_facts(path) if suffix=='.csv' else _image_facts(path, axes)
     width = max(len(name) for name,_ in facts)
     print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
 

@@ -79,8 +79,6 @@ def _reading_lines(jobs, most=5):
     if len(counts)>most: yield f'and {counted(len(counts)-most, "other kind")} of files; --json tells them all'
 
 # %% ../../nbs/71_cli.run.ipynb #_remarks
-_UNSIZED = '{files}: taken to be {um:g} um, as the model expects; if that is wrong, give --pixel-um'
-
 def _remarks(jobs, refocuser):
     "Lines on all files together"
     done = [j for j in jobs if j.status=='done' and j.pixels]
@@ -94,10 +92,7 @@ def _remarks(jobs, refocuser):
 def _about_sizes(done, refocuser):
     "A line on files that do not give the size of their pixels"
     unsized = sum(UNSIZED in j.doubts for j in done)
-    if not unsized: return
-    files = counted_with_verb(unsized, len(done), 'file', 'does not give the size of its pixels',
-                              'do not give the size of their pixels')
-    yield _UNSIZED.format(files=files, um=refocuser.card.get('pixel_um', 0))
+    if unsized: yield unsized_line(unsized, len(done), refocuser.card.get('pixel_um', 0))
 
 # %% ../../nbs/71_cli.run.ipynb #_about_distances
 def _range_um(far):
@@ -212,7 +207,7 @@ def run(
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
     overwrite:bool=False, # Refocus everything again, and replace existing files in the output folder
-    strict:bool=False, # Refuse doubtful images and results, instead of only warning
+    strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
     json:bool=False, # Report in JSON, for programs
     dry_run:bool=False, # Only list what would be done with each file
@@ -222,8 +217,8 @@ def run(
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     The images may be out of focus on either side. Paths in a CSV file are relative to the folder of that file.
     With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
-    An image is doubtful if it shows another stain or nothing at all, has pixels of another or unknown size,
-    is saturated, or is too far out of focus.
+    An image is doubtful if it shows another stain or nothing at all, has pixels of another size,
+    is saturated, or is too far out of focus. With --strict, images of unknown pixel size are refused, too.
 
     Example: refocus run "plate/*.tif" --out refocused
     """

@@ -53,15 +53,13 @@ def _distances_in_stacks(planes, step_um):
     return known
 
 # %% ../../nbs/75_cli.score.ipynb #_print_scores
-_UNSIZED = ('some files do not give the size of their pixels, and were taken to have pixels as the model expects; '
-            'if that is wrong, give --pixel-um')
-
-def _print_scores(planes, paths):
+def _print_scores(planes, paths, pixel_um):
     "Print how many planes are out of focus, and how far"
     _print_distances(planes[planes.in_focus==False].defocus_um, len(planes))
     doubtful = sum(is_doubtful(codes, 'score') for codes in planes.codes[planes.in_focus.notna()])
     if doubtful: print(f'doubtful: {counted_of(doubtful, len(planes), "plane")}; the column note says why')
-    if any('unsized' in c for c in planes.codes): print(_UNSIZED)
+    unsized = planes.file[['unsized' in codes for codes in planes.codes]].nunique()
+    if unsized: print(unsized_line(unsized, planes.file.nunique(), pixel_um))
     in_focus = (planes.in_focus==True).sum()
     unknown = planes.in_focus.isna().sum()
     print(f'in focus: {in_focus}; nothing to tell by: {unknown}; the tables are in {", ".join(map(str, paths))}')
@@ -94,6 +92,10 @@ def _files(inputs, recursive):
     if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
     return files
 
+def _check_found(files):
+    "Raise `ImageError` if none of the files exists"
+    if not any(f.exists() for f in files): open_image(files[0])
+
 def _score(files, paths, pictures, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores, score_file
@@ -102,7 +104,7 @@ def _score(files, paths, pictures, refocuser, known, reading):
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
         if pictures: draw_scores(pictures, planes, tiles)
-        _print_scores(planes, paths)
+        _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
     if failed: list_failed(failed)
     return int(bool(failed))
@@ -138,6 +140,7 @@ def score(
     """
     files = _files(inputs, recursive)
     if dry_run: return print(*files, sep='\n')
+    _check_found(files)
     check_um('--pixel-um', pixel_um, 'size')
     known = _known_distances(defocus_um, step_um, files, axes)
     paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], overwrite)

@@ -16,6 +16,7 @@ from .app import *
 from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
+from ..plates.names import planes_in
 from ..refocus.inputs import given_files, no_images
 
 # %% ../../nbs/73_cli.train.ipynb #Stages
@@ -75,8 +76,12 @@ def _plate(data):
     return data[0]
 
 def _pairs(options):
-    "The pairs of the plate that the user gave"
-    return plate_pairs(_plate(options.data), options.planes, options.target, options.channel)
+    "The pairs of the plate that the user gave; raises `ImageError` if there are none"
+    plate = _plate(options.data)
+    try: return plate_pairs(plate, options.planes, options.target, options.channel)
+    except ImageError as e:
+        if planes_in(plate) or not Path(plate).is_dir(): raise
+        raise ImageError(f'{e}; to train on a folder of images in focus, add --sharp-only') from e
 
 def _registered(pairs):
     "The pairs that are not shifted; prints how many were left out"

@@ -11,8 +11,11 @@ from itertools import count
 from pathlib import Path
 from .app import *
 from ..io.disk import save_figure
+from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
+from ..io.provenance import read_provenance
+from ..io.tables import UsageError
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/76_cli.trust.ipynb #_print_trust
@@ -66,6 +69,21 @@ def _trust(images, paths, pictures, refocuser, options):
     if failed: list_failed(failed)
     return int(bool(failed or unfit))
 
+# %% ../../nbs/76_cli.trust.ipynb #_check_order
+def _is_result(path):
+    "Does a file say that it was refocused?"
+    try:
+        with open_image(path) as f: return read_provenance(f.software) is not None
+    except ImageError: return False
+
+def _check_order(images):
+    "Raise `UsageError` if the first image is a result, and the file that belongs to it is none"
+    pairs = [(result, image) for result,image in images.items() if image]
+    if not pairs: return
+    result,image = pairs[0]
+    if _is_result(image) and not _is_result(result):
+        raise UsageError(f'{image}: is a result, and {result} is none; give the images first: trust IMAGES RESULTS')
+
 # %% ../../nbs/76_cli.trust.ipynb #trust
 @command(what='pixel_um channel axes', where_to='out suspects pictures overwrite',
          how='model device nucleus_um segmenter')
@@ -95,6 +113,7 @@ def trust(
     """
     from refocus_nbdev.judge.match import partners
     images = partners(refocused, inputs)
+    _check_order(images)
     if dry_run: return print(*(f'{r}: {f or "no image of this name"}' for r,f in images.items()), sep='\n')
     check_um('--pixel-um', pixel_um, 'size')
     check_um('--nucleus-um', nucleus_um, 'diameter')

@@ -236,6 +236,11 @@ def _channels_in_words(names):
     if names==numbers and len(names)>1: return '1 to '+numbers[-1]
     return ', '.join(n if n==i else f'{n} ({i})' for n,i in zip(names, numbers))
 
+def _channels_there_are(names):
+    "A sentence on the channels of a file"
+    number = 'its only channel is' if len(names)==1 else 'its channels are'
+    return f'{number} {_channels_in_words(names)}'
+
 def _channel_numbers(names):
     "The number of each channel, from 0, by its name in small letters, and by its number from 1"
     by_name = {name: i for i,name in enumerate(names)}
@@ -253,7 +258,7 @@ def chosen_channels(
     numbers = _channel_numbers(names)
     for c in wanted:
         if c.lower() in numbers: continue
-        raise ImageError(f'{image.path}: has no channel {c}; it has {_channels_in_words(image.channels)}')
+        raise ImageError(f'{image.path}: has no channel {c}; {_channels_there_are(image.channels)}')
     for c in wanted:
         count = names.count(c.lower())
         if count<=1: continue

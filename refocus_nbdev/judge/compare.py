@@ -51,7 +51,8 @@ def planes_of(
 # %% ../../nbs/67_judge.compare.ipynb #planes_like
 def _size_in_words(shape):
     n,height,width = shape
-    return f'{n} planes of {width} x {height} px'
+    planes = '1 plane' if n==1 else f'{n} planes'
+    return f'{planes} of {height} x {width} px'
 
 def planes_like(
     path,   # An image

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_FOCUS_PX', 'IN_FOCUS_SCORE', 'laplacian_variance', 'power_slope', 'beliefs', 'score_plane', 'score_file',
-           'measured_blur', 'stack_distances', 'draw_map', 'wells_of', 'draw_plate', 'draw_scores']
+           'measured_blur', 'stack_distances', 'draw_grey', 'draw_map', 'wells_of', 'draw_plate', 'draw_scores']
 
 # %% ../../nbs/61_judge.defocus.ipynb #imports
 from itertools import count
@@ -75,11 +75,11 @@ def power_slope(
     return float(slope)
 
 # %% ../../nbs/61_judge.defocus.ipynb #beliefs
-IN_FOCUS_PX = 1. # The width of the blur up to which a plane is in focus: 2 um away, the depth of field of 20x/0.45
+IN_FOCUS_PX = 1. # Largest width of the blur in focus: that of BBBC006's microscope 2 um away from focus
 IN_FOCUS_SCORE = 0.25 # A plane with a higher focus score is called in focus
 
 def _um(refocuser, log_width):
-    "The distances of widths, as the estimator counts them, um"
+    "Distances from focus, um; `log_width` is log(width in px + 1/2)"
     width = log_width.exp()-0.5
     distance = width/refocuser.px_per_um
     return distance.clamp(min=0).cpu().numpy()
@@ -285,13 +285,18 @@ def stack_distances(
     for _,stack in stacks: distances.append(_from_focus(stack, step_um))
     return pd.concat(distances).reindex(scored.index)
 
-# %% ../../nbs/61_judge.defocus.ipynb #draw_map
-def _draw_image(ax, image):
-    "Draw an image (H,W) in grey, all but its darkest and brightest pixels"
-    low,high = np.percentile(image, [1, 99.8])
-    ax.imshow(image, cmap='gray', vmin=low, vmax=high)
+# %% ../../nbs/61_judge.defocus.ipynb #draw_grey
+def draw_grey(
+    ax,        # Axes of a matplotlib figure
+    image,     # (H,W)
+    like=None, # (H,W), an image that sets the greys, to compare images with it; None: `image` itself
+):
+    "Draw an image in grey, from the 1st percentile (black) to the 99.8th (white), without axes"
+    low,high = np.percentile(image if like is None else like, [1, 99.8])
+    ax.imshow(image, cmap='gray', vmin=low, vmax=max(high, low+1e-9))
     ax.axis('off')
 
+# %% ../../nbs/61_judge.defocus.ipynb #draw_map
 def _draw_distances(ax, um, most, **kwargs):
     "Draw distances (rows, columns) in colours, with their scale; grey where there is none"
     ax.set_facecolor('lightgrey')
@@ -315,7 +320,7 @@ def draw_map(
     height,width = image.shape
     fig = Figure(figsize=(9, 4.5*height/width+0.5), layout='constrained', dpi=70)
     left,right = fig.subplots(1, 2)
-    _draw_image(left, image)
+    draw_grey(left, image)
     um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index()
     right.set(xticks=[], yticks=[])
     _draw_distances(right, um.to_numpy(), most, extent=(0, width, height, 0))

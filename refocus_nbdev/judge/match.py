@@ -245,7 +245,8 @@ def _no_target(predicted, target, predictions, targets):
     unsure = targets.unsure
     folders = f', and where several are called alike, the same folders. {unsure[0]}' if unsure else ''
     return UsageError(f'{predicted}: none of {len(predictions.files)} images has a target in {target}; files that '
-                      f'belong together need the same names, but for endings such as _refocused{folders}')
+                      f'belong together need the same names, but for endings such as _refocused, or names as on a '
+                      f'BBBC006 plate with the same well, site and channel{folders}')
 
 def _cases(found, predictions, targets, inputs, label_images):
     "A `Comparison` for each prediction that has a target"

@@ -24,6 +24,7 @@ from ..io.images import *
 from ..optics.psf import BBBC006_PIXEL_UM
 from ..learn.metrics import *
 from ..refocus.jobs import of_each
+from .defocus import draw_grey
 from .reblur import outline
 from .match import *
 from .compare import *
@@ -192,10 +193,8 @@ def _draw_error(ax, error):
 
 def _draw_views(axes, views, target):
     "Images of a field, all on the scale of the target"
-    low,high = np.percentile(target, [1, 99.8])
-    high = max(high, low+1e-9)
     for ax,(name,view) in zip(axes, views.items()):
-        ax.imshow(view, cmap='gray', vmin=low, vmax=high)
+        draw_grey(ax, view, like=target)
         ax.set_title(name, fontsize=9)
 
 # %% ../../nbs/68_judge.reports.ipynb #draw_field-def
@@ -215,7 +214,7 @@ def draw_field(
     _draw_error(axes[-1], (views['refocused']-target)/signal_range(target))
     _draw_borders(axes[-3], c, 'invented', target.shape, 'cyan')
     _draw_borders(axes[-2], c, 'lost', target.shape, 'magenta')
-    for ax in axes: ax.axis('off')
+    axes[-1].axis('off')
     return fig
 
 # %% ../../nbs/68_judge.reports.ipynb #means_table
@@ -329,24 +328,28 @@ def each_image(
     return rows.rename(columns=_column_names(shown))
 
 # %% ../../nbs/68_judge.reports.ipynb #_gain
-def _gain_in_db(gain):
-    "How far refocused images are nearer to those in focus, or farther from them: the word, the amount, and a doubt"
-    ends = (gain.low, gain.high)
-    where = 'nearer to'
-    if gain.mean<=0:
-        ends = (-gain.high, -gain.low)
-        where = 'farther from'
+def _change_in_db(gain):
+    "The amount of a gain or of a loss, above 0, in words; and a doubt about its sign"
+    ends = (-gain.high, -gain.low) if gain.mean<=0 else (gain.low, gain.high)
     amount = _in_words(abs(gain.mean), *ends, '.1f', ' dB')
     doubt = ', which may be chance' if gain.low<0<gain.high else ''
-    return where, amount, doubt
+    return amount, doubt
+
+def _nearness(gain, score):
+    "How near refocused images are to the images in focus, compared with their inputs; `score` is its name in words"
+    rounded = [round(db, 1)+0. for db in (gain.mean, gain.low, gain.high)]
+    if rounded[0]==0:
+        difference = _in_words(*rounded, '.1f', ' dB')
+        return f'as near to the images in focus as their inputs are: the difference is {difference} of {score}'
+    amount,doubt = _change_in_db(gain)
+    where = 'nearer to' if gain.mean>0 else 'farther from'
+    return f'{where} the images in focus than their inputs are, by {amount} of {score}{doubt}'
 
 def _gain_sentence(gain):
     "What refocusing was worth; `gain` is a row of `gains_of`, None where no inputs were given"
     if gain is None:
         return 'The inputs were not given, so it is not known whether refocusing was better than doing nothing.'
-    where,amount,doubt = _gain_in_db(gain)
-    return (f'Refocused images are {where} the images in focus than their inputs are, '
-            f'by {amount} of PSNR on average{doubt}.')
+    return f'Refocused images are {_nearness(gain, "PSNR on average")}.'
 
 # %% ../../nbs/68_judge.reports.ipynb #_gains_by_distance
 def _gains_by_distance(gains, score):
@@ -372,9 +375,8 @@ def _brightness_sentence(slope, gain):
     "The brightness of refocused images, and the gain in scale-invariant PSNR"
     text = f'Refocused images and their targets differ in brightness: the intensity slope is {slope:.2f}, not 1.'
     if gain is not None:
-        where,amount,doubt = _gain_in_db(gain)
-        text += (f' After the gain and offset that suit each image best, they are {where} the images in focus than '
-                 f'their inputs are, by {amount} of scale-invariant PSNR{doubt}.')
+        nearness = _nearness(gain, 'scale-invariant PSNR')
+        text += f' After the gain and offset that suit each image best, they are {nearness}.'
     return f'{text} {_GO_BY}'
 
 def other_light(
@@ -650,10 +652,15 @@ _NUCLEI = (
     'outline, and in the true outline grown by a quarter of a diameter on each side, which catches light that a blur '
     'has spilled.')
 
+def _title_of_means(scores):
+    "The title of the table of means, which leaves out images in focus if others are out of focus"
+    left_out = len(scores)-len(_out_of_focus(scores))
+    return 'Means over all images out of focus' if left_out else 'Means over all images'
+
 def _sections(e):
     "The sections with numbers: means, means by distance, and nuclei"
     if not len(e.means): return
-    yield _section('Means over all images out of focus', tables=[means_table(e.means)])
+    yield _section(_title_of_means(e.scores), tables=[means_table(e.means)])
     by_distance = e.means_by_distance
     if curves := draw_curves(by_distance): yield _section('Means by distance from focus', figure=curves)
     present = set(by_distance.score) if len(by_distance) else ()
@@ -738,8 +745,8 @@ def _counts(e):
     compared = _counted(len(e.cases), 'prediction')
     targets = _counted(len(e.no_prediction), 'target')
     others = _counted(len(e.no_target), 'prediction')
-    failed = len(e.failed)
-    return f'{compared} compared, {failed} failed, {targets} without a prediction, {others} without a target.'
+    failed = len(e.failed)+len(e.no_prediction)
+    return f'{compared} compared, {failed} failed ({targets} without a prediction), {others} without a target left out.'
 
 def _nuclei_found_by(e, nucleus_um, segmenter):
     "How nuclei were found, and what they are compared with"

@@ -53,7 +53,7 @@ def _read_counts(path, version):
 def _counts(path): return _read_counts(path, _version(path))
 
 def load_field(
-    c:Crop, # Of a file
+    c:Crop, # A crop of a file
 ) -> TensorImageBW: # (1,H,W), counts
     "The whole field of a crop, in counts; raises `ImageError`"
     return TensorImageBW(_counts(c.item)[None], tile=c.tile)
@@ -65,7 +65,7 @@ def _scale(path, version, spec):
     return Scale.given(counts[None,None], **dict(spec))
 
 def load_scaled(
-    c:Crop, # Of a file
+    c:Crop, # A crop of a file
     **spec  # Arguments of `Scale.given`
 ) -> TensorImageBW: # (1,H,W), in units of that scale
     "The whole field of a crop, in units of a scale; raises `ImageError`"
@@ -84,7 +84,7 @@ def _relative(path, version):
     return (counts-lo)/max(hi-lo, 1)
 
 def load_sharp(
-    c:Crop, # Of a file
+    c:Crop, # A crop of a file
 ) -> TensorImageBW: # (1,H,W), 0 to 1 from the 1st to the 99.9th percentile
     "The whole field of a crop, in relative brightness; raises `ImageError`"
     return TensorImageBW(_relative(c.item, _version(c.item))[None], tile=c.tile)

@@ -110,7 +110,7 @@ def _weight(cost, feat, gram, factor):
 # %% ../../nbs/44_learn.losses.ipynb #calibrate
 def calibrate(
     loss:FeatureLoss, # Its `wgts` are set in place
-    blurred:Tensor, # Images out of focus (n, 1, h, w), such as 12 µm, in the unit used in training
+    blurred:Tensor, # Images out of focus (n, 1, h, w), such as 12 um, in the unit used in training
     sharp:Tensor, # The same images in focus
     shares:list=None, # Share of each layer in the loss, above 0, together below 1; None for equal shares
 )->FeatureLoss: # The same loss

@@ -20,7 +20,7 @@ def reflected(
     after:int,    # Pixels to add behind
     device='cpu', # Device of the result
 ) -> Tensor:      # (before+n+after,) pixel numbers from 0 to n-1
-    "Pixel numbers from `-before` to `n+after`, reflected at both ends as often as needed"
+    "Pixel numbers from `-before` to before `n+after`, reflected at both ends as often as needed"
     if n<=1: return torch.zeros(before+n+after, dtype=torch.int64, device=device)
     period = 2*n-2
     walk = torch.arange(-before, n+after, device=device)
@@ -284,7 +284,7 @@ def evidence(self:WidthEstimator,
 @patch
 def expected(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
-) -> Tensor:         # (B,) logarithms of widths (px) + 1/2
+) -> Tensor:         # (B,) log(width in px + 1/2)
     "The mean of the bins, weighted by their probabilities"
     probabilities = evidence.softmax(1)
     return (probabilities*self.log_widths).sum(1)
@@ -293,7 +293,7 @@ def expected(self:WidthEstimator,
 @patch
 def surprise(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
-    log_width:Tensor, # (B,) logarithms of the true widths (px) + 1/2
+    log_width:Tensor, # (B,) log(true width in px + 1/2)
 ) -> Tensor:          # (B,), 0 or more
     "The cross-entropy between the true widths and the evidence"
     step = self.log_widths[1]-self.log_widths[0]
@@ -305,7 +305,7 @@ def surprise(self:WidthEstimator,
 # %% ../../nbs/46_learn.networks.ipynb #weighed
 @patch
 def near(self:WidthEstimator,
-    log_width:Tensor, # (B,) or (bins,1) logarithms of widths (px) + 1/2
+    log_width:Tensor, # (B,) or (bins,1) log(width in px + 1/2)
     error:float,      # Relative error of the widths
 ) -> Tensor:          # (B,bins), each row adds up to 1
     "The probability of each bin when the width is known up to a relative error"
@@ -317,7 +317,7 @@ def near(self:WidthEstimator,
 def weighed(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
     told:Tensor,     # (B,) widths that the user gives, px
-) -> Tensor:         # (B,) logarithms of widths (px) + 1/2
+) -> Tensor:         # (B,) log(width in px + 1/2)
     "The expected width from the evidence and from widths that the user gives"
     spread = self.near(self.log_widths, self.doubt)
     found = evidence.softmax(1) @ spread
@@ -330,7 +330,7 @@ def weighed(self:WidthEstimator,
 def decided(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
-) -> Tensor:          # (B,) logarithms of widths (px) + 1/2
+) -> Tensor:          # (B,) log(width in px + 1/2)
     "The expected width, with or without widths that the user gives"
     if told is None: return self.expected(evidence)
     return self.weighed(evidence, told)
@@ -375,9 +375,9 @@ def filters(self:WienerTaps,
     w:int,        # Columns of the image at half the resolution
 ) -> Tensor:      # (B,n,h,w//2+1)
     "Wiener filters for an image of `h` by `w`, two pixels apart"
-    factors,shares = zip(*self.taps)
+    factors,ratios = zip(*self.taps)
     factor = torch.tensor(factors, device=width.device)[:,None,None]
-    K = torch.tensor(shares, device=width.device)[:,None,None]
+    K = torch.tensor(ratios, device=width.device)[:,None,None]
     sigma = factor*width[:,None,None,None]
     H = _transfer(sigma, h, w, 2.)
     return H*(1+K)/(H*H+K)

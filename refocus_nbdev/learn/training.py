@@ -425,21 +425,21 @@ def _with_plain_rows(learn):
 # %% ../../nbs/49_learn.training.ipynb #plan
 def _some(n, what): return f'{n} {what}{"s"*(n>1)}'
 
-def _plan_text(recipe, files, groups, valid):
-    "A line on the epochs, the images, and the groups that are held out"
+def _plan_text(recipe, files, groups, valid, reason):
+    "A line on the epochs, the images, the groups that are held out, and the reason for these groups"
     epochs = sum(s.epochs for s in recipe.stages)
     cycles = _some(epochs, 'epoch')+' in '+_some(len(recipe.stages), 'stage')
     images = f'{len(files)} files of {len(groups)} groups (wells, or connected fields)'
     names = ', '.join(sorted(valid)[:8])
     if len(valid)>8: names += ' ...'
-    return f'{cycles}, on {images}; held out to validate on: {len(valid)} ({names})'
+    return f'{cycles}, on {images}; held out to validate on: {len(valid)} ({names}){reason}'
 
 _LEGEND = (
     'each epoch prints its losses; psnr and ssim of the refocused images that are held out; '
     'psnr_input and ssim_input of the blurred images they were made from; minutes and seconds')
 
-def _print_plan(recipe, files, groups, valid):
-    print(_plan_text(recipe, files, groups, valid))
+def _print_plan(recipe, files, groups, valid, reason=''):
+    print(_plan_text(recipe, files, groups, valid, reason))
     print(_LEGEND, flush=True)
 
 # %% ../../nbs/49_learn.training.ipynb #stage-writer
@@ -513,6 +513,11 @@ def train(
     return learn
 
 # %% ../../nbs/49_learn.training.ipynb #chosen
+def _reason_to_hold_out(valid_wells, named, model):
+    "Words for the plan, where a model decides which groups are held out; otherwise empty"
+    if valid_wells or not named: return ''
+    return f', because {Path(model).stem} was not trained on them; this replaces the share of groups to hold out'
+
 def _to_hold_out(valid_wells, test_wells, unseen_by, init, unseen_of):
     "Names of the groups for validation: given, or held out from a model; empty if a share is to be drawn"
     model = unseen_by or init
@@ -596,7 +601,8 @@ def train_from_pairs(
     pairs = [p for p in pairs if p.field.well not in split.test]
     pairs = keep(pairs)
     set_seed(seed)
-    _print_plan(recipe, _files_of(pairs), split.train | split.valid, split.valid)
+    reason = _reason_to_hold_out(valid_wells, named, unseen_by or init)
+    _print_plan(recipe, _files_of(pairs), split.train | split.valid, split.valid, reason)
     if not dry_run: return _train_on_pairs(pairs, split, out, recipe, init=init, **kwargs)
 
 # %% ../../nbs/49_learn.training.ipynb #sizes
@@ -696,7 +702,8 @@ def train_from_sharp(
     largest = max(s.size for s in recipe.stages)
     _check_sizes(files, groups, split.valid, largest, simulate.radius)
     set_seed(seed)
-    _print_plan(recipe, files, set(groups), split.valid)
+    reason = _reason_to_hold_out(valid_wells, named, unseen_by or init)
+    _print_plan(recipe, files, set(groups), split.valid, reason)
     if dry_run: return
     about = dict(kinds=kinds and [kinds(f) for f in files], init=init, held_out=unseen)
     return _train_on_sharp(files, groups, split.valid, out, recipe, simulate, **about, **kwargs)

@@ -21,12 +21,12 @@ def _phase(s, cos, z, aberration):
 
 # %% ../../nbs/24_optics.kernels.ipynb #pupil_psf
 def pupil_psf(
-    r_um,                       # Distances from the axis (R,), µm
-    defocus_um,                 # Signed distances from focus (B,), µm
+    r_um,                       # Distances from the axis (R,), um
+    defocus_um,                 # Signed distances from focus (B,), um
     aberration,                 # Spherical aberration (B,): coefficient of its Zernike polynomial, waves
     na=BBBC006_NA,              # Numerical aperture, between 0 and `index`
     index=1.,                   # Refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
-    wavelength_um=HOECHST_UM,   # Emission wavelength, µm
+    wavelength_um=HOECHST_UM,   # Emission wavelength, um
     n=192,                      # Points along the pupil's radius
 )->torch.Tensor: # (B,R) intensities, not normalised
     "Intensity of a point out of focus (scalar Debye integral, Born and Wolf, Principles of Optics, 8.8; rim dimmed)"
@@ -88,11 +88,11 @@ def _delta_near_focus(k, d, na=BBBC006_NA, index=1., **_):
 _LAYERS = (-1,-0.5,0,0.5,1) # Depths that are averaged, in units of half the thickness
 
 def defocus_kernels(
-    defocus_um:torch.Tensor,         # Signed distances from focus (B,), µm
+    defocus_um:torch.Tensor,         # Signed distances from focus (B,), um
     aberration:torch.Tensor,         # Spherical aberration (B,), waves
-    thickness_um:torch.Tensor,       # Half thickness of the specimen (B,), µm
+    thickness_um:torch.Tensor,       # Half thickness of the specimen (B,), um
     radius:int=64,                   # Half width of the kernels, pixels
-    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, µm
+    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
     na:float=BBBC006_NA,             # Numerical aperture, between 0 and `index`
     index:float=1.,                  # Refractive index between lens and sample
 )->torch.Tensor: # (B,k,k), each sums to 1; negative in places, more so with more aberration
@@ -115,12 +115,12 @@ def _spread(like, generator, low=0., high=1.):
     return z.to(like.device)
 
 def wave_kernels(
-    defocus_um:torch.Tensor,        # Distances from focus (B,), µm; the side is drawn
+    defocus_um:torch.Tensor,        # Distances from focus (B,), um; the side is drawn
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter=0.2,               # Largest relative change of the width, 0 to 1
     aberration=0.4,                 # Largest spherical aberration of the microscope, waves
-    thickness_um=None,              # Largest half thickness of the specimen, µm; None: the distance that blurs by 2 px
+    thickness_um=None,              # Largest half thickness of the specimen, um; None: the distance that blurs by 2 px
     **optics                        # Arguments of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative parts sum to -0.3 or more
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
@@ -157,7 +157,7 @@ def _softened(disks, sigma):
 
 # %% ../../nbs/24_optics.kernels.ipynb #disk_kernels
 def disk_kernels(
-    defocus_um:torch.Tensor,        # Distances from focus (B,), µm; the sign is ignored
+    defocus_um:torch.Tensor,        # Distances from focus (B,), um; the sign is ignored
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter=0.25,              # Largest relative change of the width, 0 to 1
@@ -179,7 +179,7 @@ def disk_kernels(
 KERNEL_KINDS = (jittered_kernels, wave_kernels, disk_kernels)
 
 def random_kernels(
-    defocus_um:torch.Tensor,        # Distances from focus (B,), µm
+    defocus_um:torch.Tensor,        # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     shares=(0.4,0.4,0.2),           # How often each of `KERNEL_KINDS` is drawn
@@ -229,7 +229,7 @@ def blur_width(
 
 # %% ../../nbs/24_optics.kernels.ipynb #bbbc006_kernels
 def bbbc006_kernels(
-    defocus_um:torch.Tensor, # Distances from the plane called sharp (B,), µm; negative on the photographed side
+    defocus_um:torch.Tensor, # Distances from the plane called sharp (B,), um; negative on the photographed side
     radius:int=64,           # Half width of the kernels, pixels
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative in places
     "Kernels that BBBC006's microscope adds to a sharp plane, fitted to one real field: -0.3 waves; a delta at focus"

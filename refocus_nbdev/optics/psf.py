@@ -12,10 +12,10 @@ from functools import lru_cache
 from scipy.fft import next_fast_len
 
 # %% ../../nbs/20_optics.psf.ipynb #constants
-BBBC006_PIXEL_UM = 0.645 # Pixel size in the sample, µm
+BBBC006_PIXEL_UM = 0.645 # Pixel size in the sample, um
 BBBC006_NA = 0.45        # Numerical aperture of the objective
-HOECHST_UM = 0.46        # Wavelength that the stain emits, µm
-SIGMA_PX_PER_UM = 0.5    # Measured blur of BBBC006: pixels of standard deviation for each µm of defocus
+HOECHST_UM = 0.46        # Wavelength that the stain emits, um
+SIGMA_PX_PER_UM = 0.5    # Measured blur of BBBC006: pixels of standard deviation for each um of defocus
 
 # %% ../../nbs/20_optics.psf.ipynb #blur_px_per_um
 def _cone_slope(na, index=1.):
@@ -29,10 +29,10 @@ def _check_optics(pixel_um, na, index):
     raise ValueError(f'na={na}: the numerical aperture must be above 0 and below the refractive index, {index}')
 
 def blur_px_per_um(
-    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, µm
+    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
     na:float=BBBC006_NA,             # Numerical aperture, between 0 and `index`
     index:float=1.,                  # Refractive index between lens and sample: 1 air, 1.33 water, 1.515 oil
-)->float: # Pixels of standard deviation for each µm of defocus
+)->float: # Pixels of standard deviation for each um of defocus
     "The measured blur of BBBC006, rescaled for other optics; raises ValueError if `pixel_um` or `na` is out of range"
     _check_optics(pixel_um, na, index)
     measured = SIGMA_PX_PER_UM*BBBC006_PIXEL_UM/pixel_um
@@ -40,7 +40,7 @@ def blur_px_per_um(
 
 # %% ../../nbs/20_optics.psf.ipynb #sigma_of
 def sigma_of(
-    defocus_um, # Signed distance from focus, µm: a number, an array or a tensor
+    defocus_um, # Signed distance from focus, um: a number, an array or a tensor
     *optics,    # Arguments of `blur_px_per_um`, by position
     **kwargs    # Arguments of `blur_px_per_um`, by name
 ): # Standard deviation of the blur, pixels, same shape as `defocus_um`
@@ -48,7 +48,7 @@ def sigma_of(
     return blur_px_per_um(*optics, **kwargs)*abs(defocus_um)
 
 # %% ../../nbs/20_optics.psf.ipynb #widefield_psf
-# For `psfmodels`: refractive indices of medium, lens and sample; working distance, µm; oversampling
+# For `psfmodels`: refractive indices of medium, lens and sample; working distance, um; oversampling
 _AIR = dict(ni=1., ni0=1., ns=1., ti0=2000., sf=5)
 
 @lru_cache(maxsize=256)
@@ -60,10 +60,10 @@ def _scalar_psf(defocus_um, pixel_um, na, wavelength_um, radius):
     return (psf/psf.sum()).astype(np.float32)
 
 def widefield_psf(
-    defocus_um:float,                # Signed distance from focus, µm
-    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, µm
+    defocus_um:float,                # Signed distance from focus, um
+    pixel_um:float=BBBC006_PIXEL_UM, # Pixel size in the sample, um
     na:float=BBBC006_NA,             # Numerical aperture of an air objective, 0 to 1
-    wavelength_um:float=HOECHST_UM,  # Emission wavelength, µm
+    wavelength_um:float=HOECHST_UM,  # Emission wavelength, um
     radius:int=64,                   # Half width of the kernel, pixels
 )->np.ndarray: # float32 (2*radius+1, 2*radius+1), sums to 1
     "Point-spread function of an air objective, averaged over pixels (Gibson and Lanni, doi:10.1364/JOSAA.9.000154)"
@@ -86,7 +86,7 @@ def kernel_sigma(
 
 # %% ../../nbs/20_optics.psf.ipynb #thick_psf
 def thick_psf(
-    defocus_um:float, # Signed distance of the middle of the nuclei from focus, µm
+    defocus_um:float, # Signed distance of the middle of the nuclei from focus, um
     radius:int=64,    # Half width of the kernel, pixels
 )->np.ndarray: # float32 (2*radius+1, 2*radius+1), sums to 1
     "`widefield_psf` averaged over the depth of a nucleus and over the soft rim of a real cone of light"
@@ -145,7 +145,7 @@ _MAX_RATIO = 1.15 # Largest axis ratio
 _MAX_RING = 0.2   # Largest share of the ring
 
 def jittered_kernels(
-    defocus_um:torch.Tensor,        # Distances from focus, µm, shape (B,); the sign is ignored
+    defocus_um:torch.Tensor,        # Distances from focus, um, shape (B,); the sign is ignored
     generator:torch.Generator=None, # Source of the random draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter:float=0.15,        # Largest relative change of the width, 0 to 1

@@ -185,7 +185,7 @@ def make_field(
 def make_plane(
     rng:np.random.Generator, # Source of the noise
     signal:np.ndarray,       # Noise-free field, counts above the offset, `radius` pixels larger on every side
-    defocus_um:float=0.,     # Signed distance from focus, µm
+    defocus_um:float=0.,     # Signed distance from focus, um
     radius:int=64,           # Half width of the kernel, pixels
     gain:float=0.3,          # Counts per photo-electron
     read_noise:float=3.,     # Standard deviation of the read noise, counts

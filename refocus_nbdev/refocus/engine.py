@@ -289,7 +289,7 @@ def _need_less(self:Refocuser, e):
     least = 2*2*reach(self.model) if self.guided else self.tile
     if self.batch>1:
         self.batch //= 2
-        change = f'with {self.batch} tiles at a time'
+        change = 'with 1 tile at a time' if self.batch==1 else f'with {self.batch} tiles at a time'
     elif self.tile>least:
         self.tile = max(self.tile//2, least)
         change = f'with tiles of {self.tile} px'
@@ -344,7 +344,7 @@ def zoom(self:Refocuser,
     ratio = max(pixel_um/own, own/pixel_um)
     if ratio>_ZOOMS[1]:
         raise ValueError(f'pixels of {pixel_um:g} um: model {self.name} was made for {own:g} um, '
-                         f'and images are rescaled by no more than {_ZOOMS[1]:g}')
+                         f'and images are rescaled no more than {_ZOOMS[1]:g} times; pixel sizes are in um')
     return pixel_um/own if ratio>_ZOOMS[0] else 1.
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-share

@@ -201,22 +201,32 @@ def _constant(image, scales):
     which = f' (channel {", ".join(flat)})' if len(image.channels)>1 else ''
     return [Remark('constant', f'constant image{which}, passed through')]
 
-def _clipping(dtype, share):
+def _clipped_at_top(dtype, share):
     "A remark if computed pixels are brighter than the data type can hold"
-    if share<=1e-4: return []
+    if share<=MOST_SATURATED: return []
     remedy = 'convert to 16 bits first' if dtype==np.uint8 else 'halve the counts first, or convert to float32'
     brighter = f'{share:.2%} of the pixels would be brighter than {dtype} can hold'
     return [Remark('clipped', f'{brighter}, and were clipped: {remedy}')]
 
+def _clipped_at_0(share):
+    "A remark if computed pixels are darker than an integer type can hold"
+    if share<=MOST_SATURATED: return []
+    darker = f'{share:.2%} of the pixels would be 0 or less'
+    return [Remark('clipped at 0', f'{darker}, and were clipped at 0: add an offset to the image first')]
+
 # %% ../../nbs/54_refocus.files.ipynb #_with_clipping_counted
-def _with_clipping_counted(rows, new, shares):
-    "The rows `new`; each read adds the share of pixels that were clipped to the list `shares`"
+def _more_at(value, image, result):
+    "Share of pixels that have a value in the result, beyond the share in the image"
+    return ((result==value).mean()-(image==value).mean()).clip(0)
+
+def _with_clipping_counted(rows, new, at_top, at_0):
+    "The rows `new`; each read adds the shares of pixels that were clipped to the lists `at_top` and `at_0`"
     if rows.dtype.kind=='f': return new
     top = np.iinfo(rows.dtype).max
     def read(first, last):
-        result = new[first:last]
-        more = (result==top).mean()-(rows[first:last]==top).mean()
-        shares.append(more.clip(0))
+        result,image = new[first:last],rows[first:last]
+        at_top.append(_more_at(top, image, result))
+        at_0.append(_more_at(0, image, result))
         return result
     return Rows(rows.shape, rows.dtype, read)
 
@@ -241,7 +251,8 @@ class _PlaneRefocuser:
         self.widths = {}        # Key to the width of the blur, px
         self.doubts = {}        # Key to a list of `Remark`s
         self.table_places = {}  # Key to the plane's place in the table of intervals
-        self.clipped = []       # Shares of pixels that were clipped, one for each strip of rows
+        self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
+        self.at_0 = []          # Shares of pixels that were clipped at 0
 
 def _key(plane): return plane.series,plane.index
 
@@ -267,7 +278,7 @@ def _refocused(self:_PlaneRefocuser, plane):
     new = self.refocuser.refocused_rows(rows, self.scales[plane.channel], self.width, self.zoom, self.folder,
                                         self._progress_of(plane), partial(self._keep_facts, key))
     if self.strict: refuse(self.image.path, self.doubts[key])
-    return _with_clipping_counted(rows, new, self.clipped)
+    return _with_clipping_counted(rows, new, self.at_top, self.at_0)
 
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-change
 @patch
@@ -299,7 +310,8 @@ def all_doubts(self:_PlaneRefocuser):
     counts = Counter(d for _,doubts in sorted(self.doubts.items()) for d in doubts)
     def with_count(doubt): return Remark(doubt.code, f'{doubt.text} ({counts[doubt]} of {n} planes)')
     doubts = list(counts) if n==1 else [with_count(d) for d in counts]
-    return doubts+_clipping(self.image.dtype, np.mean(self.clipped or [0]))
+    at_top,at_0 = (np.mean(shares or [0]) for shares in (self.at_top, self.at_0))
+    return doubts+_clipped_at_top(self.image.dtype, at_top)+_clipped_at_0(at_0)
 
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-half_widths
 @patch
