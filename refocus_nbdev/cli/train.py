@@ -162,7 +162,8 @@ def _train(options):
     "Check the options of `train`, train, and report"
     if options.log: check_replaced([options.log], [], True)
     check_new_model(options.out)
-    if options.kinds and not options.sharp_only: raise UsageError('--kinds is for in-focus images: give --sharp-only too')
+    if options.kinds and not options.sharp_only:
+        raise UsageError('--kinds is for in-focus images: give --sharp-only too')
     recipe = _recipe(options)
     if options.sharp_only: _train_on_sharp(_images(options.data), recipe, options)
     else: _train_on_pairs(_pairs(options), recipe, options)
@@ -170,13 +171,14 @@ def _train(options):
     else: _report(options.out)
 
 # %% ../../nbs/73_cli.train.ipynb #train
-@command(_EPILOG, what='sharp_only kinds planes target channel registered pixel_um na index', where_to='out log checkpoint',
+@command(_EPILOG, what='sharp_only kinds planes target channel registered pixel_um na index',
+         where_to='out log checkpoint',
          how='stages epochs init weights resume seed', trust='valid_pct valid_wells unseen_by test_wells')
 def train(
     data:list[str], # A plate in BBBC006 layout; with --sharp-only: files, folders or globs of in-focus images
     out:Path=Path('model.safetensors'), # Model file to write
     sharp_only:bool=False, # Train on in-focus images alone; their blur is simulated
-    kinds:Path|None=None, # Table (CSV) with columns file and kind: each kind of structure gets the same number of crops
+    kinds:Path|None=None, # Table (CSV) with columns file and kind; each kind gets the same number of crops
     stages:Stages='quick', # The recipe, explained below
     epochs:int=0, # Epochs (passes through the images) of each stage; 0 for those of the recipe
     planes:str='', # Planes to refocus, such as 1,5,10; all but the target if empty
