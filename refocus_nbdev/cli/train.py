@@ -27,12 +27,13 @@ _RECIPES = dict(
     polish='like finetune, in smaller steps',
     few='from about ten in-focus images; goes on from the model of --init',
     fast='a smaller network, from in-focus images; copies the blur estimator of the model of --init',
+    general='from in-focus images of many stains, and drawn scenes; goes on from the model of --init',
     plate='from pairs of planes, longer than quick',
     blog='from pairs of planes, as in the blog post of 2019',
     blog_short='like blog, with fewer epochs')
 
 Stages = Literal[tuple(_RECIPES)]
-_ON_FROM_A_MODEL = 'finetune', 'polish', 'few'
+_ON_FROM_A_MODEL = 'finetune', 'polish', 'few', 'general'
 _EPILOG = '\n'.join(['Recipes for --stages:', *(f'{name}: {purpose}.' for name,purpose in _RECIPES.items())])
 
 # %% ../../nbs/73_cli.train.ipynb #_recipe

@@ -108,8 +108,9 @@ class CropAndTurn(RandTransform):
     def before_call(self, b, split_idx):
         "Choose the place and the turn for all images of an item"
         h,w = b[0].shape[-2:]
-        self.side = self.size if split_idx else self._random_side(min(h,w))
-        if min(h,w)<self.side and (split_idx or 2*min(h,w)-1<self.side):
+        most = min(h,w) if split_idx else _most(b[0])
+        self.side = self.size if split_idx else self._random_side(most)
+        if most<self.side:
             raise ImageError(f'an image of {h}x{w} pixels is too small for crops of {self.size}: choose a smaller size')
         room = max(h-self.side, 0), max(w-self.side, 0)
         if split_idx: self._choose_tile(b[0].tile, *room)
@@ -124,6 +125,11 @@ class CropAndTurn(RandTransform):
 
 # %% ../../nbs/40_learn.data.ipynb #CropAndTurn-places
 def _resized(x, size): return F.interpolate(x[None], (size,size), mode='bicubic', antialias=True)[0]
+
+def _most(x):
+    "The largest side of a region in training, px: that of the mirrored image, if an image (1,H,W) may be mirrored"
+    n = min(x.shape[-2:])
+    return 2*n-1 if getattr(x, 'may_mirror', True) else n
 
 def _mirrored(x, side):
     "An image (1,H,W) that is mirrored at its lower and right border where it is smaller than `side`"
@@ -143,7 +149,7 @@ def _grid_place(tile, h, w, size):
 def _random_side(self:CropAndTurn, most):
     low,high = map(math.log, self.shrink)
     side = round(self.size*math.exp(random.uniform(low, high)))
-    return min(side, max(self.size, 2*most-1))
+    return min(side, max(self.size, most))
 
 @patch
 def _choose_tile(self:CropAndTurn, tile, h, w):

@@ -238,7 +238,7 @@ def load_scene(
     c:Crop, # Of a file, an `AnyOf` or a `Drawn`
 ) -> TensorImageBW: # (1,H,W), relative brightness, 0 to about 1
     "The whole field of a crop; raises `ImageError` for a file that cannot be read"
-    if isinstance(c.item, Drawn): return TensorImageBW(c.item.draw(c.tile)[None], tile=0)
+    if isinstance(c.item, Drawn): return TensorImageBW(c.item.draw(c.tile)[None], tile=0, may_mirror=False)
     if isinstance(c.item, AnyOf): return load_sharp(Crop(random.choice(c.item.files), c.tile))
     return load_sharp(c)
 
@@ -254,10 +254,11 @@ def _for_validation(held_out_files):
 def sharp_block(
     is_valid,                  # Function of an item that returns whether it is for validation
     size=128,                  # Side of the crops after simulation, px
-    simulate=SimulateDefocus(),# Makes the blurred partner
+    simulate=None,             # Makes the blurred partner; `SimulateDefocus()` if None
     shrink=(0.9,1.3),          # Least and largest factor by which training shrinks a region, see `CropAndTurn`
 ) -> DataBlock:                # Its items are `Crop`s for `load_scene`
     "A `DataBlock` of sharp images whose blurred partners are simulated on the fly"
+    simulate = simulate or SimulateDefocus()
     return DataBlock(
         blocks=TransformBlock(load_scene),
         splitter=FuncSplitter(lambda c: is_valid(c.item)),
@@ -304,13 +305,14 @@ def sharp_dls(
     size=128,      # Side of the crops after simulation, px
     bs=16,         # Crops in a batch
     device=None,   # Device of the batches; None is fastai's default
-    simulate=SimulateDefocus(), # Makes the blurred partner
+    simulate=None, # Makes the blurred partner; `SimulateDefocus()` if None
     crops=None,    # Crops of each image in an epoch, on average; None is as many as fit
     kinds=None,    # The kind of structure in each file: each kind gets as many crops; None: all are of one kind
     drawn=0.,      # Share of the crops that are drawn scenes, 0 to below 1
     shrink=(0.9,1.3), # Least and largest factor by which training shrinks a region, see `CropAndTurn`
 ) -> DataLoaders:  # Batches of (blurred, sharp), each (bs,1,size,size) float32 in network units
     "`DataLoaders` from sharp images and drawn scenes; raises `ImageError` if no image is large enough"
+    simulate = simulate or SimulateDefocus()
     side = size + 2*simulate.radius
     valid_files = {f for f,g in zip(files, groups) if g in held_out}
     margin = simulate.radius

@@ -91,6 +91,7 @@ RECIPES = dict(
     polish=Recipe((Stage(256, 8, 40, 1e-4, pct_start=0.1, crops=8),), blend=0.5, **_GUIDED),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), **_GUIDED),
     fast=Recipe(_small_then_large(60, 150), args=_FAST, borrow='estimator', **_GUIDED),
+    general=Recipe((Stage(256, 8, 60, 1e-3, pct_start=0.1, crops=3),), drawn=0.3, shrink=(0.4,2.5), **_GUIDED),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe(_BLOG_STAGES, **_BLOG),
     blog_short=Recipe(_BLOG_SHORT_STAGES, **_BLOG))
@@ -679,7 +680,7 @@ def train_from_sharp(
     files,          # In-focus images
     out,            # The model file to write
     recipe:Recipe,  # What to train, and how; without a scale
-    simulate=SimulateDefocus(), # Makes the blurred partners
+    simulate=None,  # Makes the blurred partners; `SimulateDefocus()` if None
     init=None,      # A model file to start from
     valid_pct=0.2,  # Share of the groups held out
     valid_wells=(), # Names of the groups held out, such as wells, instead of a share
@@ -694,6 +695,7 @@ def train_from_sharp(
     Raises `ImageError` for files that cannot be read or are too small, `ValueError` for groups that are unknown
     or too few, or for a recipe with a scale."""
     _check_scale(recipe.scale)
+    simulate = simulate or SimulateDefocus()
     groups = groups_of(files)
     named = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_groups, files, groups))
     split = _split_of(groups, named, valid_pct, test_wells, seed)
