@@ -8,6 +8,7 @@ __all__ = ['specks', 'VaryScene', 'center_crop', 'SimulateDefocus', 'simulate_fo
 
 # %% ../../nbs/41_learn.simulated.ipynb #imports
 import math, random
+from inspect import signature
 from collections import Counter
 from typing import NamedTuple
 import numpy as np, torch
@@ -131,6 +132,21 @@ def _distances(u, near, near_um, max_um):
     farthest = torch.where(u['near']<near, min(max_um, near_um), max_um)
     return (u['um']*farthest).flatten()
 
+# %% ../../nbs/41_learn.simulated.ipynb #cut-off
+def _quantiles(x, shares):
+    "For each image (n,1,H,W), the value that a share (n,1) of its pixels lie below, (n,1,1,1)"
+    ordered = x[..., ::4, ::4].flatten(1).sort(1).values
+    places = (shares*(ordered.shape[1]-1)).long()
+    return ordered.gather(1, places)[..., None, None]
+
+def _cut_off(noisy, kept, share, gen):
+    "Blurred and sharp images (n,1,H,W); in a share of them a level is subtracted, and what lies below is 0"
+    u = torch.rand(2, len(noisy), 1, generator=gen).to(noisy.device)
+    level = _quantiles(noisy, _within(u[1], (0.05, 0.7)))
+    is_cut = (u[0]<share)[..., None, None]
+    def cut(x): return torch.where(is_cut, (x-level).clamp(min=0), x)
+    return cut(noisy),cut(kept)
+
 # %% ../../nbs/41_learn.simulated.ipynb #SimulateDefocus
 class SimulateDefocus(ItemTransform):
     "Turns batches of sharp crops, 0 to 1, into (blurred, sharp) in network units, `radius` pixels smaller at each side"
@@ -148,6 +164,7 @@ class SimulateDefocus(ItemTransform):
         blank=0.03,        # Share of the crops that show nothing at all
         tilted=0.3,        # Share of the crops, in training, that lie deeper at one side
         tilt_um=3.,        # Largest difference in depth between the sides, um
+        cut_off=0.,        # Share of the crops, in training, from which a background is subtracted and cut off at 0
         scale_jitter=(0.7, 2.5), # Factor on the range of the scale in training, log-uniform
         seed=0,            # Seed of the noise in validation
         px_per_um=SIGMA_PX_PER_UM, # Approximate width of the blur, px for each um out of focus, for the model's card
@@ -166,6 +183,15 @@ def _simulated(self:SimulateDefocus, sharp):
     seed = self.seed if self.valid else random.getrandbits(40)
     gen = torch.Generator().manual_seed(seed)
     u = _draws(len(sharp), self.valid, gen, sharp.device)
+    noisy,kept,width = self._photographed(sharp, u, gen)
+    if self.cut_off and not self.valid: noisy,kept = _cut_off(noisy, kept, self.cut_off, gen)
+    scale = Scale.of(noisy)
+    if not self.valid: scale.range = scale.range*_log_within(u['jitter'], self.scale_jitter)
+    return TensorImageBW(scale.do(noisy), width=width), TensorImageBW(scale.do(kept))
+
+@patch
+def _photographed(self:SimulateDefocus, sharp, u, gen):
+    "Blurred noisy images and sharp ones (B,1,h,w), counts, and the widths of the blur (B,)"
     peak = _log_within(u['peak'], self.peak)
     shown = u['blank']>self.blank
     scene = sharp*peak*shown
@@ -173,10 +199,7 @@ def _simulated(self:SimulateDefocus, sharp):
     gain = _log_within(u['gain'], self.gain)
     read_noise = _within(u['read'], self.read_noise)
     noisy = add_noise(blurred, gain, read_noise, generator=gen)
-    scale = Scale.of(noisy)
-    if not self.valid: scale.range = scale.range*_log_within(u['jitter'], self.scale_jitter)
-    kept = center_crop(scene, self.radius)
-    return TensorImageBW(scale.do(noisy), width=width), TensorImageBW(scale.do(kept))
+    return noisy, center_crop(scene, self.radius), width
 
 @patch
 def _blurred(self:SimulateDefocus, scene, u, gen):
@@ -189,6 +212,16 @@ def _blurred(self:SimulateDefocus, scene, u, gen):
     tilted = (u['tilt']<self.tilted).flatten()
     if tilted.any(): x[tilted],width[tilted] = _tilted_blur(scene[tilted], um[tilted], self.tilt_um, kernels, gen)
     return x,width
+
+# %% ../../nbs/41_learn.simulated.ipynb #varied
+@patch
+def varied(self:SimulateDefocus,
+    **changes # Arguments of `SimulateDefocus`
+) -> SimulateDefocus:
+    "The same simulation with some other arguments; raises `TypeError` for an unknown one"
+    names = [name for name in signature(SimulateDefocus.__init__).parameters if name!='self']
+    known = {name: getattr(self, name) for name in names}
+    return type(self)(**(known|changes))
 
 # %% ../../nbs/41_learn.simulated.ipynb #simulate_for
 def simulate_for(

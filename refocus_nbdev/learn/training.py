@@ -56,6 +56,7 @@ class Recipe:
     borrow: str=''             # Part to copy from the initial model, such as 'estimator'; the whole model if empty
     blend: float=0.            # Share of the initial model's weights in the final weights
     drawn: float=0.            # Share of the crops that are drawn scenes; for in-focus images
+    simulation: dict=field(default_factory=dict) # Other arguments of `SimulateDefocus`; for in-focus images
     shrink: tuple=(0.9,1.3)    # Least and largest factor by which regions are shrunk to crops; for in-focus images
     scale: dict|None=None      # Arguments of `Scale.given`, for each image alone; None for the blurred image's scale
 
@@ -78,6 +79,7 @@ _BLOG_SHORT_STAGES = (
 
 # %% ../../nbs/49_learn.training.ipynb #RECIPES
 _GUIDED = dict(network='guided_unet', loss='fidelity', average=0.999)
+_ALL_KINDS = dict(drawn=0.3, shrink=(0.4,2.5), simulation=dict(cut_off=0.1))
 _FAST = dict(widths=(48,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 
 def _small_then_large(small, large):
@@ -91,7 +93,7 @@ RECIPES = dict(
     polish=Recipe((Stage(256, 8, 40, 1e-4, pct_start=0.1, crops=8),), blend=0.5, **_GUIDED),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), **_GUIDED),
     fast=Recipe(_small_then_large(60, 150), args=_FAST, borrow='estimator', **_GUIDED),
-    general=Recipe((Stage(256, 8, 60, 1e-3, pct_start=0.1, crops=3),), drawn=0.3, shrink=(0.4,2.5), **_GUIDED),
+    general=Recipe((Stage(256, 8, 60, 1e-3, pct_start=0.1, crops=3),), **_ALL_KINDS, **_GUIDED),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe(_BLOG_STAGES, **_BLOG),
     blog_short=Recipe(_BLOG_SHORT_STAGES, **_BLOG))
@@ -695,7 +697,7 @@ def train_from_sharp(
     Raises `ImageError` for files that cannot be read or are too small, `ValueError` for groups that are unknown
     or too few, or for a recipe with a scale."""
     _check_scale(recipe.scale)
-    simulate = simulate or SimulateDefocus()
+    simulate = (simulate or SimulateDefocus()).varied(**recipe.simulation)
     groups = groups_of(files)
     named = _to_hold_out(valid_wells, test_wells, unseen_by, init, partial(unseen_groups, files, groups))
     split = _split_of(groups, named, valid_pct, test_wells, seed)
