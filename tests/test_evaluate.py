@@ -101,6 +101,18 @@ def test_scores_of_good_and_odd_files(in_process, own, blurred, sharp, tmp_path)
     assert t.defocus_um[2]>4 and t.low_um[2]<t.defocus_um[2]<t.high_um[2]
     assert len(pd.read_csv(tmp_path/'t.csv'))==2 and [p.name for p in (tmp_path/'maps').iterdir()]==['two.ome.png']
 
+def test_files_with_other_axes_have_maps_too(in_process, tmp_path):
+    x = tifffile.imread(sorted((SAMPLE/'BBBC006_v1_images_z_10').iterdir())[0])
+    (tmp_path/'in').mkdir()
+    tifffile.imwrite(tmp_path/'in'/'a.tif', x, photometric='minisblack')
+    tifffile.imwrite(tmp_path/'in'/'pages.tif', np.stack([x, x]), photometric='minisblack', metadata=None)
+    tifffile.imwrite(tmp_path/'in'/'stack.tif', np.stack([x, x]), imagej=True, metadata=dict(axes='ZYX'))
+    args = 'score', tmp_path/'in', '--pixel-um', 0.645, '--out', tmp_path/'s.csv', '--pictures', tmp_path/'maps'
+    assert in_process(*args).code==0
+    assert sorted(f.name for f in (tmp_path/'maps').iterdir())==['a.png', 'pages.png', 'stack.png']
+    one = *args[:1], tmp_path/'in'/'pages.tif', *args[2:-1], tmp_path/'named', '--axes', 'TYX', '--overwrite'
+    assert in_process(*one).code==0 and (tmp_path/'named'/'pages.png').exists()
+
 def test_a_table_of_scores_is_not_replaced(in_process, folder, tmp_path):
     (tmp_path/'s.csv').write_text('mine')
     assert in_process('score', folder, '--out', tmp_path/'s.csv').code==2 and (tmp_path/'s.csv').read_text()=='mine'

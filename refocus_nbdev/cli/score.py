@@ -103,7 +103,7 @@ def _score(files, paths, pictures, refocuser, known, reading):
     scored,failed = of_each(score_one, files, partial(tracked, label='scoring'))
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
-        if pictures: draw_scores(pictures, planes, tiles)
+        if pictures: draw_scores(pictures, planes, tiles, reading['axes'])
         _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
     if failed: list_failed(failed)

@@ -359,33 +359,37 @@ def draw_plate(
     return fig
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_scores
+# Columns from `score_file` that are no places of planes
+_NOT_PLACES = ('file', 'focus_score', 'defocus_um', 'low_um', 'high_um', 'in_focus', 'laplacian_variance', 'power_slope',
+               'note', 'codes')
+
 def _farthest_place(planes):
     "The place on its axes of that plane of a file which is farthest out of focus, a table of one row"
-    axes = [c for c in ('series','channel','t','z') if c in planes]
+    axes = [c for c in planes if c not in _NOT_PLACES]
     farthest = planes.defocus_um.idxmax()
     return planes.loc[[farthest], axes].dropna(axis=1)
 
-def _plane_at(path, place):
+def _plane_at(path, place, axes):
     "The plane (H,W) of a file that has a place on its axes"
-    with open_image(path) as f:
+    with open_image(path, axes) as f:
         plane = next(p for p in f.planes if f.place(p)==place)
         return f.read(plane)
 
-def _worst_map(planes, tiles):
+def _worst_map(planes, tiles, axes):
     "The map of that plane of a file which is farthest out of focus"
     farthest = _farthest_place(planes)
     place = {name: column.iloc[0] for name,column in farthest.items()}
-    image = _plane_at(planes.file.iloc[0], place)
+    image = _plane_at(planes.file.iloc[0], place, axes)
     there = tiles.merge(farthest, on=list(place))
     return draw_map(image, there)
 
-def _pictures(scored, tiles):
+def _pictures(scored, tiles, axes):
     "Name and picture of the plate, if there is one, and of each file that shows something"
     wells = wells_of(scored)
     if wells: yield 'plate_map', draw_plate(wells)
     known = scored.dropna(subset='defocus_um')
     for file,planes in known.groupby('file', sort=False):
-        yield Path(file).stem, _worst_map(planes, tiles[tiles.file==file])
+        yield Path(file).stem, _worst_map(planes, tiles[tiles.file==file], axes)
 
 def _free_path(out, name, taken):
     "A PNG of this name, or of the name with the first free number from 2"
@@ -399,10 +403,11 @@ def draw_scores(
     out,                 # A folder; made if missing, and there is something to draw
     scored:pd.DataFrame, # From `score_file`, of many files
     tiles:pd.DataFrame,  # From `score_file`, too
+    axes=None,           # Letters for the axes of the files, as `score_file` got them
 ) -> list[Path]: # Of the PNGs
     "Write a map of each file in which there is something to see, and of the plate if there is one"
     written = []
-    for name,figure in _pictures(scored, tiles):
+    for name,figure in _pictures(scored, tiles, axes):
         path = _free_path(Path(out), name, written)
         save_figure(figure, path, ImageError)
         written.append(path)
