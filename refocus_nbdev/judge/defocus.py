@@ -360,8 +360,9 @@ def draw_plate(
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_scores
 # Columns from `score_file` that are no places of planes
-_NOT_PLACES = ('file', 'focus_score', 'defocus_um', 'low_um', 'high_um', 'in_focus', 'laplacian_variance', 'power_slope',
-               'note', 'codes')
+_NOT_PLACES = (
+    'file', 'focus_score', 'defocus_um', 'low_um', 'high_um', 'in_focus', 'laplacian_variance', 'power_slope', 'note',
+    'codes')
 
 def _farthest_place(planes):
     "The place on its axes of that plane of a file which is farthest out of focus, a table of one row"
