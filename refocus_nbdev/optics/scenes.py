@@ -11,6 +11,7 @@ import numpy as np
 from scipy.fft import fftfreq, irfft2, rfft2, rfftfreq
 from scipy.ndimage import gaussian_filter, zoom
 from scipy.spatial import KDTree
+from .specimen import wobble
 
 # %% ../../nbs/26_optics.scenes.ipynb #waves
 NUCLEUS_PX = 28 # Diameter of a typical nucleus of BBBC006, px
@@ -173,13 +174,6 @@ def draw_vesicles(
     return _softened(rings, 0.7+0.4*rng.random())
 
 # %% ../../nbs/26_optics.scenes.ipynb #ellipse
-def _wobble(rng, direction):
-    "Relative radius of an outline in each direction, about 1"
-    n = np.arange(2, 6)[:,None,None]
-    heights = rng.uniform(0, 0.1)*rng.standard_normal(n.shape)/(n-1)
-    starts = rng.uniform(0, 2*np.pi, n.shape)
-    return 1+(heights*np.cos(n*direction+starts)).sum(0)
-
 def _body(rng, minor, stretch):
     "Thickness, 0 to 1, of an ellipse with a wobbly outline and a round rim; `minor` is its short axis (px)"
     half = int(0.68*minor*stretch)+2
@@ -187,7 +181,7 @@ def _body(rng, minor, stretch):
     angle = rng.uniform(0, np.pi)
     along = side*np.cos(angle)+side[:,None]*np.sin(angle)
     across = side[:,None]*np.cos(angle)-side*np.sin(angle)
-    outline = _wobble(rng, np.arctan2(across*stretch, along))
+    outline = 1+wobble(rng, np.arctan2(across*stretch, along), rng.uniform(0, 0.1))
     radius = np.hypot(2*along/stretch, 2*across)/minor/outline.clip(0.4)
     rim = rng.uniform(1, max(1.5, minor/4))
     depth = ((1-radius)*minor/2/rim).clip(0, 1)
