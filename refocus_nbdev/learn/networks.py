@@ -349,17 +349,20 @@ def _transfer(sigma, h, w, step=1.):
 
 # %% ../../nbs/46_learn.networks.ipynb #WienerTaps
 class WienerTaps(nn.Module):
-    """From (B,1,H,W), H and W even, and widths (B,) to denoised (B,1,H,W) and deconvolved (B,n,H/2,W/2) or None
+    """From (B,1,H,W), H and W even, and widths (B,) to a start (B,1,H,W) and deconvolved (B,n,H/2,W/2) or None
 
-    The deconvolutions are Wiener filters for Gaussians around the widths."""
+    The deconvolutions are Wiener filters for Gaussians around the widths. The start is the image without its noise, or
+    a deconvolution at full resolution."""
     def __init__(self,
         taps=TAPS,         # Factor on the width and K of each of n filters
         passed=(0.7,1e-3), # Factor and K of the filter that removes noise
+        sharpen=None,      # Factor and K of a deconvolution in place of that filter; None for none
         margin=48,         # Width of the reflected margin on each side, px, even
     ):
         super().__init__()
         self.taps = tuple(map(tuple, taps))
         self.passed = passed
+        self.sharpen = sharpen
         self.margin = margin
 
     def padded(self, n):
@@ -383,16 +386,17 @@ def filters(self:WienerTaps,
     return H*(1+K)/(H*H+K)
 
 @patch
-def denoiser(self:WienerTaps,
+def start_filter(self:WienerTaps,
     width:Tensor, # (B,) px
     h:int,        # Rows of the image
     w:int,        # Columns of the image
-) -> Tensor:      # (B,1,h,w//2+1), 0 to 1
-    "The share of each frequency that is kept"
-    factor,K = self.passed
-    sigma = factor*width[:,None,None,None]
-    H2 = _transfer(sigma, h, w)**2
-    return H2*(1+K)/(H2+K)
+) -> Tensor:      # (B,1,h,w//2+1)
+    "The factor on each frequency: at most 1 if only noise is removed, more if the image is deconvolved"
+    factor,K = self.sharpen or self.passed
+    H = _transfer(factor*width[:,None,None,None], h, w)
+    H2 = H*H
+    signal = H if self.sharpen else H2
+    return signal*(1+K)/(H2+K)
 
 # %% ../../nbs/46_learn.networks.ipynb #filtered
 def _low(spectrum, h, w):
@@ -407,19 +411,19 @@ def _low(spectrum, h, w):
 def filtered(self:WienerTaps,
     x:Tensor,     # (B,1,H,W), H and W multiples of 4; treated as periodic
     width:Tensor, # (B,) px
-) -> tuple:       # Denoised (B,1,H,W), and deconvolved (B,n,H/2,W/2), None without taps
-    "The denoised image and its deconvolutions"
+) -> tuple:       # Start (B,1,H,W), and deconvolved (B,n,H/2,W/2), None without taps
+    "The start of the result, and the deconvolutions"
     h,w = x.shape[-2:]
     half = h//2,w//2
     with torch.autocast(x.device.type, enabled=False):
         spectrum = torch.fft.rfft2(x.float())
-        denoiser = self.denoiser(width, h, w)
-        clean = torch.fft.irfft2(spectrum*denoiser, s=(h,w))
-        if not self.taps: return clean,None
+        kept = spectrum*self.start_filter(width, h, w)
+        start = torch.fft.irfft2(kept, s=(h,w))
+        if not self.taps: return start,None
         filters = self.filters(width, *half)
         products = _low(spectrum, h, w)*filters
         deconvolved = torch.fft.irfft2(products, s=half)
-        return clean,deconvolved/4
+        return start,deconvolved/4
 
 # %% ../../nbs/46_learn.networks.ipynb #cut
 def _window(x, top, left, h, w, step):
@@ -429,7 +433,7 @@ def _window(x, top, left, h, w, step):
     return x[..., rows, columns]
 
 def cut(
-    clean:Tensor, # (B,1,H,W), from `WienerTaps.filtered`
+    start:Tensor, # (B,1,H,W), from `WienerTaps.filtered`
     deconvolved,  # (B,n,H/2,W/2), from `WienerTaps.filtered`; or None
     top:int,      # First row of the rectangle, even
     left:int,     # First column of the rectangle, even
@@ -437,20 +441,20 @@ def cut(
     w:int,        # Number of columns, even
 ) -> tuple:       # (B,1,h,w), and (B,n,h/2,w/2) or None
     "The parts of both that cover a rectangle"
-    part = _window(clean, top, left, h, w, 1)
+    part = _window(start, top, left, h, w, 1)
     if deconvolved is not None: deconvolved = _window(deconvolved, top, left, h, w, 2)
     return part,deconvolved
 
 @patch
 def forward(self:WienerTaps, x, width):
-    "The denoised image and its deconvolutions, see `filtered`, for an image with even sides"
+    "The start of the result and the deconvolutions, see `filtered`, for an image with even sides"
     h,w = x.shape[-2:]
     m = self.margin
     below = self.padded(h)-h-m
     right = self.padded(w)-w-m
     padded = reflect_pad(x, m, below, m, right)
-    clean,deconvolved = self.filtered(padded, width.float())
-    return cut(clean, deconvolved, m, m, h, w)
+    start,deconvolved = self.filtered(padded, width.float())
+    return cut(start, deconvolved, m, m, h, w)
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedBlock
 _CODE = 32 # Length of the vector that represents a width inside the network
@@ -500,13 +504,15 @@ class GuidedUnet(nn.Module):
         fold=4,                  # Side of the blocks of pixels that are folded into channels, px
         fade=(0.8,1.4),          # Widths of the blur, px: no change below the first, full change above the second
         taps=TAPS,               # Deconvolutions, see `WienerTaps`; () for none
+        # Factor on the width and K of the deconvolution that the output is added to; None: of the image without noise
+        sharpen=None,
     ):
         super().__init__()
         self.fold = fold
         self.multiple = fold
         self.fade = fade
         self.estimator = WidthEstimator(fold=fold)
-        self.taps = WienerTaps(taps)
+        self.taps = WienerTaps(taps, sharpen=sharpen)
         self.code = _width_code()
         more = len(self.taps.taps)*(fold//2)**2
         self._build(widths, blocks, fold**2, more)
@@ -553,7 +559,7 @@ def correction(self:GuidedUnet,
     x:Tensor,    # (B,c,H/fold,W/fold) folded image and deconvolutions
     code:Tensor, # (B,32), see `code`
 ) -> Tensor:     # (B,fold**2,H/fold,W/fold)
-    "The folded pixels that are added to the denoised image"
+    "The folded pixels that are added to the start of the result"
     x = x.contiguous(memory_format=torch.channels_last)
     skips = self._down(self.stem(x), code)
     y = skips[-1]
@@ -565,7 +571,7 @@ def correction(self:GuidedUnet,
 @patch
 def refocused(self:GuidedUnet,
     x:Tensor,     # (B,1,H,W) in network units
-    clean:Tensor, # (B,1,H,W) denoised, from `WienerTaps`
+    start:Tensor, # (B,1,H,W) from `WienerTaps`
     deconvolved,  # (B,n,H/2,W/2) from `WienerTaps`, or None
     width:Tensor, # (B,) px
 ) -> Tensor:      # (B,1,H,W)
@@ -579,7 +585,7 @@ def refocused(self:GuidedUnet,
     y = self.correction(inputs, code)
     y = F.pixel_shuffle(y, self.fold)
     strength = smoothstep(width, *self.fade)
-    change = clean-x+y.float()
+    change = start-x+y.float()
     return x + strength.view(-1,1,1,1)*change
 
 @patch
@@ -587,8 +593,8 @@ def forward(self:GuidedUnet, x, width=None):
     "The refocused image, (B,1,H,W), for widths (B,) in px, or for its own estimate"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    clean,deconvolved = self.taps(x, width)
-    return self.refocused(x, clean, deconvolved, width)
+    start,deconvolved = self.taps(x, width)
+    return self.refocused(x, start, deconvolved, width)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16
 def fast_bf16(

@@ -53,7 +53,7 @@ class Recipe:
     args: dict=field(default_factory=dict) # Arguments of the network
     loss: str='l1'             # A key of `LOSSES`
     average: float=0.995       # Decay of the averaged weights; 0 keeps the last weights
-    borrow: str=''             # Part to copy from the initial model, such as 'estimator'; the whole model if empty
+    borrow: str=''             # What to copy from the initial model: 'weights', a part ('estimator'), or, if empty, the model
     blend: float=0.            # Share of the initial model's weights in the final weights
     drawn: float=0.            # Share of the crops that are drawn scenes; for in-focus images
     simulation: dict=field(default_factory=dict) # Other arguments of `SimulateDefocus`; for in-focus images
@@ -79,7 +79,9 @@ _BLOG_SHORT_STAGES = (
 
 # %% ../../nbs/49_learn.training.ipynb #RECIPES
 _GUIDED = dict(network='guided_unet', loss='fidelity', average=0.999)
-_ALL_KINDS = dict(drawn=0.3, shrink=(0.4,2.5), simulation=dict(cut_off=0.1))
+_ALL_KINDS = dict(
+    args=dict(sharpen=(1,0.03)), borrow='weights', drawn=0.3, shrink=(0.4,2.5),
+    simulation=dict(cut_off=0.1, near=0.3, near_um=8., scale_jitter=(0.6,3.5)))
 _FAST = dict(widths=(48,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 
 def _small_then_large(small, large):
@@ -383,8 +385,17 @@ def _blend(model, path, share):
         if v.is_floating_point(): v.lerp_(known[k].to(v), share)
 
 # %% ../../nbs/49_learn.training.ipynb #begin
+def _with_weights(recipe, init, known):
+    "The network of a recipe, with all weights of a model"
+    model = build_network(recipe.network, **recipe.args)
+    try: model.load_state_dict(known.state_dict())
+    except RuntimeError as e:
+        raise ModelError(f'{init}: the weights of another network; start from another model, or from none') from e
+    return model
+
 def _borrowed(recipe, init, known):
-    "The network of a recipe, with the part that is copied from a model"
+    "The network of a recipe, with what is copied from a model"
+    if recipe.borrow=='weights': return _with_weights(recipe, init, known)
     if not hasattr(known, recipe.borrow):
         raise ModelError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
     model = build_network(recipe.network, **recipe.args)
