@@ -73,7 +73,7 @@ def calibrate(
     blurred:str, # Images out of focus, not used to train the model: a file, folder (with subfolders) or glob
     target:str, # The same fields in focus, with the same exposure; or a plate in BBBC006 layout
     out:Path=Path('calibrated.safetensors'), # Model file to write: the same model, with other intervals
-    model:str='nuclei', # Name of a shipped model, or a model file
+    model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     groups:str='', # CSV file (columns file, group): images of one group are not independent; groups are wells if empty
     channel:str='', # Channels to use, by name or number from 1; all if empty

@@ -96,7 +96,7 @@ def _demo_table(plate, planes, out, refocuser):
 @command(where_to='out', how='model device')
 def demo(
     out:Path=Path('refocus-demo'), # Folder for the results
-    model:str='nuclei', # Name of a shipped model, or a model file
+    model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     dry_run:bool=False, # Only print what would be done
 ):

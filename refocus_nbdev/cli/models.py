@@ -18,7 +18,7 @@ def _row(name):
     from refocus_nbdev.learn.modelfile import model_path, read_card
     path = model_path(name)
     card = read_card(path)
-    title = f'{name} (default)' if name=='nuclei' else name
+    title = f'{name} (default)' if name=='general' else name
     size = f'{path.stat().st_size/1e6:.0f} MB'
     intervals = 'yes' if card.get('intervals') else 'no'
     return title, card['modality'], f'{card["pixel_um"]} um', card['source'], size, intervals

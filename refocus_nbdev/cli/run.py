@@ -196,7 +196,7 @@ def _scale_of_file(load, path, axes):
 def run(
     inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
-    model:str='nuclei', # Name of a shipped model, or a model file
+    model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     defocus_um:str='', # Distance from focus, um: a number, or a CSV file (columns file, defocus_um); estimated if empty
     blur_per_um:float|None=None, # Your microscope's blur, um per um out of focus, from refocus score; else the model's

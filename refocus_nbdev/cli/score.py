@@ -117,7 +117,7 @@ def score(
     out:Path=Path('scores.csv'), # Table with a row for each plane
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate if file names contain wells, such as A01
-    model:str='nuclei', # Name of a shipped model, or a model file
+    model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     defocus_um:str='', # Known distance from focus, um: a number, or a CSV file (columns file, defocus_um)
     step_um:float|None=None, # For stacks from focus to well beyond it: step between planes, um

@@ -93,7 +93,7 @@ def trust(
     out:Path=Path('trust.csv'), # Table with a row for each plane: number of suspects, and the remaining error
     suspects:Path|None=None, # Table of suspects, a row each: its place, and how much brighter or darker it should be
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
-    model:str='nuclei', # Model that estimates the blur: a name, or a model file
+    model:str='general', # Model that estimates the blur: a name, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one
     channel:str='', # Channels to check, by name or number from 1; those that were refocused if empty

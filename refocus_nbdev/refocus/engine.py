@@ -68,7 +68,7 @@ class Refocuser:
 
     @classmethod
     def load(cls,
-        model='nuclei', # The name of a shipped model, or the path of a model file
+        model='general', # The name of a shipped model, or the path of a model file
         device='auto',  # See `best_device`
         **kwargs        # `tile`, `batch` and `blur_per_um`
     ):
