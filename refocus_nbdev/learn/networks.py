@@ -363,7 +363,7 @@ def quantile(self:WidthEstimator,
     step = self.log_widths[1]-self.log_widths[0]
     return self.log_widths[left]+between.clamp(0, 1)*step
 
-_BROAD = 0.6,1.2 # Breadth of a distribution: difference of its 95th and 5th percentile, log(px): see `cautious`
+_BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px): see `cautious`
 _CAUTION = 0.3   # The quantile for a broad distribution
 
 @patch
