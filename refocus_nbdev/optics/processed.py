@@ -96,7 +96,7 @@ def noise_ratio(
 
 # %% ../../nbs/27_optics.processed.ipynb #is_smoothed
 _LEAST_BLUR = 2.     # Width of a blur that leaves no fine structure, px
-_MOST_RATIO = 0.7    # Largest `noise_ratio` of an image from a camera
+_MOST_RATIO = 1.     # Largest `noise_ratio` of an image from a camera
 _MANY_LEVELS = 1000  # With so many grey levels, noise of a camera is wider than one level
 _LOOKED_AT = 384     # Side of the part of an image that is looked at, px
 
@@ -141,7 +141,7 @@ def _noise_growth(x):
 
 # %% ../../nbs/27_optics.processed.ipynb #has_gamma
 _LEAST_GROWTH = 0.85,1.08 # Smallest growth of a camera's noise: at any contrast, and at a large contrast
-_LARGE_CONTRAST = 20      # Contrast of blocks that shows the noise of photons, relative to the noise of dark blocks
+_LARGE_CONTRAST = 15      # Contrast of blocks that shows the noise of photons, relative to the noise of dark blocks
 
 def has_gamma(
     rows, # (H,W), `Rows` or array, counts

@@ -182,7 +182,7 @@ def width_evidence(self:Refocuser,
         return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
 
 
-# %% ../../nbs/51_refocus.engine.ipynb #found_width
+# %% ../../nbs/51_refocus.engine.ipynb #Width
 class Width(float):
     "Width of a blur, px of the model, and the interval that holds it with a probability of 9 in 10"
     def __new__(cls,
@@ -195,6 +195,8 @@ class Width(float):
         self.high = float(px if high is None else max(high, px))
         return self
 
+
+# %% ../../nbs/51_refocus.engine.ipynb #width_from
 @patch
 def width_from(self:Refocuser,
     evidence,      # (rows, columns, bins), from `width_evidence`
@@ -210,6 +212,8 @@ def width_from(self:Refocuser,
     low,high = (px(estimator.quantile(together, share)) for share in (0.05, 0.95))
     return Width(px(estimator.decided(together)), low, high)
 
+
+# %% ../../nbs/51_refocus.engine.ipynb #found_width
 @patch
 def found_width(self:Refocuser,
     q,             # (H,W), `Rows` or array: a plane in network units

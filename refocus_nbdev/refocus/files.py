@@ -332,7 +332,7 @@ class Refocused:
     "Facts about a file that was refocused, from `refocus_file`"
     pixels: int      # Number of pixels that were refocused
     reading: Reading # How the file was read
-    # Estimated distance from focus of each plane, um: 0 in focus, None if it cannot be told; empty if the model is not guided
+    # Estimated distance from focus of each plane, um: 0 in focus, None if it cannot be told; empty if not guided
     found_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
@@ -359,25 +359,28 @@ def refocus_file(
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))
         scales = _scales_for(image, own, scale_from)
-        fitted = [r for r in size_remarks if r.code=='rescaled']
-        refused = [r for r in size_remarks if r not in fitted]
-        doubts = _unsized(image, pixel_um)+refused+input_doubts(image, own)
+        fitted,doubts = _fitted_and_doubts(image, pixel_um, size_remarks, own)
         if strict: refuse(image.path, doubts)
         planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
                                  with_intervals=bool(half_width_path))
         planes.refocus_middle_planes()
         made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from)
-        made = replace(made, remarks=tuple(fitted))
-        _write(planes, _with_distances(made, planes), doubts, target, half_width_path)
+        _write(planes, _with_distances(made, planes, fitted), doubts, target, half_width_path)
         return _outcome(planes, fitted, doubts, channels, pixel_um)
 
-def _unsized(image, pixel_um): return [] if pixel_um or image.pixel_um else [UNSIZED]
+def _fitted_and_doubts(image, pixel_um, size_remarks, own):
+    "Remarks on how a file was made to fit, and doubts about it"
+    fitted = [r for r in size_remarks if r.code=='rescaled']
+    others = [r for r in size_remarks if r not in fitted]
+    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
+    return fitted, unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/54_refocus.files.ipynb #_write
-def _with_distances(made, planes):
-    "A provenance with the distances of the planes that were refocused so far"
+def _with_distances(made, planes, fitted):
+    "A provenance with remarks, and with the distances of the planes that were refocused so far"
     um = tuple(float(d) for d in planes.found_um() if d is not None)
-    return replace(made, found_um=um, middle_only=bool(um) and len(planes.todo)>len(planes.widths))
+    is_part = bool(um) and len(planes.todo)>len(planes.widths)
+    return replace(made, remarks=tuple(fitted), found_um=um, middle_only=is_part)
 
 def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
