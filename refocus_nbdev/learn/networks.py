@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'fast_size', 'WienerStack', 'ConvBlock',
-           'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'WienerTaps', 'cut', 'GuidedBlock', 'GuidedUnet',
-           'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
+           'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'is_vague', 'WienerTaps', 'cut', 'GuidedBlock',
+           'GuidedUnet', 'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
 
 # %% ../../nbs/46_learn.networks.ipynb #imports
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -364,7 +364,16 @@ def quantile(self:WidthEstimator,
     return self.log_widths[left]+between.clamp(0, 1)*step
 
 _BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px): see `cautious`
-_CAUTION = 0.3   # The quantile for a broad distribution
+_CAUTION = 0.3,0.2 # The quantile for a broad distribution, and for a vague one
+_VAGUE = 4.,6.     # The ends of a vague interval differ by more than this factor, and by more px
+
+def is_vague(
+    low,  # Lower end of an interval, px; a number or a tensor
+    high, # Upper end, px
+):        # True or False, or a tensor of them
+    "Is an interval of widths so broad that it says hardly anything?"
+    factor,px = _VAGUE
+    return (high+0.5>factor*(low+0.5)) & (high-low>px)
 
 @patch
 def cautious(self:WidthEstimator,
@@ -372,7 +381,10 @@ def cautious(self:WidthEstimator,
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The expected width; for a broad distribution, a lower quantile of it"
     mean = self.expected(evidence)
-    low,careful,high = (self.quantile(evidence, share) for share in (0.05, _CAUTION, 0.95))
+    low,high = (self.quantile(evidence, share) for share in (0.05, 0.95))
+    third,fifth = (self.quantile(evidence, share) for share in _CAUTION)
+    vague = is_vague(low.exp()-0.5, high.exp()-0.5)
+    careful = torch.where(vague, fifth, third)
     is_broad = smoothstep(high-low, *_BROAD)
     return mean+is_broad*(careful-mean).clamp(max=0)
 

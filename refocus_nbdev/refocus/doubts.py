@@ -127,14 +127,9 @@ def plane_doubts(
     if can_compare and unexplained(image, result, width)>_MOST_UNEXPLAINED: doubts.append(_NOT_GIVEN_BACK)
     return doubts
 
-_BROAD = 4.,6. # An interval of the width is broad if its ends differ by this factor, and by so many px
-
 def _unsure(width):
-    "A doubt if the interval of a width is broad"
-    if not isinstance(width, Width): return []
-    factor = (width.high+0.5)/(width.low+0.5)
-    is_broad = factor>_BROAD[0] and width.high-width.low>_BROAD[1]
-    return [_UNSURE] if is_broad else []
+    "A doubt if the interval of a width says hardly anything"
+    return [_UNSURE] if getattr(width, 'is_vague', False) else []
 
 def _too_far(refocuser, width):
     if not is_too_far(refocuser, refocuser.distance_um(width)): return []

@@ -195,6 +195,11 @@ class Width(float):
         self.high = float(px if high is None else max(high, px))
         return self
 
+    @property
+    def is_vague(self):
+        "Is the interval so broad that it says hardly anything?"
+        return bool(is_vague(self.low, self.high))
+
 
 # %% ../../nbs/51_refocus.engine.ipynb #width_from
 @patch
