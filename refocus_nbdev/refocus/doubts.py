@@ -179,7 +179,8 @@ def known_um(
     "Distance of a plane from focus, if it can be told"
     if ONLY_NOISE in doubts: return None
     um = refocuser.distance_um(width)
-    return None if um==0 and CUT_OFF in doubts else um
+    seems_in_focus = um==0 and (CUT_OFF in doubts or _UNSURE in doubts)
+    return None if seems_in_focus else um
 
 # %% ../../nbs/52_refocus.doubts.ipynb #doubts_of
 def doubts_of(
