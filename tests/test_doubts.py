@@ -87,8 +87,10 @@ def test_a_single_object_is_seen_among_nothing(written, scored):
     y,x = np.indices((3*SIZE,3*SIZE))
     nucleus = 800.*(np.hypot(y-400, (x-380)/1.3)<11)
     rows = scored(written(**{f'at{um}': photographed(defocused(nucleus, um)) for um in (6, 24)}))
-    near,far = (float(rows[name]['defocus_um']) for name in ('at6','at24'))
-    assert near+3<far
+    near,far = (rows[name]['defocus_um'] for name in ('at6','at24'))
+    assert float(far)>8
+    if near: assert float(near)+3<float(far)
+    else: assert 'too little' in rows['at6']['note']
 
 def test_smoothing_and_a_display_curve_are_doubted(written, ran, light):
     x = photographed(defocused(5*light, 16)).astype(float)
