@@ -314,14 +314,13 @@ def is_worse_than_nothing(
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
 
 # %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = dict(run={'unsized'}, score={'unsized','rescaled'}) # Codes of remarks that are no reason to doubt
+_NOT_DOUBTFUL = {'unsized','rescaled'} # Codes of remarks that are no reason to doubt
 
 def is_doubtful(
-    codes,   # Codes of the remarks about an image
-    command, # run or score
+    codes, # Codes of the remarks about an image
 ) -> bool:
     "Is there a reason to doubt the result of a command?"
-    return bool(set(codes)-_NOT_DOUBTFUL[command])
+    return bool(set(codes)-_NOT_DOUBTFUL)
 
 # %% ../../nbs/70_cli.app.ipynb #unsized_line
 def unsized_line(

@@ -83,7 +83,7 @@ def _remarks(jobs, refocuser):
     "Lines on all files together"
     done = [j for j in jobs if j.status=='done' and j.pixels]
     yield from _about_sizes(done, refocuser)
-    doubtful = sum(is_doubtful([d.code for d in j.doubts], 'run') for j in done)
+    doubtful = sum(is_doubtful([d.code for d in j.doubts]) for j in done)
     if doubtful:
         results = counted_with_verb(doubtful, len(done), 'result', 'is', 'are')
         yield f'WARNING: {results} doubtful, for the reasons above; --strict refuses such files'

@@ -56,7 +56,7 @@ def _distances_in_stacks(planes, step_um):
 def _print_scores(planes, paths, pixel_um):
     "Print how many planes are out of focus, and how far"
     _print_distances(planes[planes.in_focus==False].defocus_um, len(planes))
-    doubtful = sum(is_doubtful(codes, 'score') for codes in planes.codes[planes.in_focus.notna()])
+    doubtful = sum(is_doubtful(codes) for codes in planes.codes[planes.in_focus.notna()])
     if doubtful: print(f'doubtful: {counted_of(doubtful, len(planes), "plane")}; the column note says why')
     unsized = planes.file[['unsized' in codes for codes in planes.codes]].nunique()
     if unsized: print(unsized_line(unsized, planes.file.nunique(), pixel_um))

@@ -90,6 +90,7 @@ class Provenance:
     found_um: tuple = ()           # Distances from focus that were estimated, um; 0 for in focus
     middle_only: bool = False      # Were they estimated in the middle plane alone?
     half_widths: bool = False      # Does the file hold half widths of prediction intervals, and no image?
+    remarks: tuple = ()            # `Remark`s: changes that made the image fit, which are no reason to doubt
     doubts: tuple = ()             # `Remark`s: reasons to doubt the result
     earlier: str = ''              # The words of the original file
 
@@ -114,6 +115,10 @@ def _distances_in_words(p):
     where = _IN_MIDDLE if p.middle_only else ''
     return _DISTANCES_START+' and '.join(words)+where
 
+def _remarks_in_words(p):
+    "The remarks, as the sentence gives them"
+    return ''.join(f'; {text}' for text in texts_of(p.remarks))
+
 def _doubts_in_words(p):
     "The doubts, as the sentence gives them"
     return _DOUBTS_START+'; '.join(texts_of(p.doubts)) if p.doubts else ''
@@ -129,7 +134,7 @@ def sentence(self:Provenance):
     "All facts in words for people, without the words of earlier files"
     start = _HALF_WIDTHS_START if self.half_widths else ''
     making = '; '.join(self.clauses)
-    return in_ascii(start+making+_distances_in_words(self)+_doubts_in_words(self))
+    return in_ascii(start+making+_distances_in_words(self)+_remarks_in_words(self)+_doubts_in_words(self))
 
 # %% ../../nbs/13_io.provenance.ipynb #_as_json
 _FORMAT = 1 # Version of the JSON
@@ -210,7 +215,7 @@ def _from_json(text):
     for name,value in entries.items():
         if isinstance(value, list): value = tuple(value)
         if name in known: values[name] = value
-    values['doubts'] = tuple(Remark(*d) for d in entries.get('doubts', ()))
+    for name in ('remarks','doubts'): values[name] = tuple(Remark(*r) for r in entries.get(name, ()))
     values['earlier'] = text[end:].removeprefix(_EARLIER_START)
     return Provenance(**values)
 

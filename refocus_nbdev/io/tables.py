@@ -142,7 +142,7 @@ _FOCUS = dict(
 
 # %% ../../nbs/18_io.tables.ipynb #_SCORED
 _SCORED = {**_PLACE, **_FOCUS, **dict(
-    in_focus='whether focus_score is high enough to call the image in focus; empty where the image shows nothing',
+    in_focus='whether the blur is too narrow to be refocused; empty where the image does not show it',
     laplacian_variance='variance of the Laplacian, counts squared',
     power_slope='slope of the logarithm of the power spectrum over the logarithm of the frequency',
     note='remarks on the image, and reasons to doubt the estimates')}

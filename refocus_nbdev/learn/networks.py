@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'fast_size', 'WienerStack', 'ConvBlock',
-           'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'WienerTaps', 'cut', 'GuidedBlock', 'GuidedUnet',
-           'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
+           'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'is_vague', 'WienerTaps', 'cut', 'GuidedBlock',
+           'GuidedUnet', 'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
 
 # %% ../../nbs/46_learn.networks.ipynb #imports
 import torch, torch.nn as nn, torch.nn.functional as F
@@ -266,6 +266,23 @@ class WidthEstimator(nn.Module):
 
     def forward(self, x, told=None): return self.decided(self.evidence(x), told)
 
+# %% ../../nbs/46_learn.networks.ipynb #joined
+def _information(evidence):
+    "The information (...,1) in evidence (...,bins): 0 if all bins are equal, 1 if one is certain"
+    logs = evidence.log_softmax(-1)
+    entropy = -(logs.exp()*logs).sum(-1, keepdim=True)
+    most = torch.tensor(float(evidence.shape[-1])).log()
+    return 1-entropy/most
+
+@patch
+def joined(self:WidthEstimator,
+    evidence:Tensor, # (B,n,bins), the evidence of n tiles
+) -> Tensor:         # (B,bins)
+    "The evidence of several tiles together; those that show more weigh more"
+    weight = _information(evidence).clamp(min=1e-3)**2
+    return (weight*evidence).sum(1)/weight.sum(1)
+
+
 # %% ../../nbs/46_learn.networks.ipynb #evidence
 @patch
 def evidence(self:WidthEstimator,
@@ -279,7 +296,7 @@ def evidence(self:WidthEstimator,
     cells = cells.contiguous(memory_format=torch.channels_last)
     places = self.places(self.body(cells))
     of_tiles = places.float().sum((-2,-1))
-    return of_tiles.unflatten(0, shape).mean(1)
+    return self.joined(of_tiles.unflatten(0, shape))
 
 @patch
 def expected(self:WidthEstimator,
@@ -314,16 +331,63 @@ def near(self:WidthEstimator,
     return (-squared/2).softmax(1)
 
 @patch
+def believed(self:WidthEstimator,
+    evidence:Tensor, # (B,bins), see `evidence`
+) -> Tensor:         # (B,bins), each row adds up to 1
+    "The probability of each bin, given that the estimate is uncertain by `doubt`"
+    return evidence.softmax(1) @ self.near(self.log_widths, self.doubt)
+
+@patch
 def weighed(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
     told:Tensor,     # (B,) widths that the user gives, px
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The expected width from the evidence and from widths that the user gives"
-    spread = self.near(self.log_widths, self.doubt)
-    found = evidence.softmax(1) @ spread
+    found = self.believed(evidence)
     right = self.near((told+0.5).log(), self.within)
     given = (1-self.wrong)*right + self.wrong/len(self.log_widths)
     return self.expected(found.log()+given.log())
+
+# %% ../../nbs/46_learn.networks.ipynb #cautious
+@patch
+def quantile(self:WidthEstimator,
+    evidence:Tensor, # (B,bins), see `evidence`
+    share:float,     # 0 to 1
+) -> Tensor:         # (B,) log(width in px + 1/2)
+    "The width below which a share of the distribution lies"
+    below = self.believed(evidence).cumsum(1)
+    right = (below<share).sum(1).clamp(1, below.shape[1]-1)
+    left = right-1
+    def at(places): return below.gather(1, places[:,None])[:,0]
+    between = (share-at(left))/(at(right)-at(left)).clamp(min=1e-9)
+    step = self.log_widths[1]-self.log_widths[0]
+    return self.log_widths[left]+between.clamp(0, 1)*step
+
+_BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px): see `cautious`
+_CAUTION = 0.3,0.2 # The quantile for a broad distribution, and for a vague one
+_VAGUE = 4.,6.     # The ends of a vague interval differ by more than this factor, and by more px
+
+def is_vague(
+    low,  # Lower end of an interval, px; a number or a tensor
+    high, # Upper end, px
+):        # True or False, or a tensor of them
+    "Is an interval of widths so broad that it says hardly anything?"
+    factor,px = _VAGUE
+    return (high+0.5>factor*(low+0.5)) & (high-low>px)
+
+@patch
+def cautious(self:WidthEstimator,
+    evidence:Tensor, # (B,bins), see `evidence`
+) -> Tensor:         # (B,) log(width in px + 1/2)
+    "The expected width; for a broad distribution, a lower quantile of it"
+    mean = self.expected(evidence)
+    low,high = (self.quantile(evidence, share) for share in (0.05, 0.95))
+    third,fifth = (self.quantile(evidence, share) for share in _CAUTION)
+    vague = is_vague(low.exp()-0.5, high.exp()-0.5)
+    careful = torch.where(vague, fifth, third)
+    is_broad = smoothstep(high-low, *_BROAD)
+    return mean+is_broad*(careful-mean).clamp(max=0)
+
 
 # %% ../../nbs/46_learn.networks.ipynb #decided
 @patch
@@ -331,8 +395,8 @@ def decided(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
 ) -> Tensor:          # (B,) log(width in px + 1/2)
-    "The expected width, with or without widths that the user gives"
-    if told is None: return self.expected(evidence)
+    "The width to refocus with, with or without widths that the user gives"
+    if told is None: return self.cautious(evidence)
     return self.weighed(evidence, told)
 
 # %% ../../nbs/46_learn.networks.ipynb #TAPS

@@ -277,6 +277,7 @@ def _refocused(self:_PlaneRefocuser, plane):
     rows,key = held(self.image.rows(plane)),_key(plane)
     new = self.refocuser.refocused_rows(rows, self.scales[plane.channel], self.width, self.zoom, self.folder,
                                         self._progress_of(plane), partial(self._keep_facts, key))
+    self.doubts[key] += processing_doubts(self.refocuser, rows, self.widths[key], self.zoom)
     if self.strict: refuse(self.image.path, self.doubts[key])
     return _with_clipping_counted(rows, new, self.at_top, self.at_0)
 
@@ -299,8 +300,8 @@ def change(self:_PlaneRefocuser, plane):
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-found
 @patch
 def found_um(self:_PlaneRefocuser):
-    "Estimated distances from focus of the planes so far, um; None for noise, which has no distance"
-    def um(key): return None if ONLY_NOISE in self.doubts[key] else self.refocuser.distance_um(self.widths[key])
+    "Estimated distances from focus of the planes so far, um; None where a plane does not show it, see `known_um`"
+    def um(key): return known_um(self.refocuser, self.widths[key], self.doubts[key])
     return [um(key) for key in sorted(self.widths) if self.widths[key] is not None]
 
 @patch
@@ -331,7 +332,7 @@ class Refocused:
     "Facts about a file that was refocused, from `refocus_file`"
     pixels: int      # Number of pixels that were refocused
     reading: Reading # How the file was read
-    # Estimated distance from focus of each plane, um: 0 in focus, None for noise; empty if the model is not guided
+    # Estimated distance from focus of each plane, um: 0 in focus, None if it cannot be told; empty if not guided
     found_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
@@ -358,22 +359,28 @@ def refocus_file(
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))
         scales = _scales_for(image, own, scale_from)
-        doubts = _unsized(image, pixel_um)+size_remarks+input_doubts(image, own)
+        fitted,doubts = _fitted_and_doubts(image, pixel_um, size_remarks, own)
         if strict: refuse(image.path, doubts)
         planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
                                  with_intervals=bool(half_width_path))
         planes.refocus_middle_planes()
         made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from)
-        _write(planes, _with_distances(made, planes), doubts, target, half_width_path)
-        return _outcome(planes, doubts, channels, pixel_um)
+        _write(planes, _with_distances(made, planes, fitted), doubts, target, half_width_path)
+        return _outcome(planes, fitted, doubts, channels, pixel_um)
 
-def _unsized(image, pixel_um): return [] if pixel_um or image.pixel_um else [UNSIZED]
+def _fitted_and_doubts(image, pixel_um, size_remarks, own):
+    "Remarks on how a file was made to fit, and doubts about it"
+    fitted = [r for r in size_remarks if r.code=='rescaled']
+    others = [r for r in size_remarks if r not in fitted]
+    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
+    return fitted, unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/54_refocus.files.ipynb #_write
-def _with_distances(made, planes):
-    "A provenance with the distances of the planes that were refocused so far"
+def _with_distances(made, planes, fitted):
+    "A provenance with remarks, and with the distances of the planes that were refocused so far"
     um = tuple(float(d) for d in planes.found_um() if d is not None)
-    return replace(made, found_um=um, middle_only=bool(um) and len(planes.todo)>len(planes.widths))
+    is_part = bool(um) and len(planes.todo)>len(planes.widths)
+    return replace(made, remarks=tuple(fitted), found_um=um, middle_only=is_part)
 
 def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
@@ -385,11 +392,11 @@ def _write(planes, made, file_doubts, target, half_width_path):
     with open_image(target) as result:
         copy_image(planes.image, half_width_path, planes._half_widths_of(result), text(half_widths=True))
 
-def _outcome(planes, file_doubts, channels, pixel_um):
+def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     "The `Refocused` of a file"
     image = planes.image
     doubts = planes.all_doubts()
-    remarks = [d for d in file_doubts if d!=UNSIZED]
+    remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
     remarks += doubts+_constant(image, planes.scales)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
