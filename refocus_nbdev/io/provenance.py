@@ -48,6 +48,7 @@ def refuse(
 # %% ../../nbs/13_io.provenance.ipynb #clauses
 _EARLIER_START = '; of a file by '  # Stands before the words of earlier files
 _DOUBTS_START = '; doubtful: '      # Stands before the doubts
+_NO_LIGHT_START = '; no light: ' # Stands before the parts of the image that are no light
 _DISTANCES_START = '; taken to be ' # Stands before the distances from focus that were estimated
 _IN_MIDDLE = ' in the middle plane' # Stands behind them
 _HALF_WIDTHS_START = 'half of the interval that holds 9 of 10 pixels; ' # Begins the sentence of a file of half widths
@@ -91,6 +92,8 @@ class Provenance:
     middle_only: bool = False      # Were they estimated in the middle plane alone?
     half_widths: bool = False      # Does the file hold half widths of prediction intervals, and no image?
     doubts: tuple = ()             # `Remark`s: reasons to doubt the result
+    no_light: tuple = ()           # `Remark`s: parts of the image that are no light, and what became of them
+    hot_pixels: str = ''           # kept, if the user wanted defective pixels to stay
     earlier: str = ''              # The words of the original file
 
 # %% ../../nbs/13_io.provenance.ipynb #_clauses
@@ -105,6 +108,7 @@ def _clauses(p):
     if p.channels is not None: yield f'only channel {", ".join(p.channels)}'
     if p.scale_sha256: yield f'scale of the file with sha256 {p.scale_sha256}'
     if p.defocus_um is not None: yield f'told {p.defocus_um:g} um out of focus'
+    if p.hot_pixels: yield f'hot pixels {p.hot_pixels}'
     if p.model: yield _NETWORK
 
 def _distances_in_words(p):
@@ -113,6 +117,10 @@ def _distances_in_words(p):
     words = ['in focus' if um==0 else f'{um:.1f} um out of focus' for um in p.found_um]
     where = _IN_MIDDLE if p.middle_only else ''
     return _DISTANCES_START+' and '.join(words)+where
+
+def _no_light_in_words(p):
+    "The parts of the image that are no light, as the sentence gives them"
+    return _NO_LIGHT_START+'; '.join(texts_of(p.no_light)) if p.no_light else ''
 
 def _doubts_in_words(p):
     "The doubts, as the sentence gives them"
@@ -129,7 +137,7 @@ def sentence(self:Provenance):
     "All facts in words for people, without the words of earlier files"
     start = _HALF_WIDTHS_START if self.half_widths else ''
     making = '; '.join(self.clauses)
-    return in_ascii(start+making+_distances_in_words(self)+_doubts_in_words(self))
+    return in_ascii(start+making+_distances_in_words(self)+_no_light_in_words(self)+_doubts_in_words(self))
 
 # %% ../../nbs/13_io.provenance.ipynb #_as_json
 _FORMAT = 1 # Version of the JSON
@@ -160,7 +168,8 @@ _PATTERNS = dict( # The clause of each field
     blur_per_um=r'blur of (\S+) um per um',
     channels=r'only channel (.*)',
     scale_sha256=r'scale of the file with sha256 (\w+)',
-    defocus_um=r'told (\S+) um out of focus')
+    defocus_um=r'told (\S+) um out of focus',
+    hot_pixels=r'hot pixels (\w+)')
 
 def _channels_in(words):
     "The names of channels in a clause; letters that were spelled out come back"
@@ -191,6 +200,7 @@ def _doubts_in(words):
 def _from_sentence(sentence):
     "A provenance from its sentence alone, as earlier versions wrote it"
     facts,_,doubts = sentence.removeprefix(_HALF_WIDTHS_START).partition(_DOUBTS_START)
+    facts,_,_ = facts.partition(_NO_LIGHT_START)
     making,_,distances = facts.partition(_DISTANCES_START)
     clauses = making.split('; ')
     values = dict(version='', **_distances_in(distances))
@@ -210,7 +220,7 @@ def _from_json(text):
     for name,value in entries.items():
         if isinstance(value, list): value = tuple(value)
         if name in known: values[name] = value
-    values['doubts'] = tuple(Remark(*d) for d in entries.get('doubts', ()))
+    for name in ('doubts', 'no_light'): values[name] = tuple(Remark(*d) for d in entries.get(name, ()))
     values['earlier'] = text[end:].removeprefix(_EARLIER_START)
     return Provenance(**values)
 

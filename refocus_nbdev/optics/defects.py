@@ -536,7 +536,7 @@ def find_defects(
 ) -> Defects:
     "What of a plane is no light"
     height,width = rows.shape
-    if not height*width: return Defects((height,width), np.zeros(0, int), None)
+    if height*width==0: return Defects((height,width), np.zeros(0, int), None)
     area = empty_area(rows)
     whole = filled(rows, area)
     step = max(4_000_000//width, 256)
@@ -552,7 +552,8 @@ def find_defects(
 # %% ../../nbs/27_optics.defects.ipynb #mended
 def mended(
     rows,            # `Rows`, or an array (H,W)
-    defects:Defects, # From `find_defects`, of this plane or of the plane that it was made of
+    # From `find_defects`, of this plane or of the plane that it was made of; None for none
+    defects:Defects,
 ) -> Rows:           # (H,W), in the same data type
     "A plane whose defects are replaced by what surrounds them"
     rows = as_rows(rows)
@@ -572,11 +573,12 @@ def mended(
 def put_back(
     new,             # `Rows`, or an array (H,W): what was made of a plane
     rows,            # `Rows`, or an array (H,W): the plane
-    defects:Defects, # Of the plane
+    defects:Defects, # Of the plane; None for none
     keep=False,      # Put defective pixels back, too? Else only the area without data
 ) -> Rows:           # (H,W), in the data type of `new`
     "A result with the parts of its plane that are no light"
     new,rows = as_rows(new),as_rows(rows)
+    if not defects: return new
     area,spots = defects.area,defects.spots if keep else defects.spots[:0]
     if area is None and not len(spots): return new
     width = rows.shape[1]
