@@ -192,7 +192,7 @@ def _scale_of_file(load, path, axes):
 
 # %% ../../nbs/71_cli.run.ipynb #run
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
-         how='model device blur_per_um scale_from tile', trust='strict uncertainty')
+         how='model device blur_per_um scale_from hot_pixels tile', trust='strict uncertainty')
 def run(
     inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
@@ -203,6 +203,7 @@ def run(
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensity scale all files share, channel by channel; else each file's own
+    hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
@@ -226,6 +227,7 @@ def run(
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile))
     options = dict(overwrite=overwrite, strict=strict, **reading_options(channel, axes, pixel_um))
+    options['hot_pixels'] = hot_pixels
     options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)

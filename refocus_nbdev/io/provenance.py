@@ -92,6 +92,7 @@ class Provenance:
     half_widths: bool = False      # Does the file hold half widths of prediction intervals, and no image?
     remarks: tuple = ()            # `Remark`s: changes that made the image fit, which are no reason to doubt
     doubts: tuple = ()             # `Remark`s: reasons to doubt the result
+    hot_pixels: str = ''           # kept, if the user wanted defective pixels to stay
     earlier: str = ''              # The words of the original file
 
 # %% ../../nbs/13_io.provenance.ipynb #_clauses
@@ -106,6 +107,7 @@ def _clauses(p):
     if p.channels is not None: yield f'only channel {", ".join(p.channels)}'
     if p.scale_sha256: yield f'scale of the file with sha256 {p.scale_sha256}'
     if p.defocus_um is not None: yield f'told {p.defocus_um:g} um out of focus'
+    if p.hot_pixels: yield f'hot pixels {p.hot_pixels}'
     if p.model: yield _NETWORK
 
 def _distances_in_words(p):
@@ -165,7 +167,8 @@ _PATTERNS = dict( # The clause of each field
     blur_per_um=r'blur of (\S+) um per um',
     channels=r'only channel (.*)',
     scale_sha256=r'scale of the file with sha256 (\w+)',
-    defocus_um=r'told (\S+) um out of focus')
+    defocus_um=r'told (\S+) um out of focus',
+    hot_pixels=r'hot pixels (\w+)')
 
 def _channels_in(words):
     "The names of channels in a clause; letters that were spelled out come back"

@@ -19,6 +19,7 @@ from ..io.provenance import *
 from ..io.images import *
 from ..optics.intensity import noise_sigma
 from ..optics.focus import *
+from ..optics.defects import mended
 from ..plates.names import named_wells
 from ..learn.networks import tile_starts
 from ..refocus.doubts import *
@@ -217,8 +218,9 @@ def score_file(
             if p.channel not in found: continue
             place = dict(file=str(path), **f.place(p))
             channel = found[p.channel]
-            whole,parts = score_plane(refocuser, f.rows(p), channel.scale, zoom)
-            doubts = saturation_doubts(channel.saturated)
+            defects = channel.defects(p)
+            whole,parts = score_plane(refocuser, mended(f.rows(p), defects), channel.scale, zoom)
+            doubts = no_light_remarks([defects])+saturation_doubts(channel.saturated)
             noted = _with_note(whole, remarks+doubts)
             rows.append(dict(place, **noted))
             tiles.append(parts.assign(**place))

@@ -8,7 +8,7 @@ __all__ = ['SUSPECTS', 'MOST_UNEXPLAINED', 'NOT_FITTING', 'UNCHANGED', 'reblurre
 
 # %% ../../nbs/62_judge.reblur.ipynb #imports
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from matplotlib.colors import ListedColormap
@@ -23,6 +23,7 @@ from ..io.planes import ImageError
 from ..io.provenance import *
 from ..io.images import *
 from ..optics.intensity import noise_sigma
+from ..optics.defects import mended
 from ..learn.metrics import *
 from .segmenters import segmenter_of
 from ..refocus.engine import own_prominence
@@ -442,6 +443,7 @@ class _FileCheck:
     find: object    # Function from an image (H,W) and the diameter of a nucleus (px) to labels
     diameter: float # Of a typical nucleus, px
     source: object  # Path of the result, for errors
+    found: dict = field(default_factory=dict) # Number of a channel to its `Acquisition`, for the defects of its planes
 
     def planes(self):
         "Yields pairs of planes, one of the image and one of the result, that can be compared"
@@ -449,10 +451,12 @@ class _FileCheck:
             if self.scales.get(before.channel) is not None: yield before,after
 
     def _pixels(self, before, after):
-        "The pixels of both planes; raises `ImageError` where the result has NaN"
+        "The pixels of both planes, without what is no light; raises `ImageError` where the result has NaN"
         x = self.image.read(before)
         result = MicroscopeImage(self.result.read(after), source=self.source)
-        return x,check_finite(result).pixels
+        acquisition = self.found.get(before.channel)
+        defects = acquisition and acquisition.defects(before)
+        return mended(x, defects)[:],mended(check_finite(result).pixels, defects)[:]
 
     def check(self, before, after):
         "Pixels of both planes, their `ReblurCheck`, and the reason not to believe it"
@@ -480,7 +484,7 @@ def _file_check(refocuser, image, result, source, channels, pixel_um, nucleus_um
     chosen = chosen_channels(image, channels)
     found = acquisitions(refocuser, image, chosen)
     scales = {channel: acquisition.scale for channel,acquisition in found.items()}
-    return _FileCheck(refocuser, image, result, scales, zoom, find, diameter, source)
+    return _FileCheck(refocuser, image, result, scales, zoom, find, diameter, source, found)
 
 # %% ../../nbs/62_judge.reblur.ipynb #check_file
 def check_file(

@@ -53,7 +53,8 @@ class Recipe:
     args: dict=field(default_factory=dict) # Arguments of the network
     loss: str='l1'             # A key of `LOSSES`
     average: float=0.995       # Decay of the averaged weights; 0 keeps the last weights
-    borrow: str=''             # What to copy from the initial model: 'weights', a part ('estimator'), or, if empty, the model
+    # What to copy from the initial model: 'weights', or a part such as 'estimator'. Empty: train the model itself
+    borrow: str=''
     blend: float=0.            # Share of the initial model's weights in the final weights
     drawn: float=0.            # Share of the crops that are drawn scenes; for in-focus images
     simulation: dict=field(default_factory=dict) # Other arguments of `SimulateDefocus`; for in-focus images

@@ -20,6 +20,7 @@ from ..io.strips import *
 from ..io.planes import ImageError
 from ..io.provenance import *
 from ..io.images import *
+from ..optics.defects import *
 from .engine import *
 from .doubts import *
 from .intervals import *
@@ -48,6 +49,7 @@ def provenance_of(
     axes=None,       # Letters for its axes, if the user gave them
     pixel_um=None,   # Size of its pixels, um, if the user gave it
     scale_from=None, # The `SharedScale`, if the scale is not the file's own
+    hot_pixels='replace', # One of `HOT_PIXELS`
 ) -> Provenance:     # No time and no random number: the same run gives the same bytes
     "The provenance of the result of a file; raises `ImageError` for channels that the file does not have"
     return Provenance(
@@ -58,7 +60,8 @@ def provenance_of(
         blur_per_um=refocuser.own_blur,
         channels=None if channels is None else _chosen_names(source, channels, axes),
         scale_sha256=scale_from.sha256[:16] if scale_from else '',
-        defocus_um=None if defocus_um is None else abs(defocus_um))
+        defocus_um=None if defocus_um is None else abs(defocus_um),
+        hot_pixels='kept' if check_hot_pixels(hot_pixels) else '')
 
 # %% ../../nbs/54_refocus.files.ipynb #refocus_image
 def refocus_image(
@@ -75,10 +78,17 @@ def refocus_image(
     return replace(im, pixels=new, software=provenance_of(refocuser, im.source, defocus_um).text)
 
 # %% ../../nbs/54_refocus.files.ipynb #acquisitions
+def _key(plane): return plane.series,plane.index
+
 class Acquisition(NamedTuple):
     "The scale and the saturation of one channel of a file"
     scale: object     # Its `Scale`, None if all its pixels are the same
     saturated: float  # Share of its pixels that are saturated, 0 to 1
+    found: dict = {}  # Key of each plane to its `Defects`
+
+    def defects(self, plane):
+        "The `Defects` of a plane, None if they are not known"
+        return self.found.get(_key(plane))
 
 def acquisitions(
     refocuser:Refocuser, # The model
@@ -88,17 +98,25 @@ def acquisitions(
     "Read the planes of some channels once, and find their scales; raises `ImageError` for NaN or infinite pixels"
     return {c: _acquisition(refocuser, image, c) for c in sorted(channels)}
 
+def _checked_planes(image, channel):
+    "The planes of one channel, each with its `Rows`, which raise `ImageError` for NaN; a single one in memory"
+    def checked(pixels): return check_finite(MicroscopeImage(pixels, source=image.path)).pixels
+    own = [(p, image.rows(p).map(checked)) for p in image.planes if p.channel==channel]
+    return own if len(own)>1 else [(p, held(rows)) for p,rows in own]
+
 def _acquisition(refocuser, image, channel):
-    "Read the planes of one channel, and find their scale and saturation"
+    "Read the planes of one channel, and find their scale and saturation, and what in them is no light"
     minima,brightest = [],Brightest()
-    def checked(pixels):
+    def seen(pixels):
         minima.append(pixels.min())
         brightest.see(pixels)
-        return check_finite(MicroscopeImage(pixels, source=image.path)).pixels
-    planes = [image.rows(p).map(checked) for p in image.planes if p.channel==channel]
+        return pixels
+    own = {_key(p): rows for p,rows in _checked_planes(image, channel)}
+    found = {key: find_defects(rows) for key,rows in own.items()}
+    planes = [mended(rows, found[key]).map(seen) for key,rows in own.items()]
     scale = refocuser.scale_of(planes)
     is_constant = min(minima)==brightest.value
-    return Acquisition(None if is_constant else scale, brightest.saturated)
+    return Acquisition(None if is_constant else scale, brightest.saturated, found)
 
 # %% ../../nbs/54_refocus.files.ipynb #SharedScale
 @dataclass
@@ -243,6 +261,8 @@ class _PlaneRefocuser:
     progress: object      # Function that gets the share of the file done since its last call, or None
     strict: bool          # Refuse planes with doubts?
     with_intervals: bool  # Are half widths of intervals wanted?
+    found: dict = field(default_factory=dict) # Number of a channel to its `Acquisition`, for the defects of its planes
+    keep: bool = False    # Do defective pixels stay?
 
     def __post_init__(self):
         self.todo = [p for p in self.image.planes if self.scales.get(p.channel)]
@@ -254,7 +274,18 @@ class _PlaneRefocuser:
         self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
         self.at_0 = []          # Shares of pixels that were clipped at 0
 
-def _key(plane): return plane.series,plane.index
+# %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-defects
+@patch
+def defects_of(self:_PlaneRefocuser, plane):
+    "The `Defects` of a plane, None if they are not known"
+    acquisition = self.found.get(plane.channel)
+    return acquisition and acquisition.defects(plane)
+
+@patch
+def no_light(self:_PlaneRefocuser):
+    "Remarks on what of the planes is no light"
+    found = [self.defects_of(p) for p in self.todo]
+    return no_light_remarks([d for d in found if d is not None], self.keep)
 
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-refocused
 @patch
@@ -275,11 +306,13 @@ def _progress_of(self:_PlaneRefocuser, plane):
 def _refocused(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, `Rows`; raises `ImageError` for a plane with doubts if `strict`"
     rows,key = held(self.image.rows(plane)),_key(plane)
-    new = self.refocuser.refocused_rows(rows, self.scales[plane.channel], self.width, self.zoom, self.folder,
+    defects = self.defects_of(plane)
+    light = held(mended(rows, defects)) if defects else rows
+    new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
                                         self._progress_of(plane), partial(self._keep_facts, key))
     self.doubts[key] += processing_doubts(self.refocuser, rows, self.widths[key], self.zoom)
     if self.strict: refuse(self.image.path, self.doubts[key])
-    return _with_clipping_counted(rows, new, self.at_top, self.at_0)
+    return _with_clipping_counted(rows, put_back(new, rows, defects, self.keep), self.at_top, self.at_0)
 
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-change
 @patch
@@ -323,7 +356,10 @@ def _half_widths_of(self:_PlaneRefocuser, result):
         if self.progress: self.progress(0)
         new,scale = result.rows(results[_key(plane)]),self.scales.get(plane.channel)
         if not scale: return new.map(np.zeros_like)
-        return half_width_in_counts(self.refocuser, held(new), scale, *self.table_places[_key(plane)], self.zoom)
+        defects = self.defects_of(plane)
+        light = held(mended(new, defects))
+        half = half_width_in_counts(self.refocuser, light, scale, *self.table_places[_key(plane)], self.zoom)
+        return put_back(half, new.map(np.zeros_like), defects)
     return half_widths
 
 # %% ../../nbs/54_refocus.files.ipynb #Refocused
@@ -347,6 +383,7 @@ def refocus_file(
     axes=None,       # Letters for its axes, such as CYX, if those in the file are wrong
     pixel_um=None,   # Size of its pixels, um; None: the size in the file, or the model's if the file has none
     scale_from=None, # A `SharedScale`; its own scales if None
+    hot_pixels='replace', # One of `HOT_PIXELS`: what becomes of hot and dead pixels, and of cosmic rays
     progress=None,   # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,    # Refuse a file with doubts?
     # Path of a second copy, with half of the interval of each pixel; the folder must exist
@@ -362,10 +399,10 @@ def refocus_file(
         fitted,doubts = _fitted_and_doubts(image, pixel_um, size_remarks, own)
         if strict: refuse(image.path, doubts)
         planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
-                                 with_intervals=bool(half_width_path))
+                                 bool(half_width_path), own, check_hot_pixels(hot_pixels))
         planes.refocus_middle_planes()
-        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from)
-        _write(planes, _with_distances(made, planes, fitted), doubts, target, half_width_path)
+        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from, hot_pixels)
+        _write(planes, _with_findings(made, planes, fitted), doubts, target, half_width_path)
         return _outcome(planes, fitted, doubts, channels, pixel_um)
 
 def _fitted_and_doubts(image, pixel_um, size_remarks, own):
@@ -376,15 +413,18 @@ def _fitted_and_doubts(image, pixel_um, size_remarks, own):
     return fitted, unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/54_refocus.files.ipynb #_write
-def _with_distances(made, planes, fitted):
+def _with_findings(made, planes, fitted):
     "A provenance with remarks, and with the distances of the planes that were refocused so far"
     um = tuple(float(d) for d in planes.found_um() if d is not None)
     is_part = bool(um) and len(planes.todo)>len(planes.widths)
-    return replace(made, remarks=tuple(fitted), found_um=um, middle_only=is_part)
+    remarks = tuple(fitted+planes.no_light())
+    return replace(made, remarks=remarks, found_um=um, middle_only=is_part)
 
 def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
-    def text(**fields): return replace(made, doubts=tuple(file_doubts+planes.all_doubts()), **fields).text
+    def text(**fields):
+        doubts = tuple(file_doubts+planes.all_doubts())
+        return replace(made, doubts=doubts, **fields).text
     with atomically(target, ImageError) as part:
         planes.image.copy(part, planes.change, text)
         if planes.strict: refuse(planes.image.path, planes.all_doubts())
@@ -398,7 +438,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
-    remarks += doubts+_constant(image, planes.scales)
+    remarks += planes.no_light()+doubts+_constant(image, planes.scales)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     reading = Reading(image.axes, names, *size_used(planes.refocuser, image, pixel_um))
     return Refocused(planes.pixels, reading, planes.found_um(), file_doubts+doubts, remarks)

@@ -12,6 +12,7 @@ from fastcore.basics import noop
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from ..io.images import to_dtype
+from ..optics.defects import *
 from .engine import *
 
 # %% ../../nbs/53_refocus.intervals.ipynb #brightness
@@ -98,10 +99,14 @@ def refocus_with_interval(
     "Refocus, and return half of the interval of each pixel; raises `ValueError` for a model without a table"
     interval_table(refocuser)
     expected,zoom = refocuser.expected_width(defocus_um),refocuser.zoom(pixel_um)
-    planes,scale = refocuser.planes_and_scale(x)
+    raw = planes_of(x)
+    found = [find_defects(p) for p in raw]
+    planes,scale = refocuser.planes_and_scale(x, found)
     if scale is None: return x.copy(),np.zeros_like(x)
-    both = [_plane_with_half(refocuser, p, scale, expected, zoom) for p in planes]
-    return tuple(np.stack(o).reshape(x.shape) for o in zip(*both))
+    new,half = zip(*[_plane_with_half(refocuser, p, scale, expected, zoom) for p in planes])
+    new = [put_back(y, p, defects)[:] for y,p,defects in zip(new, raw, found)]
+    half = [put_back(y, np.zeros_like(y), defects)[:] for y,defects in zip(half, found)]
+    return np.stack(new).reshape(x.shape),np.stack(half).reshape(x.shape)
 
 def _plane_with_half(refocuser, plane, scale, expected, zoom):
     "The refocused plane, and half of the interval of each pixel, arrays"
