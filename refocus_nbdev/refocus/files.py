@@ -310,7 +310,7 @@ def _refocused(self:_PlaneRefocuser, plane):
     light = held(mended(rows, defects)) if defects else rows
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
                                         self._progress_of(plane), partial(self._keep_facts, key))
-    self.doubts[key] += processing_doubts(self.refocuser, rows, self.widths[key], self.zoom)
+    self.doubts[key] += processing_doubts(self.refocuser, light, self.widths[key], self.zoom)
     if self.strict: refuse(self.image.path, self.doubts[key])
     return _with_clipping_counted(rows, put_back(new, rows, defects, self.keep), self.at_top, self.at_0)
 
