@@ -16,6 +16,7 @@ from ..optics.psf import SIGMA_PX_PER_UM
 from ..optics.intensity import *
 from ..optics.focus import *
 from ..optics.background import *
+from ..optics.places import *
 from ..learn.networks import *
 from ..learn.modelfile import *
 from .tiles import *
@@ -97,15 +98,21 @@ def _compute(self:Refocuser, f, x, *args):
 
 UNET_MULTIPLE = 32 # fastai's U-Nets need sides that are multiples of this, px; our networks have `multiple`
 
+def _by_pixel(width, shape):
+    "Widths by place (1,1,h,w), if they differ by place"
+    if not isinstance(width, WidthMap): return width
+    rows,columns = map(np.arange, shape)
+    return torch.from_numpy(width.at(rows, columns))[None,None]
+
 @patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
-    width=None,     # Width of the blur, (1,), px; estimated from the image if None
+    width=None,     # Width of the blur, (1,), px, or a `WidthMap`; estimated from the image if None
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output for a whole image, in float32"
     h,w = x.shape[-2:]
     padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
-    given = [] if width is None else [width]
+    given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
     return self._compute(self.model, padded, *given)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
@@ -171,14 +178,26 @@ def _check_blur(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width
 @patch
+def _cell_evidence(self:Refocuser, q):
+    "The evidence of each cell of each tile of a plane, (rows, columns, bins, h, w), on the CPU"
+    model = self.model.estimator
+    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
+    with torch.inference_mode():
+        return torch.stack([self._compute(model.cell_evidence, in_tiles(s, model.tile)[0])[:,0] for s in strips])
+
+@patch
 def width_evidence(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
 ) -> torch.Tensor: # (rows, columns, bins), on the CPU
     "For each tile of a plane, the log-likelihoods of the widths of its blur"
-    model = self.model.estimator
-    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
-    with torch.inference_mode():
-        return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
+    return self._cell_evidence(q).sum((-2,-1))
+
+@patch
+def _decided(self:Refocuser, evidence, expected):
+    "The width (1,), px, from the evidence (rows, columns, bins) of the tiles, and from the expected width"
+    evidence = evidence.mean((0,1))[None].to(self.device)
+    given = None if expected is None else torch.tensor([float(expected)], device=self.device)
+    return self.model.estimator.decided(evidence, given).exp()-0.5
 
 @patch
 def estimated_width(self:Refocuser,
@@ -186,9 +205,7 @@ def estimated_width(self:Refocuser,
     expected=None, # Expected width of the blur, right within a tenth, px, from `expected_width`
 ) -> torch.Tensor: # (1,), px, on the model's device
     "The estimated width of the blur of a plane"
-    evidence = self.width_evidence(q).mean((0,1))[None].to(self.device)
-    given = None if expected is None else torch.tensor([float(expected)], device=self.device)
-    return self.model.estimator.decided(evidence, given).exp()-0.5
+    return self._decided(self.width_evidence(q), expected)
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-distance
 @patch
@@ -208,6 +225,61 @@ def distance_um(self:Refocuser,
     "Distance from focus of a plane with this blur, on either side, for a microscope with `blur_per_um`"
     in_focus = np.asarray(width)<=self.model.fade[0]
     return np.where(in_focus, 0, np.asarray(width)/self.px_per_um)[()]
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width_map
+_MOST_WINDOWS = 80      # Along each side of a plane
+_WINDOW = 128           # Side of a window, px; that of a tile if windows do not overlap
+_LEAST_TILES = 2.       # Disagreement of tiles from which on we look closer
+_LEAST_QUARTERS = 12.   # The same for quarters of tiles, whose evidence is less reliable
+_SHARPER = 1.5          # Quarters are surer than their evidence says
+
+def _of_quarters(cells):
+    "The evidence of quarters of tiles (n,bins), from that of cells (rows, columns, bins, h, w)"
+    halves = [p for part in cells.tensor_split(2, -2) for p in part.tensor_split(2, -1)]
+    return torch.stack([h.sum((-2,-1)) for h in halves]).flatten(0, 2)
+
+@patch
+def _may_differ(self:Refocuser, cells):
+    "Do tiles or their quarters disagree on the width, so that a closer look is worth its time?"
+    log_widths = self.model.estimator.log_widths.cpu().numpy()
+    tiles = cells.sum((-2,-1)).flatten(0, 1).double().numpy()
+    if disagreement(tiles, log_widths)>_LEAST_TILES: return True
+    quarters = _SHARPER*_of_quarters(cells).double().numpy()
+    return disagreement(quarters, log_widths)>_LEAST_QUARTERS
+
+def _windows(n, side):
+    "First pixels of evenly spread windows that overlap by half, or less if there would be too many"
+    k = min(max(-(-2*(n-side)//side), 0)+1, _MOST_WINDOWS)
+    return [round((n-side)*i/(k-1)) for i in range(k)] if k>1 else [max(n-side, 0)//2]
+
+@patch
+def width_map(self:Refocuser,
+    q, # (H,W), `Rows` or array: a plane in network units
+): # A `WidthMap`, or None if one width will do
+    "The widths of the blur by place, if they differ"
+    model = self.model.estimator
+    is_large = max(q.shape)>_MOST_WINDOWS*_WINDOW/2
+    side = model.tile if is_large else _WINDOW
+    tops,lefts = (_windows(n, side) for n in q.shape)
+    def of_row(top):
+        strip = torch.tensor(q[top:top+side])[None]
+        return self._compute(model.evidence, torch.stack([strip[..., a:a+side] for a in lefts]))
+    with torch.inference_mode(): evidence = torch.stack([of_row(top) for top in tops])
+    middles = (np.array(starts)+side/2 for starts in (tops,lefts))
+    log_widths = model.log_widths.cpu().numpy()
+    return width_map(evidence.double().numpy(), *middles, log_widths, in_focus=np.mean(self.model.fade))
+
+@patch
+def width_by_place(self:Refocuser,
+    q,             # (H,W), `Rows` or array: a plane in network units
+    expected=None, # See `estimated_width`; then it holds for the whole plane
+): # (1,), px, on the model's device; or a `WidthMap`
+    "The estimated width of the blur of a plane: one for all, or a map if it differs by place"
+    cells = self._cell_evidence(q)
+    width = self._decided(cells.sum((-2,-1)), expected)
+    if expected is not None or not self._may_differ(cells): return width
+    return self.width_map(q) or width
+
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
 def _float(x): return torch.as_tensor(x.astype(np.float32))
@@ -308,8 +380,10 @@ def _parts(self:Refocuser, q, width):
     if not self.guided or max(q.shape)<=self.tile:
         yield 0,self.predict(torch.tensor(q[:])[None,None], width)[0,0].numpy()
         return
-    def run(x, *where): return self._compute(self.model.tile, x, *where, width)[:,0].numpy()
-    yield from in_tiles_of(self.tile, self.model, q, run, self.batch)
+    widths = width if isinstance(width, WidthMap) else None
+    given = () if widths else (width,)
+    def run(x, *where): return self._compute(self.model.tile, x, *where, *given)[:,0].numpy()
+    yield from in_tiles_of(self.tile, self.model, q, run, self.batch, widths)
 
 @patch
 def _network(self:Refocuser, q, expected, folder=None, progress=None):
@@ -321,7 +395,7 @@ def _network(self:Refocuser, q, expected, folder=None, progress=None):
 @patch
 def _network_once(self:Refocuser, q, expected, folder, progress):
     canvas,before,after = KeptRows(q.shape, folder),0.,0.
-    width = self.estimated_width(q, expected) if self.guided else None
+    width = self.width_by_place(q, expected) if self.guided else None
     for a,y in self._parts(q, width):
         canvas[a:a+len(y)] = y
         before += q[a:a+len(y)].sum(dtype=float)
@@ -380,8 +454,8 @@ def refocused_rows(self:Refocuser,
     zoom=1.,       # Its pixel size relative to the model's, from `zoom`
     folder=None,   # Folder for temporary files, if the result is too large for the memory
     progress=None, # Function that gets the share, 0 to 1, done since its last call
-    # Function that gets image and result (`Rows` in network units), the width of the blur (px, None if the model is not
-    # guided) and `own_prominence`
+    # Function that gets image and result (`Rows` in network units), the width of the blur (px, a `WidthMap` if it
+    # differs by place, None if the model is not guided) and `own_prominence`
     note=None,
 ) -> Rows:         # (H,W), counts, in the data type of the plane
     "The refocused plane"
@@ -390,7 +464,7 @@ def refocused_rows(self:Refocuser,
     shown = own_prominence(q) if note or self._on_background else None
     share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]*ratio-q[a:b]))
-    if note: note(q, _sum(q, change), None if width is None else width.item(), shown)
+    if note: note(q, _sum(q, change), width.item() if torch.is_tensor(width) else width, shown)
     added = change if zoom==1 else resized(change, own.shape)
     def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
     return Rows(own.shape, rows.dtype, read)
