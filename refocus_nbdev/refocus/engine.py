@@ -252,6 +252,17 @@ def _windows(n, side):
     k = min(max(-(-2*(n-side)//side), 0)+1, _MOST_WINDOWS)
     return [round((n-side)*i/(k-1)) for i in range(k)] if k>1 else [max(n-side, 0)//2]
 
+def _noise(side):
+    "A window that shows nothing but noise, in network units"
+    return np.random.default_rng(0).normal(0, 0.01, (side,side)).astype(np.float32)
+
+@patch
+def _evidence_of_windows(self:Refocuser, strip, lefts, side):
+    "The evidence of windows of a strip of a plane, (n,bins)"
+    strip = torch.tensor(strip)[None]
+    windows = torch.stack([strip[..., left:left+side] for left in lefts])
+    return self._compute(self.model.estimator.evidence, windows).double().numpy()
+
 @patch
 def width_map(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
@@ -261,13 +272,11 @@ def width_map(self:Refocuser,
     is_large = max(q.shape)>_MOST_WINDOWS*_WINDOW/2
     side = model.tile if is_large else _WINDOW
     tops,lefts = (_windows(n, side) for n in q.shape)
-    def of_row(top):
-        strip = torch.tensor(q[top:top+side])[None]
-        return self._compute(model.evidence, torch.stack([strip[..., a:a+side] for a in lefts]))
-    with torch.inference_mode(): evidence = torch.stack([of_row(top) for top in tops])
+    evidence = [self._evidence_of_windows(q[top:top+side], lefts, side) for top in tops]
+    nothing = self._evidence_of_windows(_noise(side), [0], side)
     middles = (np.array(starts)+side/2 for starts in (tops,lefts))
     log_widths = model.log_widths.cpu().numpy()
-    return width_map(evidence.double().numpy(), *middles, log_widths, in_focus=np.mean(self.model.fade))
+    return width_map(np.stack(evidence)-nothing, *middles, log_widths, in_focus=np.mean(self.model.fade))
 
 @patch
 def width_by_place(self:Refocuser,
