@@ -314,7 +314,8 @@ def is_worse_than_nothing(
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
 
 # %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = dict(run={'unsized'}, score={'unsized','rescaled'}) # Codes of remarks that are no reason to doubt
+# Codes of remarks that are no reason to doubt
+_NOT_DOUBTFUL = dict(run={'unsized'}, score={'unsized','rescaled','places'})
 
 def is_doubtful(
     codes,   # Codes of the remarks about an image

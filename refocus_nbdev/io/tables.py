@@ -142,6 +142,8 @@ _FOCUS = dict(
 
 # %% ../../nbs/18_io.tables.ipynb #_SCORED
 _SCORED = {**_PLACE, **_FOCUS, **dict(
+    least_um='if the distance differs by place: the smallest distance, um; else empty',
+    most_um='if the distance differs by place: the largest distance, um; else empty',
     in_focus='whether focus_score is high enough to call the image in focus; empty where the image shows nothing',
     laplacian_variance='variance of the Laplacian, counts squared',
     power_slope='slope of the logarithm of the power spectrum over the logarithm of the frequency',

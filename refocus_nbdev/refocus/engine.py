@@ -178,8 +178,10 @@ def _check_blur(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width
 @patch
-def _cell_evidence(self:Refocuser, q):
-    "The evidence of each cell of each tile of a plane, (rows, columns, bins, h, w), on the CPU"
+def cell_evidence(self:Refocuser,
+    q, # (H,W), `Rows` or array: a plane in network units
+) -> torch.Tensor: # (rows, columns, bins, h, w), on the CPU
+    "For each cell of each tile of a plane, the log-likelihoods of the widths of its blur; a tile has their sums"
     model = self.model.estimator
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
     with torch.inference_mode():
@@ -190,7 +192,7 @@ def width_evidence(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
 ) -> torch.Tensor: # (rows, columns, bins), on the CPU
     "For each tile of a plane, the log-likelihoods of the widths of its blur"
-    return self._cell_evidence(q).sum((-2,-1))
+    return self.cell_evidence(q).sum((-2,-1))
 
 @patch
 def _decided(self:Refocuser, evidence, expected):
@@ -279,15 +281,23 @@ def width_map(self:Refocuser,
     return width_map(np.stack(evidence)-nothing, *middles, log_widths, in_focus=np.mean(self.model.fade))
 
 @patch
+def map_if_needed(self:Refocuser,
+    q,     # (H,W), `Rows` or array: a plane in network units
+    cells, # Its evidence, from `cell_evidence`
+): # A `WidthMap`, or None if one width will do
+    "The widths of the blur by place; a plane whose tiles agree is not looked at again"
+    return self.width_map(q) if self._may_differ(cells) else None
+
+@patch
 def width_by_place(self:Refocuser,
     q,             # (H,W), `Rows` or array: a plane in network units
     expected=None, # See `estimated_width`; then it holds for the whole plane
 ): # (1,), px, on the model's device; or a `WidthMap`
     "The estimated width of the blur of a plane: one for all, or a map if it differs by place"
-    cells = self._cell_evidence(q)
+    cells = self.cell_evidence(q)
     width = self._decided(cells.sum((-2,-1)), expected)
-    if expected is not None or not self._may_differ(cells): return width
-    return self.width_map(q) or width
+    if expected is not None: return width
+    return self.map_if_needed(q, cells) or width
 
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
