@@ -186,8 +186,8 @@ def score_plane(
     rows,        # (H,W), an array or `Rows`, counts
     scale,       # The scale of its acquisition; None for a constant one
     zoom=1.,     # Size of its pixels, relative to the model's
-    # The plane: `beliefs`, least_um and most_um (NaN unless the distance differs by place), in_focus (None where nothing
-    # is to be seen), laplacian_variance, power_slope, remarks.
+    # The plane: `beliefs`, least_um and most_um (NaN unless the distance differs by place), in_focus (None where
+    # nothing is to be seen), laplacian_variance, power_slope, remarks.
     # And a row for each tile: y, x, side (px), `beliefs` (NaN where nothing is to be seen)
 ) -> tuple[dict, pd.DataFrame]:
     "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model without an estimator"

@@ -40,7 +40,7 @@ def disagreement(
 
 
 # %% ../../nbs/27_optics.places.ipynb #messages
-_SLOPE = 0.15 # Usual change of log(width in px + 1/2) from one window to the next
+_SLOPE = 0.2 # Usual change of log(width in px + 1/2) from one window to the next
 _JUMP = 0.1  # Probability that the width jumps between two windows
 _ROUNDS = 4  # Passes along columns and rows
 
@@ -129,8 +129,8 @@ def blended(
 
 
 # %% ../../nbs/27_optics.places.ipynb #width_map
-_WEIGHT = 0.6     # Share of the evidence of a window that its neighbours do not repeat
-LEAST_GAIN = 6.   # Least gain of a map, see `gain_of_map`
+_SHARPER = 1.5    # Windows smaller than those in training are surer than their evidence says
+LEAST_GAIN = 13.  # Least gain of a map, see `gain_of_map`
 LEAST_RATIO = 1.5 # Least ratio of the large and the small widths of a map, both plus 1/2 px
 
 def gain_of_map(
@@ -156,7 +156,7 @@ def width_map(
     in_focus=1.1, # Width up to which planes stay as they are, px
 ): # A `WidthMap`; None if one width will do
     "A map of the widths of the blur, if they differ by place"
-    believed = _WEIGHT*softened(1.5*evidence, log_widths)
+    believed = softened(_SHARPER*evidence, log_widths)
     found = smooth_widths(believed, log_widths)
     if gain_of_map(believed, log_widths, found)<LEAST_GAIN: return None
     if _ratio(found, in_focus)<LEAST_RATIO: return None

@@ -404,7 +404,8 @@ def _unsized(image, pixel_um): return [] if pixel_um or image.pixel_um else [UNS
 def _with_distances(made, planes):
     "A provenance with the distances of the planes that were refocused so far"
     um = tuple(float(d) for d in planes.found_um() if d is not None)
-    return replace(made, found_um=um, range_um=range_of(planes.ranges_um()), middle_only=bool(um) and len(planes.todo)>len(planes.widths))
+    is_middle = bool(um) and len(planes.todo)>len(planes.widths)
+    return replace(made, found_um=um, range_um=range_of(planes.ranges_um()), middle_only=is_middle)
 
 def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
