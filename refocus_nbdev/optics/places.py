@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LEAST_GAIN', 'LEAST_RATIO', 'softened', 'disagreement', 'smooth_widths', 'WidthMap', 'span_of', 'blended',
-           'gain_of_map', 'width_map']
+           'with_borders_moved', 'gain_of_map', 'width_map']
 
 # %% ../../nbs/27_optics.places.ipynb #imports
 from dataclasses import dataclass
 import numpy as np
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.special import log_softmax, logsumexp, softmax
 
 
@@ -128,6 +129,27 @@ def blended(
     return total
 
 
+# %% ../../nbs/27_optics.places.ipynb #with_borders_moved
+_SHIFT = 0.33  # Distance by which a border in a map lies too far into the blurred side, as a share of a window
+_BORDER = 0.5  # Least change of log(width in px + 1/2) within twice this distance at a border
+
+def _finer(nodes, step):
+    "Positions from the first node to the last, no more than a step apart"
+    return np.linspace(nodes[0], nodes[-1], int(np.ceil((nodes[-1]-nodes[0])/step))+1)
+
+def with_borders_moved(
+    widths:WidthMap, # From windows
+    side,            # Side of the windows, px
+) -> WidthMap: # With more nodes
+    "The map with the borders where they are in the image"
+    shift = _SHIFT*side
+    y,x = (_finer(nodes, shift/2) for nodes in (widths.y, widths.x))
+    log_width = np.log(widths.at(y, x)+0.5)
+    wide = maximum_filter(log_width, 5, mode='nearest')
+    narrow = minimum_filter(log_width, 5, mode='nearest')
+    return WidthMap(y, x, np.where(wide-narrow>_BORDER, wide, log_width))
+
+
 # %% ../../nbs/27_optics.places.ipynb #width_map
 _SHARPER = 1.5    # Windows smaller than those in training are surer than their evidence says
 LEAST_GAIN = 13.  # Least gain of a map, see `gain_of_map`
@@ -152,6 +174,7 @@ def width_map(
     evidence,   # (n,m,bins) of windows that overlap by half: logarithms of likelihoods, up to a constant
     y,          # (n,) rows of the middles of the windows, px
     x,          # (m,) columns of their middles, px
+    side,       # Side of the windows, px
     log_widths, # (bins,) log(width in px + 1/2)
     in_focus=1.1, # Width up to which planes stay as they are, px
 ): # A `WidthMap`; None if one width will do
@@ -160,5 +183,5 @@ def width_map(
     found = smooth_widths(believed, log_widths)
     if gain_of_map(believed, log_widths, found)<LEAST_GAIN: return None
     if _ratio(found, in_focus)<LEAST_RATIO: return None
-    return WidthMap(np.asarray(y, float), np.asarray(x, float), found)
+    return with_borders_moved(WidthMap(np.asarray(y, float), np.asarray(x, float), found), side)
 

@@ -278,7 +278,7 @@ def width_map(self:Refocuser,
     nothing = self._evidence_of_windows(_noise(side), [0], side)
     middles = (np.array(starts)+side/2 for starts in (tops,lefts))
     log_widths = model.log_widths.cpu().numpy()
-    return width_map(np.stack(evidence)-nothing, *middles, log_widths, in_focus=np.mean(self.model.fade))
+    return width_map(np.stack(evidence)-nothing, *middles, side, log_widths, in_focus=np.mean(self.model.fade))
 
 @patch
 def map_if_needed(self:Refocuser,
