@@ -108,6 +108,7 @@ class WidthMap:
 
     def __float__(self): return float(np.exp(self.log_width.mean())-0.5)
 
+# %% ../../nbs/27_optics.places.ipynb #blended
 def span_of(
     width, # px, or a `WidthMap`
 ) -> tuple[float, float]: # px; equal if there is one width

@@ -187,6 +187,12 @@ def _widths_in(widths, tile, batch):
     parts = [widths.at(rows, np.arange(c.tile.start, c.tile.stop)) for c in batch]
     return [torch.from_numpy(np.stack(parts)[:,None])]
 
+def _used(pixels, down, across):
+    "The pixels of a tile that are used"
+    rows = slice(down.first-down.start, down.last-down.start)
+    columns = slice(across.first-across.start, across.last-across.start)
+    return pixels[rows, columns]
+
 def _line(rows, cut, columns, run, widths):
     "A row of tiles that fade into each other"
     strip,t = rows_at(rows, cut.pixels),cut.tile
@@ -198,6 +204,5 @@ def _line(rows, cut, columns, run, widths):
         tiles = run(torch.from_numpy(x), *where, *_widths_in(widths, t, batch))
         for c,tile in zip(batch, tiles):
             own = c.tile
-            part = tile[t.first-t.start:t.last-t.start, own.first-own.start:own.last-own.start]
-            line[:, own.first:own.last] += part*own.weights(W)
+            line[:, own.first:own.last] += _used(tile, t, own)*own.weights(W)
     return line
