@@ -316,7 +316,7 @@ def is_worse_than_nothing(
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
 
 # %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data'} # Codes of remarks that are no reason to doubt
+_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places'} # Codes of remarks that are no reason to doubt
 
 def is_doubtful(
     codes, # Codes of the remarks about an image

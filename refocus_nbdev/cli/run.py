@@ -87,7 +87,11 @@ def _remarks(jobs, refocuser):
     if doubtful:
         results = counted_with_verb(doubtful, len(done), 'result', 'is', 'are')
         yield f'WARNING: {results} doubtful, for the reasons above; --strict refuses such files'
-    yield from _about_distances([um for j in done for um in j.result.found_um if um is not None])
+    yield from _about_distances([um for j in done for um in _distances(j.result) if um is not None])
+
+def _distances(result):
+    "Distances of the planes of a file, um; a plane whose distance differs by place is not in focus everywhere"
+    for um,pair in zip(result.found_um, result.ranges_um): yield pair[1] if pair and not um else um
 
 def _about_sizes(done, refocuser):
     "A line on files that do not give the size of their pixels"
@@ -154,8 +158,9 @@ def _file_facts(j):
 def _result_facts(j):
     "Facts about a file and its result, for programs"
     found_um = j.result and [um if um is None else round(um, 2) for um in j.result.found_um]
+    ranges = j.result and [pair and [round(um, 2) for um in pair] for pair in j.result.ranges_um]
     doubts = None if j.status=='failed' else texts_of(j.doubts)
-    return dict(_file_facts(j), found_um=found_um, pixels=j.pixels, doubts=doubts)
+    return dict(_file_facts(j), found_um=found_um, ranges_um=ranges, pixels=j.pixels, doubts=doubts)
 
 def _print_json(jobs, out, seconds, remarks):
     "Print a report for programs"

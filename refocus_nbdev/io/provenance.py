@@ -49,6 +49,7 @@ def refuse(
 _EARLIER_START = '; of a file by '  # Stands before the words of earlier files
 _DOUBTS_START = '; doubtful: '      # Stands before the doubts
 _DISTANCES_START = '; taken to be ' # Stands before the distances from focus that were estimated
+_BY_PLACE = '; the distance differs by place' # Stands behind the distances, before the range
 _IN_MIDDLE = ' in the middle plane' # Stands behind them
 _HALF_WIDTHS_START = 'half of the interval that holds 9 of 10 pixels; ' # Begins the sentence of a file of half widths
 _NETWORK = 'computed by a neural network: not a measurement'
@@ -88,6 +89,7 @@ class Provenance:
     scale_sha256: str = ''         # The first 16 digits of the hash of the file that gave the scale, if it is another
     defocus_um: float|None = None  # Distance from focus, um, if the user gave it
     found_um: tuple = ()           # Distances from focus that were estimated, um; 0 for in focus
+    range_um: tuple = ()           # Smallest and largest of these distances, um, if they differ by place within a plane
     middle_only: bool = False      # Were they estimated in the middle plane alone?
     half_widths: bool = False      # Does the file hold half widths of prediction intervals, and no image?
     remarks: tuple = ()            # `Remark`s: changes that made the image fit, which are no reason to doubt
@@ -117,6 +119,12 @@ def _distances_in_words(p):
     where = _IN_MIDDLE if p.middle_only else ''
     return _DISTANCES_START+' and '.join(words)+where
 
+def _range_in_words(p):
+    "The range of the distances, if they differ by place, as the sentence gives it"
+    if not p.range_um: return ''
+    least,most = p.range_um
+    return f'{_BY_PLACE}, {least:.1f} to {most:.1f} um'
+
 def _remarks_in_words(p):
     "The remarks, as the sentence gives them"
     return ''.join(f'; {text}' for text in texts_of(p.remarks))
@@ -136,7 +144,8 @@ def sentence(self:Provenance):
     "All facts in words for people, without the words of earlier files"
     start = _HALF_WIDTHS_START if self.half_widths else ''
     making = '; '.join(self.clauses)
-    return in_ascii(start+making+_distances_in_words(self)+_remarks_in_words(self)+_doubts_in_words(self))
+    distances = _distances_in_words(self)+_range_in_words(self)
+    return in_ascii(start+making+distances+_remarks_in_words(self)+_doubts_in_words(self))
 
 # %% ../../nbs/13_io.provenance.ipynb #_as_json
 _FORMAT = 1 # Version of the JSON

@@ -142,6 +142,8 @@ _FOCUS = dict(
 
 # %% ../../nbs/18_io.tables.ipynb #_SCORED
 _SCORED = {**_PLACE, **_FOCUS, **dict(
+    least_um='if the distance differs by place: the smallest distance, um; else empty',
+    most_um='if the distance differs by place: the largest distance, um; else empty',
     in_focus='whether the blur is too narrow to be refocused; empty where the image does not show it',
     laplacian_variance='variance of the Laplacian, counts squared',
     power_slope='slope of the logarithm of the power spectrum over the logarithm of the frequency',

@@ -24,7 +24,7 @@ def _result_and_width(refocuser, rows, scale, zoom):
     found = []
     def note(image, result, *evidence):
         width,_ = place_in_table(refocuser, image, *evidence)
-        found.extend([result[:], width])
+        found.extend([result[:], float(width)])
     refocuser.refocused_rows(rows, scale, None, zoom, note=note)
     return found
 

@@ -21,6 +21,7 @@ from ..optics.intensity import noise_sigma
 from ..optics.focus import *
 from ..optics.defects import mended
 from ..plates.names import named_wells
+from ..optics.places import span_of
 from ..learn.networks import tile_starts
 from ..refocus.doubts import *
 from ..refocus.files import *
@@ -169,24 +170,36 @@ def _classical(rows):
     middle = middle_of(rows)
     return dict(laplacian_variance=laplacian_variance(middle), power_slope=power_slope(middle))
 
+def _one_distance(): return dict(least_um=np.nan, most_um=np.nan)
+
+def _by_place(refocuser, plane, cells):
+    "The smallest and the largest distance of a plane, um, NaN if there is one for all; and a remark"
+    found = refocuser.map_if_needed(plane, cells)
+    if found is None: return _one_distance(),[]
+    pair = tuple(refocuser.distance_um(width) for width in span_of(found))
+    return dict(zip(('least_um','most_um'), pair)),places_remark([pair])
+
 def score_plane(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     rows,        # (H,W), an array or `Rows`, counts
     scale,       # The scale of its acquisition; None for a constant one
     zoom=1.,     # Size of its pixels, relative to the model's
-    # The plane: `beliefs`, in_focus (None where nothing is to be seen), laplacian_variance, power_slope, remarks.
+    # The plane: `beliefs`, least_um and most_um (NaN unless the distance differs by place), in_focus (None where
+    # nothing is to be seen), laplacian_variance, power_slope, remarks.
     # And a row for each tile: y, x, side (px), `beliefs` (NaN where nothing is to be seen)
 ) -> tuple[dict, pd.DataFrame]:
     "How far out of focus a plane is, as a whole and in tiles; raises `ValueError` for a model without an estimator"
     _check_guided(refocuser)
     rows = held(as_rows(rows))
     classical = _classical(rows)
-    if scale is None: return dict(_unknown(), **classical, remarks=[_NOTHING]), _no_tiles()
+    if scale is None: return dict(_unknown(), **_one_distance(), **classical, remarks=[_NOTHING]), _no_tiles()
     _,plane = refocuser.in_network_units(rows, scale, zoom)
-    evidence = refocuser.width_evidence(plane)
+    cells = refocuser.cell_evidence(plane)
+    evidence = cells.sum((-2,-1))
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
     whole,remarks = _judged(refocuser, rows, plane, evidence, zoom)
-    return dict(whole, **classical, remarks=remarks), tiles
+    places,more = _by_place(refocuser, plane, cells) if whole['in_focus'] is not None else (_one_distance(), [])
+    return dict(whole, **places, **classical, remarks=remarks+more), tiles
 
 # %% ../../nbs/61_judge.defocus.ipynb #noted
 def _with_note(whole, remarks):
@@ -358,8 +371,8 @@ def draw_plate(
 # %% ../../nbs/61_judge.defocus.ipynb #draw_scores
 # Columns from `score_file` that are no places of planes
 _NOT_PLACES = (
-    'file', 'focus_score', 'defocus_um', 'low_um', 'high_um', 'in_focus', 'laplacian_variance', 'power_slope', 'note',
-    'codes')
+    'file', 'focus_score', 'defocus_um', 'low_um', 'high_um', 'least_um', 'most_um', 'in_focus', 'laplacian_variance',
+    'power_slope', 'note', 'codes')
 
 def _farthest_place(planes):
     "The place on its axes of that plane of a file which is farthest out of focus, a table of one row"

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'fast_size', 'WienerStack', 'ConvBlock',
            'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'is_vague', 'WienerTaps', 'cut', 'GuidedBlock',
-           'GuidedUnet', 'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
+           'GuidedUnet', 'by_place', 'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
 
 # %% ../../nbs/46_learn.networks.ipynb #imports
-import torch, torch.nn as nn, torch.nn.functional as F
+import math, torch, torch.nn as nn, torch.nn.functional as F
+from functools import partial
 from fastcore.basics import patch
 from torch import Tensor
 from ..optics.intensity import *
@@ -285,18 +286,25 @@ def joined(self:WidthEstimator,
 
 # %% ../../nbs/46_learn.networks.ipynb #evidence
 @patch
-def evidence(self:WidthEstimator,
+def cell_evidence(self:WidthEstimator,
     x:Tensor, # (B,1,H,W) in network units
-) -> Tensor:  # (B,bins) logarithms of likelihoods, up to a constant
-    "Logarithm of the likelihood of each width of the blur"
+) -> Tensor:  # (B,n,bins,h,w) logarithms of likelihoods: of n tiles, 4 by 4 cells each
+    "Logarithm of the likelihood of each width of the blur, for each cell of each tile; a tile has their sums"
     tiles = in_tiles(x, self.tile)
     shape = tiles.shape[:2]
     padded = pad_to_multiple(tiles.flatten(0, 1), self.multiple)
     cells = F.pixel_unshuffle(padded, self.fold)
     cells = cells.contiguous(memory_format=torch.channels_last)
     places = self.places(self.body(cells))
-    of_tiles = places.float().sum((-2,-1))
-    return self.joined(of_tiles.unflatten(0, shape))
+    return places.float().unflatten(0, shape)
+
+@patch
+def evidence(self:WidthEstimator,
+    x:Tensor, # (B,1,H,W) in network units
+) -> Tensor:  # (B,bins) logarithms of likelihoods, up to a constant
+    "Logarithm of the likelihood of each width of the blur"
+    of_tiles = self.cell_evidence(x).sum((-2,-1))
+    return self.joined(of_tiles)
 
 @patch
 def expected(self:WidthEstimator,
@@ -530,8 +538,14 @@ def _zero_linear(ni, nf):
     nn.init.zeros_(linear.bias)
     return linear
 
+def _film(linear, code):
+    "Scales and shifts of n channels, (B,n,1,1) for a code (B,32), or (B,n,h,w) for codes by place (B,32,h,w)"
+    if code.ndim==2: film = linear(code)[..., None, None]
+    else: film = linear(code.movedim(1, -1)).movedim(-1, 1)
+    return film.chunk(2, 1)
+
 class GuidedBlock(nn.Module):
-    "A `ConvBlock` whose inner channels are scaled and shifted by a code (B,32)"
+    "A `ConvBlock` whose inner channels are scaled and shifted by a code (B,32), or by codes by place (B,32,h,w)"
     def __init__(self,
         ni:int, # Channels of the input
         nf:int, # Channels of the output
@@ -543,8 +557,7 @@ class GuidedBlock(nn.Module):
         self.film = _zero_linear(_CODE, 2*nf)
 
     def forward(self, x, code):
-        film = self.film(code)[..., None, None]
-        scale,shift = film.chunk(2, 1)
+        scale,shift = _film(self.film, code)
         y = self.first(x)
         y = self.second(y*(1+scale)+shift)
         y = y + self.shortcut(x)
@@ -609,10 +622,10 @@ def blur_width(self:GuidedUnet,
 
 # %% ../../nbs/46_learn.networks.ipynb #correction
 @patch
-def _down(self:GuidedUnet, y, code):
+def _down(self:GuidedUnet, y, codes):
     "The results of all levels, the highest resolution first"
     results = []
-    for enter,blocks in zip(self.enter, self.downs):
+    for enter,blocks,code in zip(self.enter, self.downs, codes):
         y = enter(y)
         for block in blocks: y = block(y, code)
         results.append(y)
@@ -621,15 +634,62 @@ def _down(self:GuidedUnet, y, code):
 @patch
 def correction(self:GuidedUnet,
     x:Tensor,    # (B,c,H/fold,W/fold) folded image and deconvolutions
-    code:Tensor, # (B,32), see `code`
+    code,        # (B,32), see `code`; or a list of codes by place, one for each level, see `codes`
 ) -> Tensor:     # (B,fold**2,H/fold,W/fold)
     "The folded pixels that are added to the start of the result"
     x = x.contiguous(memory_format=torch.channels_last)
-    skips = self._down(self.stem(x), code)
+    codes = code if isinstance(code, list) else [code]*len(self.enter)
+    skips = self._down(self.stem(x), codes)
     y = skips[-1]
-    levels = list(zip(self.ups, self.blocks, skips))
-    for up,block,skip in reversed(levels): y = block(_with_skip(skip, up(y)), code)
+    levels = list(zip(self.ups, self.blocks, skips, codes))
+    for up,block,skip,code in reversed(levels): y = block(_with_skip(skip, up(y)), code)
     return self.head(y)
+
+# %% ../../nbs/46_learn.networks.ipynb #codes
+@patch
+def codes(self:GuidedUnet,
+    width:Tensor, # (B,) px; or by place (B,1,H,W), px
+):                # (B,32); or a list of codes by place (B,32,h,w), one for each level
+    "The code of a width, see `code`; the code of a place is that of the mean of the logarithms"
+    log_width = (width+0.5).log()
+    if width.ndim==1: return self.code(log_width[:,None]-1.5)
+    codes = []
+    for level in range(len(self.enter)):
+        mean = F.avg_pool2d(log_width, self.fold*2**level, ceil_mode=True)
+        code = self.code(mean.movedim(1, -1)-1.5)
+        codes.append(code.movedim(-1, 1))
+    return codes
+
+
+# %% ../../nbs/46_learn.networks.ipynb #by_place
+_STEP = 0.25 # Largest step between the widths of the filters, in log(width in px + 1/2)
+
+def _grid(log_width):
+    "Evenly spread values that span a map, (n,); and where between them, 0 to n-1, each place of the map lies"
+    first,last = log_width.min().item(),log_width.max().item()
+    steps = math.ceil((last-first)/_STEP)
+    grid = torch.linspace(first, last, steps+1, device=log_width.device)
+    place = (log_width-first)*(steps/max(last-first, 1e-6))
+    return grid,place
+
+def by_place(
+    filtered,     # Function from a width (1,) to a start and deconvolved images, as `WienerTaps` returns them
+    width:Tensor, # (B,) px; or by place (B,1,H,W), px
+) -> tuple:       # Start (B,1,H,W), and deconvolved (B,n,H/2,W/2) or None
+    "The results of `WienerTaps`, for one width or for a width that changes by place"
+    if width.ndim==1: return filtered(width)
+    grid,place = _grid((width+0.5).log())
+    start,deconvolved = 0.,None
+    for i,log_width in enumerate(grid):
+        share = (1-(place-i).abs()).clamp(min=0)
+        if not share.any(): continue
+        at_width,more = filtered((log_width.exp()-0.5)[None])
+        start = start+share*at_width
+        if more is None: continue
+        more = F.avg_pool2d(share, 2)*more
+        deconvolved = more if deconvolved is None else deconvolved+more
+    return start,deconvolved
+
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet-refocused
 @patch
@@ -637,27 +697,26 @@ def refocused(self:GuidedUnet,
     x:Tensor,     # (B,1,H,W) in network units
     start:Tensor, # (B,1,H,W) from `WienerTaps`
     deconvolved,  # (B,n,H/2,W/2) from `WienerTaps`, or None
-    width:Tensor, # (B,) px
+    width:Tensor, # (B,) px; or by place (B,1,H,W), px
 ) -> Tensor:      # (B,1,H,W)
     "The refocused image, from the results of `WienerTaps` at this width"
     inputs = F.pixel_unshuffle(x.float(), self.fold)
     if deconvolved is not None:
         more = F.pixel_unshuffle(deconvolved, self.fold//2)
         inputs = torch.cat([inputs, more], 1)
-    log_width = (width+0.5).log()[:,None]
-    code = self.code(log_width-1.5)
-    y = self.correction(inputs, code)
+    y = self.correction(inputs, self.codes(width))
     y = F.pixel_shuffle(y, self.fold)
     strength = smoothstep(width, *self.fade)
+    if width.ndim==1: strength = strength.view(-1,1,1,1)
     change = start-x+y.float()
-    return x + strength.view(-1,1,1,1)*change
+    return x + strength*change
 
 @patch
 def forward(self:GuidedUnet, x, width=None):
-    "The refocused image, (B,1,H,W), for widths (B,) in px, or for its own estimate"
+    "The refocused image, (B,1,H,W), for widths in px, (B,) or by place (B,1,H,W), or for its own estimate"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    start,deconvolved = self.taps(x, width)
+    start,deconvolved = by_place(partial(self.taps, x), width)
     return self.refocused(x, start, deconvolved, width)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16

@@ -14,6 +14,7 @@ from ..io.provenance import Remark
 from ..optics.intensity import noise_sigma
 from ..optics.processed import *
 from ..optics.defects import Defects
+from ..optics.places import WidthMap, blended, span_of
 from .engine import *
 
 # %% ../../nbs/52_refocus.doubts.ipynb #Brightest
@@ -80,16 +81,30 @@ def _without_border(x, width):
     edge = min(int(width)+1, (min(x.shape)-1)//3)
     return x[edge:x.shape[0]-edge, edge:x.shape[1]-edge]
 
+def _middle_start(side, most=2048):
+    "The first pixel of `middle_of` along a side"
+    return max(side-most, 0)//2
+
+def _blurred(rows, blocks, width, step):
+    "The means of blocks of a result, blurred by a width in px, or by a `WidthMap`"
+    def at_width(width): return gaussian_filter(blocks, max(width/step, 1e-3), mode='nearest')
+    if not isinstance(width, WidthMap): return at_width(width)
+    middles = (_middle_start(side)+step*(np.arange(n)+0.5) for side,n in zip(rows.shape, blocks.shape))
+    by_place = width.at(*middles)
+    widths = np.unique(np.geomspace(by_place.min()+0.5, by_place.max()+0.5, 8)-0.5)
+    return blended(at_width, by_place, widths)
+
 def unexplained(
     image,  # (H,W), `Rows` or array
     result, # (H,W), `Rows` or array: its refocused image
-    width,  # Width of the image's blur, px
+    width,  # Width of the image's blur, px; or a `WidthMap`
 ) -> float: # 0 if the result, blurred again, equals the image apart from noise; about 1 if they are unrelated
     "Share of an image's contrast that its result, blurred again, does not reproduce"
-    step = max(min(int(width/3), *image.shape), 1)
+    narrow,wide = span_of(width)
+    step = max(min(int(narrow/3), *image.shape), 1)
     before,after = (_blocks(o, step) for o in (image, result))
-    blurred = gaussian_filter(after, max(width/step, 1e-3), mode='nearest')
-    left,shown = (_without_border(o, width/step).var() for o in (before-blurred, before))
+    blurred = _blurred(result, after, width, step)
+    left,shown = (_without_border(o, wide/step).var() for o in (before-blurred, before))
     noise = (noise_sigma(torch.tensor(middle_of(image, 256))[None,None]).item()/step)**2
     return float(np.sqrt(max(left-noise, 0)/max(shown-noise, 1e-9)))
 
@@ -135,7 +150,7 @@ def plane_doubts(
     refocuser:Refocuser, # The model
     image,           # (H,W), `Rows`, the plane in network units, at the model's pixel size
     result,          # (H,W), `Rows`, its refocused image; None if there is none: then the stain is not checked
-    width=None,      # Width of its blur, px of the model, a `Width` or a number; None if it is not known
+    width=None,      # Width of its blur, px of the model: a `Width`, a number or a `WidthMap`; None if it is not known
     prominence=None, # Prominence of the plane, from `own_prominence`; computed if None
 ) -> list[Remark]: # Empty if there is no doubt
     "Reasons not to trust the result of a plane"
@@ -155,7 +170,8 @@ def _unsure(width):
     return [_UNSURE] if getattr(width, 'is_vague', False) else []
 
 def _too_far(refocuser, width):
-    if not is_too_far(refocuser, refocuser.distance_um(width)): return []
+    _,widest = span_of(width)
+    if not is_too_far(refocuser, refocuser.distance_um(widest)): return []
     most = farthest_tested_um(refocuser)
     return [Remark('far', f'farther out of focus than anything that was tested ({most:.0f} um)')]
 

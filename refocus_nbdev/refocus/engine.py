@@ -18,6 +18,7 @@ from ..optics.intensity import *
 from ..optics.focus import *
 from ..optics.background import *
 from ..optics.defects import *
+from ..optics.places import *
 from ..learn.networks import *
 from ..learn.modelfile import *
 from .tiles import *
@@ -99,15 +100,21 @@ def _compute(self:Refocuser, f, x, *args):
 
 UNET_MULTIPLE = 32 # fastai's U-Nets need sides that are multiples of this, px; our networks have `multiple`
 
+def _by_pixel(width, shape):
+    "Widths by place (1,1,h,w), if they differ by place"
+    if not isinstance(width, WidthMap): return width
+    rows,columns = map(np.arange, shape)
+    return torch.from_numpy(width.at(rows, columns))[None,None]
+
 @patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
-    width=None,     # Width of the blur, (1,), px; estimated from the image if None
+    width=None,     # Width of the blur, (1,), px, or a `WidthMap`; estimated from the image if None
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output for a whole image, in float32"
     h,w = x.shape[-2:]
     padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
-    given = [] if width is None else [width]
+    given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
     return self._compute(self.model, padded, *given)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
@@ -173,15 +180,21 @@ def _check_blur(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width
 @patch
+def cell_evidence(self:Refocuser,
+    q, # (H,W), `Rows` or array: a plane in network units
+) -> torch.Tensor: # (rows, columns, bins, h, w), on the CPU
+    "For each cell of each tile of a plane, the log-likelihoods of the widths of its blur; a tile has their sums"
+    model = self.model.estimator
+    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
+    with torch.inference_mode():
+        return torch.stack([self._compute(model.cell_evidence, in_tiles(s, model.tile)[0])[:,0] for s in strips])
+
+@patch
 def width_evidence(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
 ) -> torch.Tensor: # (rows, columns, bins), on the CPU
     "For each tile of a plane, the log-likelihoods of the widths of its blur"
-    model = self.model.estimator
-    strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
-    with torch.inference_mode():
-        return torch.stack([self._compute(model.evidence, in_tiles(s, model.tile)[0]) for s in strips])
-
+    return self.cell_evidence(q).sum((-2,-1))
 
 # %% ../../nbs/51_refocus.engine.ipynb #Width
 class Width(float):
@@ -255,6 +268,78 @@ def distance_um(self:Refocuser,
     "Distance from focus of a plane with this blur, on either side, for a microscope with `blur_per_um`"
     in_focus = np.asarray(width)<=self.model.fade[0]
     return np.where(in_focus, 0, np.asarray(width)/self.px_per_um)[()]
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-width_map
+_MOST_WINDOWS = 80      # Along each side of a plane
+_WINDOW = 128           # Side of a window, px; that of a tile if windows do not overlap
+_LEAST_TILES = 2.       # Disagreement of tiles from which on we look closer
+_LEAST_QUARTERS = 12.   # The same for quarters of tiles, whose evidence is less reliable
+_SHARPER = 1.5          # Quarters are surer than their evidence says
+
+def _of_quarters(cells):
+    "The evidence of quarters of tiles (n,bins), from that of cells (rows, columns, bins, h, w)"
+    halves = [p for part in cells.tensor_split(2, -2) for p in part.tensor_split(2, -1)]
+    return torch.stack([h.sum((-2,-1)) for h in halves]).flatten(0, 2)
+
+@patch
+def _may_differ(self:Refocuser, cells):
+    "Do tiles or their quarters disagree on the width, so that a closer look is worth its time?"
+    log_widths = self.model.estimator.log_widths.cpu().numpy()
+    tiles = cells.sum((-2,-1)).flatten(0, 1).double().numpy()
+    if disagreement(tiles, log_widths)>_LEAST_TILES: return True
+    quarters = _SHARPER*_of_quarters(cells).double().numpy()
+    return disagreement(quarters, log_widths)>_LEAST_QUARTERS
+
+def _windows(n, side):
+    "First pixels of evenly spread windows that overlap by half, or less if there would be too many"
+    k = min(max(-(-2*(n-side)//side), 0)+1, _MOST_WINDOWS)
+    return [round((n-side)*i/(k-1)) for i in range(k)] if k>1 else [max(n-side, 0)//2]
+
+def _noise(side):
+    "A window that shows nothing but noise, in network units"
+    return np.random.default_rng(0).normal(0, 0.01, (side,side)).astype(np.float32)
+
+@patch
+def _evidence_of_windows(self:Refocuser, strip, lefts, side):
+    "The evidence of windows of a strip of a plane, (n,bins)"
+    strip = torch.tensor(strip)[None]
+    windows = torch.stack([strip[..., left:left+side] for left in lefts])
+    return self._compute(self.model.estimator.evidence, windows).double().numpy()
+
+@patch
+def width_map(self:Refocuser,
+    q, # (H,W), `Rows` or array: a plane in network units
+): # A `WidthMap`, or None if one width will do
+    "The widths of the blur by place, if they differ"
+    model = self.model.estimator
+    is_large = max(q.shape)>_MOST_WINDOWS*_WINDOW/2
+    side = model.tile if is_large else _WINDOW
+    tops,lefts = (_windows(n, side) for n in q.shape)
+    evidence = [self._evidence_of_windows(q[top:top+side], lefts, side) for top in tops]
+    nothing = self._evidence_of_windows(_noise(side), [0], side)
+    middles = (np.array(starts)+side/2 for starts in (tops,lefts))
+    log_widths = model.log_widths.cpu().numpy()
+    return width_map(np.stack(evidence)-nothing, *middles, side, log_widths, in_focus=np.mean(self.model.fade))
+
+@patch
+def map_if_needed(self:Refocuser,
+    q,     # (H,W), `Rows` or array: a plane in network units
+    cells, # Its evidence, from `cell_evidence`
+): # A `WidthMap`, or None if one width will do
+    "The widths of the blur by place; a plane whose tiles agree is not looked at again"
+    return self.width_map(q) if self._may_differ(cells) else None
+
+@patch
+def width_by_place(self:Refocuser,
+    q,             # (H,W), `Rows` or array: a plane in network units
+    expected=None, # See `width_from`; then it holds for the whole plane
+): # A `Width`, or a `WidthMap`
+    "The estimated width of the blur of a plane: one for all, or a map if it differs by place"
+    cells = self.cell_evidence(q)
+    width = self.width_from(cells.sum((-2,-1)), expected)
+    if expected is not None: return width
+    return self.map_if_needed(q, cells) or width
+
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
 def _float(x): return torch.as_tensor(x.astype(np.float32))
@@ -381,8 +466,10 @@ def _parts(self:Refocuser, q, width):
     if not self.guided or max(q.shape)<=self.tile:
         yield 0,self.predict(torch.tensor(q[:])[None,None], width)[0,0].numpy()
         return
-    def run(x, *where): return self._compute(self.model.tile, x, *where, width)[:,0].numpy()
-    yield from in_tiles_of(self.tile, self.model, q, run, self.batch)
+    widths = width if isinstance(width, WidthMap) else None
+    given = () if widths else (width,)
+    def run(x, *where): return self._compute(self.model.tile, x, *where, *given)[:,0].numpy()
+    yield from in_tiles_of(self.tile, self.model, q, run, self.batch, widths)
 
 @patch
 def _network(self:Refocuser, q, expected, folder=None, progress=None):
@@ -392,11 +479,16 @@ def _network(self:Refocuser, q, expected, folder=None, progress=None):
         except (RuntimeError, MemoryError) as e: self._need_less(e)
 
 @patch
+def _for_network(self:Refocuser, width):
+    "A width as the network wants it: a tensor (1,), px; a map as it is"
+    if width is None or isinstance(width, WidthMap): return width
+    return torch.tensor([float(width)], device=self.device)
+
+@patch
 def _network_once(self:Refocuser, q, expected, folder, progress):
     canvas,before,after = KeptRows(q.shape, folder),0.,0.
-    width = self.found_width(q, expected) if self.guided else None
-    given = None if width is None else torch.tensor([float(width)], device=self.device)
-    for a,y in self._parts(q, given):
+    width = self.width_by_place(q, expected) if self.guided else None
+    for a,y in self._parts(q, self._for_network(width)):
         canvas[a:a+len(y)] = y
         before += q[a:a+len(y)].sum(dtype=float)
         after += y.sum(dtype=float)
@@ -457,8 +549,8 @@ def refocused_rows(self:Refocuser,
     zoom=1.,       # Its pixel size relative to the model's, from `zoom`
     folder=None,   # Folder for temporary files, if the result is too large for the memory
     progress=None, # Function that gets the share, 0 to 1, done since its last call
-    # Function that gets image and result (`Rows` in network units), the `Width` of the blur (None if the model is not
-    # guided) and `own_prominence`
+    # Function that gets image and result (`Rows` in network units), the `Width` of the blur (a `WidthMap` if it differs
+    # by place, None if the model is not guided) and `own_prominence`
     note=None,
 ) -> Rows:         # (H,W), counts, in the data type of the plane
     "The refocused plane"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance_of', 'refocus_image', 'Acquisition', 'acquisitions', 'SharedScale', 'shared_scale', 'zoom_of', 'size_used',
-           'input_doubts', 'Refocused', 'refocus_file', 'Refocuser']
+           'input_doubts', 'range_of', 'places_remark', 'Refocused', 'refocus_file', 'Refocuser']
 
 # %% ../../nbs/54_refocus.files.ipynb #imports
 from collections import Counter
@@ -21,6 +21,7 @@ from ..io.planes import ImageError
 from ..io.provenance import *
 from ..io.images import *
 from ..optics.defects import *
+from ..optics.places import WidthMap, span_of
 from .engine import *
 from .doubts import *
 from .intervals import *
@@ -269,6 +270,7 @@ class _PlaneRefocuser:
         self.pixels = sum(p.size for p in self.todo)
         self.ready = {}         # Key of a plane that was refocused ahead to its new pixels, `Rows`
         self.widths = {}        # Key to the width of the blur, px
+        self.spans = {}         # Key to the small and the large width of the blur, px, if it differs by place
         self.doubts = {}        # Key to a list of `Remark`s
         self.table_places = {}  # Key to the plane's place in the table of intervals
         self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
@@ -291,7 +293,8 @@ def no_light(self:_PlaneRefocuser):
 @patch
 def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence):
     "Keep the width, the doubts and the place in the table of intervals of a refocused plane"
-    self.widths[key] = width
+    self.widths[key] = float(width) if isinstance(width, WidthMap) else width
+    if isinstance(width, WidthMap): self.spans[key] = span_of(width)
     self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence)
     if self.with_intervals: self.table_places[key] = place_in_table(self.refocuser, image, width, prominence)
 
@@ -347,6 +350,31 @@ def all_doubts(self:_PlaneRefocuser):
     at_top,at_0 = (np.mean(shares or [0]) for shares in (self.at_top, self.at_0))
     return doubts+_clipped_at_top(self.image.dtype, at_top)+_clipped_at_0(at_0)
 
+@patch
+def ranges_um(self:_PlaneRefocuser):
+    "For each of the distances in `found_um`, the smallest and the largest by place, um; None if there is one for all"
+    def um(key): return tuple(float(d) for d in self.refocuser.distance_um(self.spans[key]))
+    return [um(key) if key in self.spans else None for key in sorted(self.widths) if self.widths[key] is not None]
+
+# %% ../../nbs/54_refocus.files.ipynb #places_remark
+def range_of(
+    ranges_um, # Pairs of distances, um, or None, from several planes
+) -> tuple: # The smallest and the largest distance, um; empty if there are none
+    "The range of the distances of those planes in which they differ by place"
+    known = [um for pair in ranges_um if pair for um in pair]
+    return (min(known),max(known)) if known else ()
+
+def places_remark(
+    ranges_um, # See `range_of`
+) -> list[Remark]: # Empty if no distance differs by place
+    "A remark on distances that differ by place within a plane"
+    known = [pair for pair in ranges_um if pair]
+    if not known: return []
+    least,most = range_of(known)
+    planes = f' ({len(known)} of {len(ranges_um)} planes)' if len(ranges_um)>1 else ''
+    return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
+
+
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-half_widths
 @patch
 def _half_widths_of(self:_PlaneRefocuser, result):
@@ -370,6 +398,8 @@ class Refocused:
     reading: Reading # How the file was read
     # Estimated distance from focus of each plane, um: 0 in focus, None if it cannot be told; empty if not guided
     found_um: list = field(default_factory=list)
+    # Smallest and largest distance by place in each plane, um; None if a plane has one distance
+    ranges_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
 
@@ -418,7 +448,8 @@ def _with_findings(made, planes, fitted):
     um = tuple(float(d) for d in planes.found_um() if d is not None)
     is_part = bool(um) and len(planes.todo)>len(planes.widths)
     remarks = tuple(fitted+planes.no_light())
-    return replace(made, remarks=remarks, found_um=um, middle_only=is_part)
+    range_um = range_of(planes.ranges_um())
+    return replace(made, remarks=remarks, found_um=um, range_um=range_um, middle_only=is_part)
 
 def _write(planes, made, file_doubts, target, half_width_path):
     "Write the refocused copy and, if `half_width_path` is given, the half widths of the intervals"
@@ -438,7 +469,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
-    remarks += planes.no_light()+doubts+_constant(image, planes.scales)
+    remarks += planes.no_light()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     reading = Reading(image.axes, names, *size_used(planes.refocuser, image, pixel_um))
-    return Refocused(planes.pixels, reading, planes.found_um(), file_doubts+doubts, remarks)
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)

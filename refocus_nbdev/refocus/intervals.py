@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from ..io.images import to_dtype
 from ..optics.defects import *
+from ..optics.places import WidthMap, blended
 from .engine import *
 
 # %% ../../nbs/53_refocus.intervals.ipynb #brightness
@@ -25,13 +26,20 @@ def brightness(
     return gaussian_filter(np.asarray(result, np.float32), BRIGHT_PX)
 
 # %% ../../nbs/53_refocus.intervals.ipynb #half_at
+def _half_by_place(table, width, bright):
+    "Half widths (H,W) from a table, for a width of each pixel (H,W)"
+    rows = dict(zip(table['width'], np.log(table['half'])))
+    def at_width(width): return np.interp(bright, table['bright'], rows[width])
+    return np.exp(blended(at_width, width, table['width']))
+
 def half_at(
     # Keys: width (n,), px, and bright (m,), network units, both rising; half (n,m): half widths, network units, above 0
     table:dict,
-    width,      # Width of the blur, px
+    width,      # Width of the blur, px; or of each pixel (H,W), px
     bright,     # From `brightness`, any shape
 ) -> np.ndarray: # The same shape, network units
     "Half widths from a table; their logarithms are interpolated"
+    if np.ndim(width): return _half_by_place(table, width, bright)
     row = [np.interp(width, table['width'], column) for column in np.log(table['half']).T]
     return np.exp(np.interp(bright, table['bright'], row))
 
@@ -48,7 +56,7 @@ def interval_table(
 def place_in_table(
     refocuser:Refocuser, # The model
     image,      # (H,W), `Rows`, the plane before refocusing, in network units
-    width,      # Width of its blur, px
+    width,      # Width of its blur, px, or a `WidthMap`
     prominence, # Its prominence, from `own_prominence`
 ) -> tuple[float, float]: # Width, px, 0 if the plane stays as it is; and the plane's own range, network units
     "The width and the range with which the table is used for a plane"
@@ -61,7 +69,7 @@ _MARGIN = 13 # `brightness` of a pixel depends on no pixel farther away than thi
 def half_width(
     refocuser:Refocuser, # The model
     result,  # (H,W), `Rows` or array, in network units, at the model's pixel size
-    width,   # Width of the blur of the original plane, px
+    width,   # Width of the blur of the original plane, px, or a `WidthMap`
     unit=1., # That plane's own range, network units: below 1 if other planes of its acquisition are brighter
 ) -> Rows:   # (H,W) float32, network units
     "Half of the interval of each pixel of a result; raises `ValueError` for a model without a table"
@@ -69,7 +77,9 @@ def half_width(
     def read(a, b):
         top = max(a-_MARGIN, 0)
         bright = brightness(result[top:b+_MARGIN])[a-top:b-top]
-        return unit*half_at(table, width, bright/unit).astype(np.float32)
+        here = width
+        if isinstance(width, WidthMap): here = width.at(np.arange(a, b), np.arange(result.shape[1]))
+        return unit*half_at(table, here, bright/unit).astype(np.float32)
     return Rows(result.shape, np.float32, read)
 
 # %% ../../nbs/53_refocus.intervals.ipynb #half_width_in_counts

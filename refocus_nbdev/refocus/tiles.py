@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
 from ..io.strips import *
+from ..optics.places import WidthMap
 from ..learn.networks import *
 
 # %% ../../nbs/50_refocus.tiles.ipynb #reach
@@ -123,11 +124,13 @@ def tile(self:GuidedUnet,
     left:int, # First column of the tile in `x`, px
     h:int,   # Height of the tile, px
     w:int,   # Width of the tile, px
-    width,   # Width of the blur, (1,), px
+    width,   # Width of the blur, (1,), px; or by place in the tile (B,1,h,w), px
 ):           # (B,1,h,w)
     "The result of the network for one tile of an image"
     width = width.clamp(*self.known)
-    around = cut(*self.taps.filtered(round_edges(x), width), top, left, h, w)
+    whole = round_edges(x)
+    def filtered(width): return cut(*self.taps.filtered(whole, width), top, left, h, w)
+    around = by_place(filtered, width)
     return self.refocused(x[..., top:top+h, left:left+w], *around, width)
 
 # %% ../../nbs/50_refocus.tiles.ipynb #in_tiles_of
@@ -158,9 +161,10 @@ def in_tiles_of(
     model:GuidedUnet, # The network
     rows,             # `Rows`, or an array (H,W), in network units
     # Function that computes the tiles (B,h,w), arrays; it gets parts (B,1,h,w), and the place and size of the tile in
-    # them, as `GuidedUnet.tile` does
+    # them, as `GuidedUnet.tile` does; and the widths in the tiles (B,1,h,w), if these differ by place
     run,
     batch=1,          # Tiles at a time
+    widths:WidthMap=None, # Widths of the blur that differ by place
 ):                    # Yields the number of the first row, and an array (h,W) of rows
     "The result of the model for an image, from top to bottom; raises `ValueError` for tiles that are too small"
     H,W = rows.shape
@@ -168,7 +172,7 @@ def in_tiles_of(
     columns = list(_batches(_cuts(W, side, model), batch))
     waiting = 0.
     for cut in down:
-        line = _line(rows, cut, columns, run)
+        line = _line(rows, cut, columns, run, widths)
         line *= cut.tile.weights(down[-1].tile.stop)[:,None]
         if cut.tile.first: line[:SEAM_PX] += waiting
         done = len(line)-SEAM_PX*(cut is not down[-1])
@@ -176,16 +180,29 @@ def in_tiles_of(
         yield cut.tile.first,line[:min(done, H-cut.tile.first), :W]
 
 # %% ../../nbs/50_refocus.tiles.ipynb #_line
-def _line(rows, cut, columns, run):
+def _widths_in(widths, tile, batch):
+    "The widths in a batch of tiles of a row, (B,1,h,w); an empty list if there is one width for all"
+    if widths is None: return []
+    rows = np.arange(tile.start, tile.stop)
+    parts = [widths.at(rows, np.arange(c.tile.start, c.tile.stop)) for c in batch]
+    return [torch.from_numpy(np.stack(parts)[:,None])]
+
+def _used(pixels, down, across):
+    "The pixels of a tile that are used"
+    rows = slice(down.first-down.start, down.last-down.start)
+    columns = slice(across.first-across.start, across.last-across.start)
+    return pixels[rows, columns]
+
+def _line(rows, cut, columns, run, widths):
     "A row of tiles that fade into each other"
     strip,t = rows_at(rows, cut.pixels),cut.tile
     W = columns[-1][-1].tile.stop
     line = np.zeros((t.last-t.first, W), np.float32)
     for batch in columns:
         x = np.stack([strip[:, c.pixels] for c in batch])[:,None]
-        tiles = run(torch.from_numpy(x), cut.before, batch[0].before, cut.size, batch[0].size)
+        where = cut.before, batch[0].before, cut.size, batch[0].size
+        tiles = run(torch.from_numpy(x), *where, *_widths_in(widths, t, batch))
         for c,tile in zip(batch, tiles):
             own = c.tile
-            part = tile[t.first-t.start:t.last-t.start, own.first-own.start:own.last-own.start]
-            line[:, own.first:own.last] += part*own.weights(W)
+            line[:, own.first:own.last] += _used(tile, t, own)*own.weights(W)
     return line
