@@ -185,7 +185,7 @@ def score_plane(
     classical = _classical(rows)
     if scale is None: return dict(_unknown(), **classical, remarks=[_NOTHING]), _no_tiles()
     _,plane = refocuser.in_network_units(rows, scale, zoom)
-    evidence = refocuser.width_evidence(plane)
+    evidence = refocuser.width_evidence(refocuser.seen(plane).plane)
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
     overall = evidence.mean((0,1))
     believed = beliefs(refocuser, overall[None])

@@ -23,13 +23,17 @@ def _shrunk(strip):
     "A strip (h,W) with a `_FOLD`th of its sides"
     return resized(strip, [max(n//_FOLD, 1) for n in strip.shape], PILImage.Resampling.BOX)[:]
 
+def _starts(n):
+    "The first pixels of about equal parts, each about as long as a square, of a side of `n` pixels of a shrunk strip"
+    parts = max(round(n*_FOLD/_SQUARE), 1)
+    return np.arange(parts)*n//parts
+
 def _peaks(small):
     "The largest contrast between an object and its surroundings in each square of a shrunk strip, (n,)"
     near = gaussian_filter(small, NEAR_PX/_FOLD)
     around = gaussian_filter(small, AROUND_PX/_FOLD)
     contrast = near-around
-    starts = (np.arange(0, n, _SQUARE//_FOLD) for n in small.shape)
-    top,left = starts
+    top,left = (_starts(n) for n in small.shape)
     by_columns = np.maximum.reduceat(contrast, left, axis=1)
     return np.maximum.reduceat(by_columns, top, axis=0).ravel()
 
@@ -43,7 +47,7 @@ class Contrast(NamedTuple):
     typical: float # How much a typical object stands out; 0 if nothing does
     highest: float # How much the object stands out that does so most
 
-_SAMPLE = 60_000 # Approximate number of pixels for percentiles
+_SAMPLE = 30_000 # Approximate number of pixels for percentiles
 
 def _every(shape):
     "Every how many pixels one is taken for the sample, so that not all of them lie in a few columns"
@@ -51,9 +55,15 @@ def _every(shape):
     while n>1 and shape[1]%n==0: n += 1
     return n
 
+def _noise(q, values):
+    """Standard deviation of the noise of a pixel; pixels that were interpolated show it only in means over some of them"""
+    middle = torch.tensor(np.asarray(middle_of(q, 256), np.float32))[None,None]
+    means = torch.nn.functional.avg_pool2d(middle, _FOLD) if min(middle.shape[-2:])>=3*_FOLD else middle[..., :1, :1]
+    return max(noise_sigma(middle).item(), _FOLD*noise_sigma(means).item(), _rounding(values))
+
 def _rounding(values):
     "Standard deviation of the error of rounding: from the smallest step between different values"
-    steps = np.diff(np.unique(values[:10_000]))
+    steps = np.diff(np.unique(values[:4000]))
     return float(steps.min())/12**0.5 if len(steps) else 0.
 
 def _typical(peaks, least):
@@ -75,8 +85,7 @@ def contrast_of(
         tops.append(small.max())
     values,peaks = np.concatenate(values),np.concatenate(peaks)
     low,high = np.percentile(values, [1, 99.8])
-    middle = torch.tensor(np.asarray(middle_of(q, 256), np.float32))
-    noise = max(noise_sigma(middle[None,None]).item(), _rounding(values))
+    noise = _noise(q, values)
     span = max(high-low, 20*noise)
     return Contrast(float(low), float(span), float(max(tops)-low), noise,
                     _typical(peaks, max(2*noise, span/300)), float(peaks.max()))

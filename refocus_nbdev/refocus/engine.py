@@ -258,20 +258,6 @@ def in_network_units(self:Refocuser,
     if zoom==1: return own,own
     return own,held(resized(own, [max(round(n*zoom), 1) for n in own.shape]))
 
-# %% ../../nbs/51_refocus.engine.ipynb #blur_width
-@patch
-def blur_width(self:Refocuser,
-    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
-) -> np.ndarray:  # (...), px; near 0 in focus; defined as in `optics.kernels.blur_width`
-    "The estimated width of the blur of every plane; raises `ValueError` for a model that is not guided"
-    if not self.guided:
-        raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
-    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
-    scale = self.scale_of(planes)
-    def seen(p): return self.seen(self.in_network_units(p, scale)[0]).plane
-    widths = [self.estimated_width(seen(p)).item() for p in planes]
-    return np.array(widths).reshape(x.shape[:-2])
-
 # %% ../../nbs/51_refocus.engine.ipynb #keep_light
 def light_ratio(
     before, # Sum of an image in network units, where 0 is the background
@@ -383,7 +369,7 @@ class Seen(NamedTuple):
     bright: Rows|None = None # (H,W), above `offset`, network units: the result of things that are far too bright
 
 @patch(as_prop=True)
-def _may_rescale(self:Refocuser):
+def may_rescale(self:Refocuser):
     "Was the model trained with a scale that each image finds in itself, as `Scale.of` does?"
     usual = dict(low=1., high=99.8, noise_floor=20.)
     return {**usual, **self.card.get('scale', {})}==usual
@@ -396,7 +382,7 @@ def seen(self:Refocuser,
     progress=None, # Function that gets the share done, if the plane has to pass the network for this
 ) -> Seen:
     "A plane with a scale of its own if it needs one, and without what is far too bright in it"
-    if not self._may_rescale: return Seen(as_rows(q), 0., 1.)
+    if not self.may_rescale: return Seen(as_rows(q), 0., 1.)
     c = contrast_of(q)
     unit = range_of_rest(c) if self.guided else None
     if unit: return self._without_bright(q, c, unit, expected, folder, progress)
@@ -418,6 +404,20 @@ def _without_bright(self:Refocuser, q, c, unit, expected, folder, progress):
     rest = without_bright(whole.plane, bright, unit/c.top, width.item())
     above = bright.map(lambda x: x*np.float32(c.top))
     return _rescaled(held(rest), 0., unit/c.top)._replace(offset=c.low, range=unit, bright=above)
+
+# %% ../../nbs/51_refocus.engine.ipynb #blur_width
+@patch
+def blur_width(self:Refocuser,
+    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
+) -> np.ndarray:  # (...), px; near 0 in focus; defined as in `optics.kernels.blur_width`
+    "The estimated width of the blur of every plane; raises `ValueError` for a model that is not guided"
+    if not self.guided:
+        raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
+    planes = [as_rows(p) for p in x.reshape(-1, *x.shape[-2:])]
+    scale = self.scale_of(planes)
+    def seen(p): return self.seen(self.in_network_units(p, scale)[0]).plane
+    widths = [self.estimated_width(seen(p)).item() for p in planes]
+    return np.array(widths).reshape(x.shape[:-2])
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-result
 @patch
