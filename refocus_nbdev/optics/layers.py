@@ -56,9 +56,10 @@ def _every(shape):
     return n
 
 def _noise(q, values):
-    """Standard deviation of the noise of a pixel; pixels that were interpolated show it only in means over some of them"""
+    "Standard deviation of the noise of a pixel; interpolated pixels show it only in means over some of them"
     middle = torch.tensor(np.asarray(middle_of(q, 256), np.float32))[None,None]
-    means = torch.nn.functional.avg_pool2d(middle, _FOLD) if min(middle.shape[-2:])>=3*_FOLD else middle[..., :1, :1]
+    is_small = min(middle.shape[-2:])<3*_FOLD
+    means = middle[..., :1, :1] if is_small else torch.nn.functional.avg_pool2d(middle, _FOLD)
     return max(noise_sigma(middle).item(), _FOLD*noise_sigma(means).item(), _rounding(values))
 
 def _rounding(values):
@@ -91,7 +92,7 @@ def contrast_of(
                     _typical(peaks, max(2*noise, span/300)), float(peaks.max()))
 
 # %% ../../nbs/27_optics.layers.ipynb #own_scale
-_MOST_OFF = 4 # A plane with a range this many times larger or smaller than that of its acquisition has its own scale
+_MOST_OFF = 4 # A plane whose range is this many times larger or smaller than usual has its own scale
 _NOTHING = 0.02 # Contrast of a plane that shows noise alone, relative to its range
 
 def own_scale(
@@ -103,7 +104,7 @@ def own_scale(
     return (0.,1.) if is_near or shows_noise else (c.low,c.range)
 
 # %% ../../nbs/27_optics.layers.ipynb #range_of_rest
-_TOO_BRIGHT = 9  # A plane has its bright things apart if something stands out this many times as much as a typical object
+_TOO_BRIGHT = 9  # Far too bright is what stands out this many times as much as a typical object
 _RANGE = 3.5     # Range of a plane relative to the contrast of its typical object
 
 def range_of_rest(
@@ -123,7 +124,8 @@ def times_as_bright(
     return round(min((1,2,5,10), key=lambda n: abs(math.log(n*digits/times)))*digits)
 
 # %% ../../nbs/27_optics.layers.ipynb #without_bright
-_BRIGHT = 2,4   # Brightness over the range of the rest: from the first on a pixel of a result is bright, from the second in full
+# Brightness over the range of the rest: from the first on a pixel of a result is bright, from the second in full
+_BRIGHT = 2,4
 _KEPT = -0.2,4. # The rest is cut off here, in ranges of the rest
 
 def bright_share(

@@ -374,6 +374,8 @@ def may_rescale(self:Refocuser):
     usual = dict(low=1., high=99.8, noise_floor=20.)
     return {**usual, **self.card.get('scale', {})}==usual
 
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-seen-def
 @patch
 def seen(self:Refocuser,
     q,             # (H,W), `Rows` or array: a plane in network units
