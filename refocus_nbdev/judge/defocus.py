@@ -172,7 +172,7 @@ def _classical(rows):
 
 def _one_distance(): return dict(least_um=np.nan, most_um=np.nan)
 
-def _by_place(refocuser, plane, cells):
+def _by_place(refocuser, seen, cells):
     "The smallest and the largest distance of a plane, um, NaN if there is one for all; and a remark"
     found = refocuser.map_if_needed(plane, cells)
     if found is None: return _one_distance(),[]
@@ -194,11 +194,12 @@ def score_plane(
     classical = _classical(rows)
     if scale is None: return dict(_unknown(), **_one_distance(), **classical, remarks=[_NOTHING]), _no_tiles()
     _,plane = refocuser.in_network_units(rows, scale, zoom)
-    cells = refocuser.cell_evidence(plane)
+    seen = refocuser.seen(plane).plane
+    cells = refocuser.cell_evidence(seen)
     evidence = cells.sum((-2,-1))
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
     whole,remarks = _judged(refocuser, rows, plane, evidence, zoom)
-    places,more = _by_place(refocuser, plane, cells) if whole['in_focus'] is not None else (_one_distance(), [])
+    places,more = _by_place(refocuser, seen, cells) if whole['in_focus'] is not None else (_one_distance(), [])
     return dict(whole, **places, **classical, remarks=remarks+more), tiles
 
 # %% ../../nbs/61_judge.defocus.ipynb #noted

@@ -463,7 +463,7 @@ class _FileCheck:
         x,y = self._pixels(before, after)
         scale = self.scales[before.channel]
         _,plane = self.refocuser.in_network_units(as_rows(x), scale, self.zoom)
-        width = self.refocuser.estimated_width(plane).item()
+        width = self.refocuser.estimated_width(self.refocuser.seen(plane).plane).item()
         labels = self.find(y, self.diameter)
         own_width = max(width, 0.3)/self.zoom
         c = check_reblur(x, y, own_width, labels)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_SATURATED', 'ONLY_NOISE', 'CUT_OFF', 'Brightest', 'saturation_doubts', 'no_light_remarks', 'unexplained',
-           'is_clear', 'farthest_tested_um', 'is_too_far', 'plane_doubts', 'processing_doubts', 'known_um', 'doubts_of']
+           'is_clear', 'farthest_tested_um', 'is_too_far', 'scale_doubts', 'plane_doubts', 'processing_doubts',
+           'known_um', 'doubts_of']
 
 # %% ../../nbs/52_refocus.doubts.ipynb #imports
 import numpy as np, torch
@@ -15,6 +16,7 @@ from ..optics.intensity import noise_sigma
 from ..optics.processed import *
 from ..optics.defects import Defects
 from ..optics.places import WidthMap, blended, span_of
+from ..optics.layers import *
 from .engine import *
 
 # %% ../../nbs/52_refocus.doubts.ipynb #Brightest
@@ -133,6 +135,23 @@ def is_too_far(
     farthest = farthest_tested_um(refocuser)
     return bool(farthest and um>farthest)
 
+# %% ../../nbs/52_refocus.doubts.ipynb #scale_doubts
+_DIM = Remark('dim', 'far dimmer than its acquisition: refocused at a scale of its own')
+_FLASH = Remark('flash', 'far brighter than its acquisition: refocused at a scale of its own')
+
+def scale_doubts(
+    refocuser:Refocuser, # The model
+    image, # (H,W), `Rows` or array, the plane in network units
+) -> list[Remark]: # Empty for a plane that keeps the scale of its acquisition
+    "What is said of a plane, or a part of it, that does not have the scale of its acquisition"
+    if not refocuser.may_rescale: return []
+    c = contrast_of(image)
+    if refocuser.guided and range_of_rest(c):
+        times = times_as_bright(c)
+        return [Remark('bright', f'a part of it is about {times} times as bright as the rest: refocused apart')]
+    if own_scale(c)==(0,1): return []
+    return [_FLASH if c.range>1 else _DIM]
+
 # %% ../../nbs/52_refocus.doubts.ipynb #plane_doubts
 _MOST_MEDIAN = 0.125 # Largest median of a result that shows nuclei, network units
 _LEAST_MEDIAN = 0.2  # Smallest median of a result that shows a layer of cells, network units
@@ -157,7 +176,7 @@ def plane_doubts(
     if prominence is None: prominence = own_prominence(image)
     if prominence<NOISE_PROMINENCE: return [ONLY_NOISE]
     clear = is_clear(refocuser, prominence)
-    doubts = [] if clear else [_FAINT]
+    doubts = scale_doubts(refocuser, image)+([] if clear else [_FAINT])
     if width is not None: doubts += _too_far(refocuser, width)+_unsure(width)
     if result is None: return doubts
     doubts += _of_stain(refocuser, result)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['UNET_MULTIPLE', 'HOT_PIXELS', 'NOISE_PROMINENCE', 'STANDS_OUT', 'best_device', 'Refocuser', 'Width',
-           'check_hot_pixels', 'planes_of', 'mended_planes', 'light_ratio', 'own_range', 'own_prominence']
+           'check_hot_pixels', 'planes_of', 'mended_planes', 'light_ratio', 'own_range', 'own_prominence', 'Seen']
 
 # %% ../../nbs/51_refocus.engine.ipynb #imports
 import threading
+from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch
 from ..io.disk import *
@@ -19,6 +20,7 @@ from ..optics.focus import *
 from ..optics.background import *
 from ..optics.defects import *
 from ..optics.places import *
+from ..optics.layers import *
 from ..learn.networks import *
 from ..learn.modelfile import *
 from .tiles import *
@@ -414,19 +416,6 @@ def in_network_units(self:Refocuser,
     if zoom==1: return own,own
     return own,held(resized(own, [max(round(n*zoom), 1) for n in own.shape]))
 
-# %% ../../nbs/51_refocus.engine.ipynb #blur_width
-@patch
-def blur_width(self:Refocuser,
-    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
-) -> np.ndarray:  # (...), px; near 0 in focus; defined as in `optics.kernels.blur_width`
-    "The estimated width of the blur of every plane; raises `ValueError` for a model that is not guided"
-    if not self.guided:
-        raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
-    planes = mended_planes(x)
-    scale = self.scale_of(planes)
-    widths = [self.estimated_width(self.in_network_units(p, scale)[0]).item() for p in planes]
-    return np.array(widths).reshape(x.shape[:-2])
-
 # %% ../../nbs/51_refocus.engine.ipynb #keep_light
 def light_ratio(
     before, # Sum of an image in network units, where 0 is the background
@@ -540,6 +529,79 @@ def share_changed(self:Refocuser,
     if prominence<NOISE_PROMINENCE: return 0.
     return float(smoothstep(np.float64(prominence), *STANDS_OUT)) if self._on_background else 1.
 
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-seen
+class Seen(NamedTuple):
+    "A plane as the network should see it"
+    plane: Rows   # (H,W), relative to `offset` and `range`
+    offset: float # Network units; 0 if the plane keeps the scale of its acquisition
+    range: float  # Network units; 1 if the plane keeps the scale of its acquisition
+    bright: Rows|None = None # (H,W), above `offset`, network units: the result of things that are far too bright
+
+@patch(as_prop=True)
+def may_rescale(self:Refocuser):
+    "Was the model trained with a scale that each image finds in itself, as `Scale.of` does?"
+    usual = dict(low=1., high=99.8, noise_floor=20.)
+    return {**usual, **self.card.get('scale', {})}==usual
+
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-seen-def
+@patch
+def seen(self:Refocuser,
+    q,             # (H,W), `Rows` or array: a plane in network units
+    expected=None, # Expected width of its blur, px
+    folder=None,   # Folder for temporary files
+    progress=None, # Function that gets the share done, if the plane has to pass the network for this
+) -> Seen:
+    "A plane with a scale of its own if it needs one, and without what is far too bright in it"
+    if not self.may_rescale: return Seen(as_rows(q), 0., 1.)
+    c = contrast_of(q)
+    unit = range_of_rest(c) if self.guided else None
+    if unit: return self._without_bright(q, c, unit, expected, folder, progress)
+    return _rescaled(q, *own_scale(c))
+
+def _rescaled(q, offset, range):
+    "A plane with its own scale"
+    q = as_rows(q)
+    if (offset,range)==(0,1): return Seen(q, 0., 1.)
+    own = q.map(lambda x: (x-np.float32(offset))/np.float32(range), np.float32)
+    return Seen(held(own), offset, range)
+
+@patch
+def _without_bright(self:Refocuser, q, c, unit, expected, folder, progress):
+    "A plane without its bright things; they pass the network"
+    whole = _rescaled(q, c.low, c.top)
+    y,ratio,width = self._network(whole.plane, expected, folder, progress)
+    bright = y.map(lambda x: x*np.float32(ratio))
+    rest = without_bright(whole.plane, bright, unit/c.top, float(width))
+    above = bright.map(lambda x: x*np.float32(c.top))
+    return _rescaled(held(rest), 0., unit/c.top)._replace(offset=c.low, range=unit, bright=above)
+
+# %% ../../nbs/51_refocus.engine.ipynb #blur_width
+@patch
+def blur_width(self:Refocuser,
+    x:np.ndarray, # (..., H, W): uint8, uint16 or float32; one acquisition, not constant
+) -> np.ndarray:  # (...), px; near 0 in focus; defined as in `optics.kernels.blur_width`
+    "The estimated width of the blur of every plane; raises `ValueError` for a model that is not guided"
+    if not self.guided:
+        raise ValueError(f'model {self.name} does not estimate how wide a blur is: choose another model')
+    planes = mended_planes(x)
+    scale = self.scale_of(planes)
+    def seen(p): return self.seen(self.in_network_units(p, scale)[0]).plane
+    widths = [self.estimated_width(seen(p)).item() for p in planes]
+    return np.array(widths).reshape(x.shape[:-2])
+
+# %% ../../nbs/51_refocus.engine.ipynb #Refocuser-result
+@patch
+def _result(self:Refocuser, q, expected, folder, progress):
+    "The network's result for a plane (H,W) in network units, and the width that guided it"
+    def half(share): progress(share/2)
+    s = self.seen(q, expected, folder, progress and half)
+    y,ratio,width = self._network(s.plane, expected, folder, half if progress and s.bright else progress)
+    if (s.offset,s.range)==(0,1): return y.map(lambda x: x*ratio),width
+    rest = y.map(lambda x: x*np.float32(ratio*s.range))
+    if s.bright: rest = joined(s.bright, rest, s.range)
+    return rest.map(lambda x: x+np.float32(s.offset)),width
+
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-plane
 @patch
 def refocused_rows(self:Refocuser,
@@ -555,10 +617,10 @@ def refocused_rows(self:Refocuser,
 ) -> Rows:         # (H,W), counts, in the data type of the plane
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
-    y,ratio,width = self._network(q, expected, folder, progress)
+    y,width = self._result(q, expected, folder, progress)
     shown = own_prominence(q) if note or self.guided else None
     share = self.share_changed(shown)
-    change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]*ratio-q[a:b]))
+    change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
     if note: note(q, _sum(q, change), width, shown)
     added = change if zoom==1 else resized(change, own.shape)
     def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
