@@ -212,6 +212,14 @@ def _with_note(whole, remarks):
     return dict(scores, note=note, codes=codes)
 
 # %% ../../nbs/61_judge.defocus.ipynb #score_file
+def _scored_plane(refocuser, image, plane, acquisition, zoom, remarks):
+    "The scores of one plane of an open image, with its remarks, and those of its tiles"
+    defects = acquisition.defects(plane)
+    whole,parts = score_plane(refocuser, mended(image.rows(plane), defects), acquisition.scale, zoom)
+    doubts = no_light_remarks([defects])+saturation_doubts(acquisition.saturated)
+    place = dict(file=str(image.path), **image.place(plane))
+    return dict(place, **_with_note(whole, remarks+doubts)), parts.assign(**place)
+
 def score_file(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     path,          # An image
@@ -230,14 +238,9 @@ def score_file(
         found = acquisitions(refocuser, f, chosen)
         for p in f.planes:
             if p.channel not in found: continue
-            place = dict(file=str(path), **f.place(p))
-            channel = found[p.channel]
-            defects = channel.defects(p)
-            whole,parts = score_plane(refocuser, mended(f.rows(p), defects), channel.scale, zoom)
-            doubts = no_light_remarks([defects])+saturation_doubts(channel.saturated)
-            noted = _with_note(whole, remarks+doubts)
-            rows.append(dict(place, **noted))
-            tiles.append(parts.assign(**place))
+            row,parts = _scored_plane(refocuser, f, p, found[p.channel], zoom, remarks)
+            rows.append(row)
+            tiles.append(parts)
     filled = [t for t in tiles if len(t)]
     return pd.DataFrame(rows),pd.concat(filled or tiles)
 

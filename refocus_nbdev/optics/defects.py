@@ -40,6 +40,7 @@ class _Noise(NamedTuple):
         "Standard deviation at a level, counts"
         return np.sqrt(self.variance+self.gain*np.maximum(level-self.level, 0))
 
+# %% ../../nbs/27_optics.defects.ipynb #block_noise
 def _block_noise(x):
     "Level and variance of the noise in blocks of an array (H,W), without those that are cut off at the darkest value"
     blocks = _some_blocks(x).astype(np.float32)
@@ -70,16 +71,21 @@ _CLEAR = 8   # A defect stands out from its surroundings by this many standard d
 _SURE = 2.5  # Standard deviations by which noise may mislead each pixel
 _CONTRAST = 1.5 # A defect stands out by this much more than its surroundings do among themselves
 
+def _moved(p, dy, dx):
+    "The inner part of a padded array, or one that lies some rows below and some columns to the right of it"
+    h,w = (n-2*_REACH for n in p.shape)
+    top,left = _REACH+dy,_REACH+dx
+    return p[top:top+h, left:left+w]
+
 def _steep(p, noise):
     "Pixels, as numbers, of a padded array that are far brighter, or far darker, than the two on either side"
-    c = p[_REACH:-_REACH, _REACH:-_REACH]
-    down = p[_REACH-1:-_REACH-1, _REACH:-_REACH]+p[_REACH+1:p.shape[0]-_REACH+1, _REACH:-_REACH]
-    across = p[_REACH:-_REACH, _REACH-1:-_REACH-1]+p[_REACH:-_REACH, _REACH+1:p.shape[1]-_REACH+1]
-    twice = 2*c
+    twice = 2*_moved(p, 0, 0)
+    down = _moved(p, -1, 0)+_moved(p, 1, 0)
+    across = _moved(p, 0, -1)+_moved(p, 0, 1)
     least = 2*_CLEAR*math.sqrt(noise.variance)
     found = []
     for steep in (twice-np.minimum(down, across)>least, np.maximum(down, across)-twice>least):
-        y,x = np.divmod(np.flatnonzero(steep), c.shape[1])
+        y,x = np.divmod(np.flatnonzero(steep), steep.shape[1])
         found.append((y+_REACH)*p.shape[1]+x+_REACH)
     return found
 
@@ -93,21 +99,25 @@ def _cross(width): return [step*k for k in (2, 3) for step in (-width, -1, 1, wi
 
 def _values_at(p, pixels, steps): return np.stack([p.take(pixels+s) for s in steps])
 
+def _stands_alone(least, a, b, unsure):
+    "Is the lower of two neighbours, of heights `a` and `b`, lower than light allows beside a height `least`?"
+    low,high = np.minimum(a, b),np.maximum(a, b)
+    most = np.maximum(high, 0)
+    expected = _LEAST_PRODUCT*least**2/(most+unsure(most))
+    expected = np.minimum(expected, math.sqrt(_LEAST_PRODUCT)*least)
+    return low+unsure(expected)<expected
+
 def _too_steep(p, pixels, floor, noise, sign, allowed):
     "Which pixels rise above a floor as no light does? `sign` is -1 for those that fall below a ceiling"
     at_floor = noise.at(floor)
     value = p.take(pixels)
     height = sign*(value-floor)
     least = np.maximum(height-_SURE*(noise.at(value) if sign>0 else at_floor), 0)
+    def unsure(h): return _SURE*(noise.at(floor+h) if sign>0 else at_floor)
     too_steep = np.zeros(len(pixels), bool)
     for step,inside in zip((1, p.shape[1]), allowed):
-        a,b = (sign*(p.take(pixels+s)-floor) for s in (-step, step))
-        low,high = np.minimum(a, b),np.maximum(a, b)
-        def unsure(h): return _SURE*(noise.at(floor+h) if sign>0 else at_floor)
-        most = np.maximum(high, 0)
-        expected = _LEAST_PRODUCT*least**2/(most+unsure(most))
-        expected = np.minimum(expected, math.sqrt(_LEAST_PRODUCT)*least)
-        too_steep |= inside&(low+unsure(expected)<expected)
+        beside = [sign*(p.take(pixels+s)-floor) for s in (-step, step)]
+        too_steep |= inside&_stands_alone(least, *beside, unsure)
     return too_steep&(height>_CLEAR*at_floor)
 
 # %% ../../nbs/27_optics.defects.ipynb #defects_among
@@ -123,21 +133,29 @@ def _beyond_noise(p, pixels, noise, sign):
     extreme = np.minimum(*beside) if sign>0 else np.maximum(*beside)
     return pixels[sign*(2*value-extreme)>2*_CLEAR*noise.at(value)]
 
-def _defects_among(p, pixels, noise, sign):
-    "Those of some pixels of a padded array that are sharper than light"
-    pixels = _beyond_noise(p, pixels, noise, sign)
-    if not len(pixels): return pixels
+def _above_cross(p, pixels, noise, sign):
+    "Those of some pixels that rise too steeply above the pixels beside them"
     near = np.sort(_values_at(p, pixels, _cross(p.shape[1])), 0)
     floor = near[2] if sign>0 else near[-3]
-    pixels = pixels[_too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))]
-    if not len(pixels): return pixels
-    ring = np.sort(_values_at(p, pixels, _ring(p.shape[1])), 0)
+    return pixels[_too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))]
+
+def _above_ring(p, pixels, ring, noise, sign):
+    "Which pixels rise too steeply above the sorted values of the ring around them, and more than these differ"
     low,high = ring[2],ring[-6]
     floor = low if sign>0 else ring[-7]
     value = p.take(pixels)
     found = _too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))
     found &= sign*(value-floor)>_CONTRAST*(high-low)
     if sign<0: found &= value<low-_SURE*noise.at(low)
+    return found
+
+def _defects_among(p, pixels, noise, sign):
+    "Those of some pixels of a padded array that are sharper than light; they get the median of the ring around them"
+    pixels = _beyond_noise(p, pixels, noise, sign)
+    if len(pixels): pixels = _above_cross(p, pixels, noise, sign)
+    if not len(pixels): return pixels
+    ring = np.sort(_values_at(p, pixels, _ring(p.shape[1])), 0)
+    found = _above_ring(p, pixels, ring, noise, sign)
     p.flat[pixels[found]] = ring[len(ring)//2, found]
     return pixels[found]
 
@@ -180,6 +198,7 @@ def _all_rounds(p, noise):
         bright = dark = near[inner.take(near)&~bad.take(near)]
     return bad
 
+# %% ../../nbs/27_optics.defects.ipynb #local_noise
 _AREA = 7    # Pixels on every side in which the noise near a spot is measured
 _LEAST_HEIGHT = 12 # Least height of a spot, in standard deviations of that noise
 
@@ -202,6 +221,7 @@ def _extremes(p, parts, n):
     np.maximum.at(high, which, p.take(pixels))
     return low,high
 
+# %% ../../nbs/27_optics.defects.ipynb #whole_spots
 def _is_thin(places): return min(s.stop-s.start for s in places)<=_REACH
 
 def _whole_spots(bad, original, p):
@@ -306,24 +326,27 @@ def _run(is_other):
     "Length of the run from the left in each row (h,) of a mask (h,w) of pixels that end it"
     return np.where(is_other.any(1), is_other.argmax(1), is_other.shape[1])
 
+def _runs_across(x):
+    "The runs from the left and from the right of a strip (h,w), and the values that they begin with"
+    runs = _run(x!=x[:, :1]), _run((x!=x[:, -1:])[:, ::-1])
+    return *runs, x[:, 0].copy(), x[:, -1].copy()
+
 def _runs(rows):
     "The four runs of equal pixels from each side of a plane, and the four values that they begin with"
     height,width = rows.shape
-    above,below = rows[:1][0].copy(),rows[height-1:height][0].copy()
-    left,right,at_left,at_right = [],[],[],[]
-    top,bottom = np.zeros(width, int),np.zeros(width, int)
+    above = rows[:1][0].copy()
+    below = rows[height-1:height][0].copy()
+    across = []
+    top = bottom = np.zeros(width, int)
     first = 0
     for x in strips(rows):
-        left.append(_run(x!=x[:, :1]))
-        right.append(_run((x!=x[:, -1:])[:, ::-1]))
-        at_left.append(x[:, 0].copy())
-        at_right.append(x[:, -1].copy())
-        top += np.where(top==first, _run((x!=above).T), 0)
+        across.append(_runs_across(x))
+        top = top+np.where(top==first, _run((x!=above).T), 0)
         trailing = _run((x!=below).T[:, ::-1])
         bottom = np.where(trailing==len(x), bottom+trailing, trailing)
         first += len(x)
-    lengths = [np.concatenate(left), np.concatenate(right), top, bottom]
-    return lengths,[np.concatenate(at_left), np.concatenate(at_right), above, below]
+    left,right,at_left,at_right = map(np.concatenate, zip(*across))
+    return [left, right, top, bottom],[at_left, at_right, above, below]
 
 # %% ../../nbs/27_optics.defects.ipynb #straightness
 _STEP = 16  # Pixels along a border from one place to the next, to tell if it is straight

@@ -292,6 +292,7 @@ def _may_differ(self:Refocuser, cells):
     quarters = _SHARPER*_of_quarters(cells).double().numpy()
     return disagreement(quarters, log_widths)>_LEAST_QUARTERS
 
+# %% ../../nbs/51_refocus.engine.ipynb #windows
 def _windows(n, side):
     "First pixels of evenly spread windows that overlap by half, or less if there would be too many"
     k = min(max(-(-2*(n-side)//side), 0)+1, _MOST_WINDOWS)
@@ -323,6 +324,7 @@ def width_map(self:Refocuser,
     log_widths = model.log_widths.cpu().numpy()
     return width_map(np.stack(evidence)-nothing, *middles, side, log_widths, in_focus=np.mean(self.model.fade))
 
+# %% ../../nbs/51_refocus.engine.ipynb #width_by_place
 @patch
 def map_if_needed(self:Refocuser,
     q,     # (H,W), `Rows` or array: a plane in network units
@@ -341,7 +343,6 @@ def width_by_place(self:Refocuser,
     width = self.width_from(cells.sum((-2,-1)), expected)
     if expected is not None: return width
     return self.map_if_needed(q, cells) or width
-
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
 def _float(x): return torch.as_tensor(x.astype(np.float32))
