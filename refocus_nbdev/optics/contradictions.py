@@ -67,7 +67,7 @@ def _limit(n, sigma):
     return -NormalDist().inv_cdf(_FALSE/2/places)
 
 # %% ../../nbs/28_optics.contradictions.ipynb #regions
-REGIONS = dict(missing='cyan', surplus='red') # Kinds, and colours of their outlines
+REGIONS = dict(missing='lime', surplus='orange') # Kinds, and colours of their outlines
 
 def _labelled(signs, sigma):
     "Labels of connected blocks of one sign, without small ones"
