@@ -588,9 +588,9 @@ def check_file(
     pixel_um=None, # Size of the pixels, um; if None what `run` was given, or what the file says, or the model's
     nucleus_um=NUCLEUS_UM, # Diameter of a typical nucleus, um
     segmenter='classical', # What finds the nuclei of the prediction, see `segmenter_of`
-    objects='auto', # What to list: nuclei, regions, or what suits model and result, see `views_of`
     axes=None,     # Letters for the axes of both, such as CYX; if None what `run` was given, or what the files say
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
+    objects='auto', # What to list: nuclei, regions, or what suits model and result, see `views_of`
     # A row for each plane: file, series, channel, its place, width (px), left_over, unexplained, contradicted (share of
     # its area), the number of each of `REGIONS`, nuclei judged, the number of each of `SUSPECTS`, and note: why not to
     # believe them. And the rows of `suspects_of`
