@@ -19,7 +19,7 @@ from ..io.provenance import read_provenance
 from ..io.tables import UsageError
 from ..refocus.jobs import of_each
 
-# %% ../../nbs/76_cli.trust.ipynb #_print_trust
+# %% ../../nbs/76_cli.trust.ipynb #of_regions
 def _listed(counts, kinds):
     "Numbers of suspects of some kinds, in words"
     return ', '.join(f'{counts[kind]} {kind.replace("_", " ")}' for kind in kinds)
@@ -42,6 +42,8 @@ def _of_nuclei(counts):
     nuclei = '1 nucleus' if counts.nuclei==1 else f'{counts.nuclei} nuclei'
     return f'{nuclei} judged; suspects: {_listed(counts, SUSPECTS)}'
 
+
+# %% ../../nbs/76_cli.trust.ipynb #_print_trust
 def _print_trust(planes, files, paths):
     "Print the numbers of suspects, and return how many planes could not be checked"
     from refocus_nbdev.judge.reblur import REGIONS, SUSPECTS
@@ -104,15 +106,24 @@ def _check_order(images):
     if _is_result(image) and not _is_result(result):
         raise UsageError(f'{image}: is a result, and {result} is none; give the images first: trust IMAGES RESULTS')
 
-# %% ../../nbs/76_cli.trust.ipynb #trust
+# %% ../../nbs/76_cli.trust.ipynb #Objects
 Objects = Literal['auto','nuclei','regions'] # What is listed
 
+# %% ../../nbs/76_cli.trust.ipynb #_check_options
+def _check_options(channel, axes, pixel_um, **shown):
+    "How to read files and what to list; raises `UsageError` for wrong values"
+    check_um('--pixel-um', pixel_um, 'size')
+    check_um('--nucleus-um', shown['nucleus_um'], 'diameter')
+    check_segmenter(shown['segmenter'])
+    return dict(reading_options(channel, axes, pixel_um), **shown)
+
+# %% ../../nbs/76_cli.trust.ipynb #trust
 @command(what='pixel_um channel axes', where_to='out suspects pictures overwrite',
          how='model device objects nucleus_um segmenter')
 def trust(
     inputs:str, # The images before refocusing: a file, folder (with subfolders) or glob
     refocused:str, # The refocused images; they have the same names, except for endings such as _refocused
-    out:Path=Path('trust.csv'), # Table with a row for each plane: the share that contradicts it, suspects, and the remaining error
+    out:Path=Path('trust.csv'), # Table with a row for each plane: the share in contradiction, suspects, remaining error
     suspects:Path|None=None, # Table of suspects, a row each: its place, what is wrong, and how much
     pictures:Path|None=None, # Folder for a picture of each plane with its suspects
     model:str='general', # Model that estimates the blur: a name, or a model file
@@ -128,10 +139,10 @@ def trust(
 ):
     """Find places in refocused images that the original images contradict.
 
-    Each result is blurred again and compared with its original image. Regions may have structure that is missing, or a
-    surplus that the image denies. Nuclei may be invented, moved, too dark or lost.
-    Errors smaller than the blur cannot be found this way. Pixel size and axes that were given to refocus run
-    are known from the results. The exit code is 1 if a result does not fit its image, or was not refocused.
+    Each result is blurred again and compared with its original image. Regions may lack structure, or have a surplus
+    that the image denies. Nuclei may be invented, moved, too dark or lost. Errors smaller than the blur stay unseen.
+    Pixel size and axes that were given to refocus run are known from the results. The exit code is 1 if a result does
+    not fit its image, or was not refocused.
 
     Example: refocus trust plate refocused --out trust.csv --pictures suspects
     """
@@ -139,11 +150,8 @@ def trust(
     images = partners(refocused, inputs)
     _check_order(images)
     if dry_run: return print(*(f'{r}: {f or "no image of this name"}' for r,f in images.items()), sep='\n')
-    check_um('--pixel-um', pixel_um, 'size')
-    check_um('--nucleus-um', nucleus_um, 'diameter')
-    check_segmenter(segmenter)
+    options = _check_options(channel, axes, pixel_um, nucleus_um=nucleus_um, segmenter=segmenter, objects=objects)
     read = [*images, *filter(None, images.values())]
     paths = tables_to_write((out, suspects), read, overwrite)
     check_pictures(pictures, read)
-    options = dict(reading_options(channel, axes, pixel_um), nucleus_um=nucleus_um, segmenter=segmenter, objects=objects)
     return _trust(images, paths, pictures, load_refocuser(model, device), options)

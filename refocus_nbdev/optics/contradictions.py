@@ -117,6 +117,19 @@ def _judged(shape, width):
     inner[margin:bottom, margin:right] = True
     return inner
 
+def _differences(x, y, width, sigma):
+    "The smoothed residual of blocks, and the largest one that is no contradiction, counts"
+    again = _smooth(y, width)
+    left = x-again
+    left = _smooth(left-np.median(left), sigma)
+    return left,_allowed(y, _smooth(again, sigma), width, sigma, float(x.std()))
+
+def _smoothed_noise(image, side, sigma):
+    "The noise of the smoothed residual, counts; above 0"
+    noise = _noise_of_blocks(image, side, sigma)/(2*np.pi**0.5*sigma)
+    floor = 1e-3*float(np.std(image)) or 1.
+    return np.maximum(noise, floor)
+
 def contradictions(
     image, # (H,W), as it was taken, counts
     pred,  # (H,W), the result, counts
@@ -126,16 +139,14 @@ def contradictions(
     side = _side_of(width)
     sigma = max(width/side, 1)
     x,y = _in_blocks(image, side),_in_blocks(pred, side)
-    again = _smooth(y, width/side)
-    left = x-again
-    left = _smooth(left-np.median(left), sigma)
-    contrast = float(x.std())
-    allowed = _allowed(y, _smooth(again, sigma), width/side, sigma, contrast)
-    noise = _noise_of_blocks(image, side, sigma)/(2*np.pi**0.5*sigma)
-    noise = np.maximum(noise, 1e-3*contrast or 1.)
+    left,allowed = _differences(x, y, width/side, sigma)
+    noise = _smoothed_noise(image, side, sigma)
     judged = _judged(x.shape, width/side)
-    z = np.sign(left)*np.maximum(np.abs(left)-allowed, 0)/noise*judged
+    beyond = np.maximum(np.abs(left)-allowed, 0)
+    z = np.sign(left)*beyond/noise*judged
     limit = _limit(z.size, sigma)
-    labels = _labelled(np.sign(z).astype(int)*(np.abs(z)>limit), sigma)
+    signs = np.sign(z).astype(int)*(np.abs(z)>limit)
+    labels = _labelled(signs, sigma)
     share = float((labels>0).sum()/judged.sum())
     return Contradictions(z, limit*noise+allowed, labels, side, limit, share, _regions(labels, z, side))
+
