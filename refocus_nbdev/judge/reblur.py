@@ -453,7 +453,7 @@ def draw_check(
     return fig
 
 # %% ../../nbs/62_judge.reblur.ipynb #doubt_of
-MOST_UNEXPLAINED = 0.15 # Share of an image's standard deviation
+MOST_UNEXPLAINED = 0.18 # Share of an image's standard deviation
 _ONLY_NOISE = 1.2       # The largest residual of a faint plane, in units of noise
 NOT_FITTING = ('does not fit its image: a stain or optics that the model does not know, other counts, '
                'or not its result (far out of focus, a right result may not fit either)')

@@ -48,8 +48,8 @@ def _noise_of_blocks(image, side, sigma):
     return np.maximum(of_pixels/side, _typical(_second_differences(blocks)))
 
 # %% ../../nbs/28_optics.contradictions.ipynb #allowed
-_OTHER_WIDTHS = 0.8,1.25 # Relative to the width of the blur
-_ALLOWED = 0.05          # Share of the image's standard deviation
+_OTHER_WIDTHS = 3/4,4/3 # Relative to the width of the blur
+_ALLOWED = 0.06         # Share of the image's standard deviation
 
 def _allowed(pred, again, width, sigma, contrast):
     "The largest differences that are no contradiction, counts; `again` is `pred` blurred and smoothed"
