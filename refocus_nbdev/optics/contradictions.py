@@ -75,12 +75,15 @@ def _labelled(signs, sigma):
     sizes = np.bincount(labels.ravel())
     return np.where(sizes[labels]>=2*sigma**2, labels, 0)
 
+_COLUMNS = ['label','suspect','y','x','area_px','strength']
+
 def _regions(labels, z, side):
     "The table of regions; see `Contradictions`"
+    if not labels.any(): return pd.DataFrame(columns=_COLUMNS)
     wanted = ('label','area','centroid_weighted','intensity_max')
     t = pd.DataFrame(regionprops_table(labels, np.abs(z), properties=wanted))
-    light = ndi.mean(z, labels, t.label) if len(t) else []
-    kinds = np.where(np.asarray(light)>0, 'missing', 'surplus')
+    light = ndi.mean(z, labels, t.label)
+    kinds = np.where(light>0, 'missing', 'surplus')
     y,x = (side*(t[f'centroid_weighted-{k}']+0.5)-0.5 for k in (0,1))
     return pd.DataFrame(dict(label=t.label, suspect=kinds, y=y, x=x, area_px=t.area*side**2, strength=t.intensity_max))
 
