@@ -149,7 +149,10 @@ def test_suspects_and_what_cannot_be_checked(in_process, own, blurred):
     assert 'times the noise, median' in said.text and 'a_refocused.tif: is its image as it was' in said.text and t.note.str.contains('not refocused').tolist()==[True, False]
     assert t.left_over[1] > 2*t.left_over[0] and len(list((own/'p').iterdir()))==len(t)==2
     assert all(Image.open(p).size[0]>=3*blurred.shape[1] for p in (own/'p').iterdir())
-    assert 'too_dark' in t and '0 too dark' in said.text
+    assert {'too_dark','contradicted','missing','surplus'} <= set(t) and t.contradicted[1]>0 and '% of the area contradicts' in said.text
+    assert 'surplus' in set(pd.read_csv(own/'s.csv').suspect)
+    said = in_process('trust', own/'in', own/'out', '--objects', 'nuclei', '--out', own/'n.csv')
+    assert '0 too dark' in said.text and 'regions:' not in said.text and pd.read_csv(own/'n.csv').nuclei.sum()>0
     before = contents(own)
     assert in_process('trust', own/'in', own/'out', '--out', own/'t.csv').code==2 and contents(own)==before
     for um in ('0', '-3', 'nan'):

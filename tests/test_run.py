@@ -637,7 +637,7 @@ def test_tables_of_constant_images_are_known(refocus, tmp_path):
     named = {n: tmp_path/f'{n}.csv' for n in ('scores','tiles','trust','suspects')}
     assert refocus('score', tmp_path/'in', '--out', named['scores'], '--tiles', named['tiles']).code==0
     said = refocus('trust', tmp_path/'in', tmp_path/'out', '--out', named['trust'], '--suspects', named['suspects'])
-    assert said.code==0 and 'nan' not in said.text and '0 nuclei judged in 1 file;' in said.text
+    assert said.code==0 and 'nan' not in said.text and '0 planes checked in 1 file;' in said.text
     said = refocus('info', *named.values())
     assert said.code==0 and all(f'{kind}, of refocus' in said.text for kind in ('planes','tiles','suspects')), said.text
 

@@ -160,7 +160,13 @@ _TRUSTED = {**_PLACE, **dict(
     width='width (sigma) of the Gaussian blur with which the result fits the image best, px',
     left_over='root mean square of the residual of that fit, in units of the noise: about 1 if only noise is left',
     unexplained='what the fit leaves over beside noise, as a share of the standard deviation of the image',
-    nuclei="number of nuclei that were judged; those within a blur's width of the border are not",
+    contradicted='share of the plane where image and result contradict each other: beyond noise, and beyond what a '
+                 'slightly wrong blur would leave',
+    missing='number of regions where the image has more light than the result explains; '
+            '0 where only nuclei are listed, as is surplus',
+    surplus='number of regions where the image has less light than the result explains: invented structure',
+    nuclei="number of nuclei that were judged; those within a blur's width of the border, and those too faint, "
+           'are not; 0 where only regions are listed',
     invented='number of nuclei that would fit the image better if they were not there',
     moved='number of nuclei that would fit the image better in another place',
     too_dark='number of nuclei that would fit the image better if they were brighter',
@@ -171,10 +177,14 @@ _SUSPECTS = {**_PLACE, **dict(
     file='the result, which was made from the image',
     y='distance of its middle from the upper border, px',
     x='distance of its middle from the left border, px',
-    change='share of its light that would have to be added to fit the image: -1 takes all away; empty for lost',
-    shift='how far it would have to move to fit the image, px; empty for lost',
-    suspect='what is wrong: invented, moved, too_dark (it should be brighter) or lost',
-    light='only for lost: its light, as a share of that of a typical nucleus')}
+    suspect='what is wrong. Of regions: missing (the image has more light) or surplus (it has less). '
+            'Of nuclei: invented, moved, too_dark (it should be brighter) or lost',
+    change='only for nuclei: share of its light that would have to be added to fit the image; -1 takes all away',
+    shift='only for nuclei: how far it would have to move to fit the image, px',
+    light='only for lost: its light, as a share of that of a typical nucleus',
+    area_px='only for regions: area, px',
+    strength='only for regions: largest difference beyond what is allowed, in units of the noise '
+             'at the scale of the blur')}
 
 # %% ../../nbs/18_io.tables.ipynb #_EVALUATED
 _COMPARED = dict(
@@ -269,7 +279,9 @@ COLUMNS = {
     'registration, of refocus check': _REGISTERED,
     'epochs, of refocus train --log': _EPOCHS}
 
-_MAYBE = {'t', 'z', 'count_error', *_F1, *_LOSSES} # Columns that some tables of a kind lack
+# Columns that some tables of a kind lack, such as those that an older version wrote
+_REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
+_MAYBE = {'t', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
 
 # %% ../../nbs/18_io.tables.ipynb #explained
 def _column_names(path):
