@@ -24,7 +24,7 @@ from .optics.focus import *
 from .optics.kernels import *
 from .optics.background import *
 from .optics.scenes import *
-from .optics.contradictions import *
+from .refocus.contradictions import *
 from .plates.names import *
 from .plates.splits import *
 from .plates.simulate import *

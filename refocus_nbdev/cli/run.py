@@ -222,7 +222,7 @@ def run(
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     Images may be out of focus on either side. Paths in a CSV file are relative to its folder.
-    Doubts about a result are listed. With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
+    Doubts about a result are listed. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
 
     Example: refocus run "plate/*.tif" --out refocused
     """

@@ -26,7 +26,7 @@ from ..io.provenance import *
 from ..io.images import *
 from ..optics.intensity import noise_sigma
 from ..optics.defects import mended
-from ..optics.contradictions import *
+from ..refocus.contradictions import *
 from ..learn.metrics import *
 from .segmenters import segmenter_of
 from ..refocus.engine import own_prominence
