@@ -111,7 +111,7 @@ class Contradictions:
         places = zip((y,x), self.least.shape)
         return self.least[tuple(np.minimum(np.asarray(p, int)//self.side, n-1) for p,n in places)]
 
-# %% ../../nbs/58_refocus.contradictions.ipynb #contradictions
+# %% ../../nbs/58_refocus.contradictions.ipynb #differences
 def _judged(shape, width):
     "Mask of the blocks that are not near the border"
     margin = min(round(width), (min(shape)-1)//2)
@@ -133,6 +133,7 @@ def _smoothed_noise(image, side, sigma):
     floor = 1e-3*float(np.std(image)) or 1.
     return np.maximum(noise, floor)
 
+# %% ../../nbs/58_refocus.contradictions.ipynb #contradictions
 def contradictions(
     image, # (H,W), as it was taken, counts
     pred,  # (H,W), the result, counts
