@@ -172,7 +172,7 @@ def _classical(rows):
 
 def _one_distance(): return dict(least_um=np.nan, most_um=np.nan)
 
-def _by_place(refocuser, seen, cells):
+def _by_place(refocuser, plane, cells):
     "The smallest and the largest distance of a plane, um, NaN if there is one for all; and a remark"
     found = refocuser.map_if_needed(plane, cells)
     if found is None: return _one_distance(),[]
