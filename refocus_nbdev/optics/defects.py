@@ -50,6 +50,7 @@ def _block_noise(x):
     sigma = np.median(differences, 1)/_OF_NOISE
     return np.median(blocks, (1,2)),sigma**2
 
+# %% ../../nbs/27_optics.defects.ipynb #noise_of-image
 def _noise_of(x):
     "The `_Noise` of an array (H,W), None if nothing shows it"
     level,variance = _block_noise(x)
@@ -70,16 +71,22 @@ _CLEAR = 8   # A defect stands out from its surroundings by this many standard d
 _SURE = 2.5  # Standard deviations by which noise may mislead each pixel
 _CONTRAST = 1.5 # A defect stands out by this much more than its surroundings do among themselves
 
+def _beside(p):
+    "Sums of the two pixels above and below, and of those to the left and right, without the padding"
+    r = _REACH
+    height,width = p.shape
+    down = p[r-1:-r-1, r:-r]+p[r+1:height-r+1, r:-r]
+    across = p[r:-r, r-1:-r-1]+p[r:-r, r+1:width-r+1]
+    return down,across
+
 def _steep(p, noise):
     "Pixels, as numbers, of a padded array that are far brighter, or far darker, than the two on either side"
-    c = p[_REACH:-_REACH, _REACH:-_REACH]
-    down = p[_REACH-1:-_REACH-1, _REACH:-_REACH]+p[_REACH+1:p.shape[0]-_REACH+1, _REACH:-_REACH]
-    across = p[_REACH:-_REACH, _REACH-1:-_REACH-1]+p[_REACH:-_REACH, _REACH+1:p.shape[1]-_REACH+1]
-    twice = 2*c
+    down,across = _beside(p)
+    twice = 2*p[_REACH:-_REACH, _REACH:-_REACH]
     least = 2*_CLEAR*math.sqrt(noise.variance)
     found = []
     for steep in (twice-np.minimum(down, across)>least, np.maximum(down, across)-twice>least):
-        y,x = np.divmod(np.flatnonzero(steep), c.shape[1])
+        y,x = np.divmod(np.flatnonzero(steep), twice.shape[1])
         found.append((y+_REACH)*p.shape[1]+x+_REACH)
     return found
 
@@ -93,21 +100,23 @@ def _cross(width): return [step*k for k in (2, 3) for step in (-width, -1, 1, wi
 
 def _values_at(p, pixels, steps): return np.stack([p.take(pixels+s) for s in steps])
 
+def _expected(high, least, unsure):
+    "Least height of one neighbour, from that of the other and of the pixel itself; all above the floor"
+    product = _LEAST_PRODUCT*least**2
+    most = np.maximum(high, 0)
+    return np.minimum(product/(most+unsure(most)), math.sqrt(_LEAST_PRODUCT)*least)
+
 def _too_steep(p, pixels, floor, noise, sign, allowed):
     "Which pixels rise above a floor as no light does? `sign` is -1 for those that fall below a ceiling"
     at_floor = noise.at(floor)
-    value = p.take(pixels)
-    height = sign*(value-floor)
-    least = np.maximum(height-_SURE*(noise.at(value) if sign>0 else at_floor), 0)
+    def unsure(height): return _SURE*(noise.at(floor+height) if sign>0 else at_floor)
+    height = sign*(p.take(pixels)-floor)
+    least = np.maximum(height-unsure(height), 0)
     too_steep = np.zeros(len(pixels), bool)
     for step,inside in zip((1, p.shape[1]), allowed):
         a,b = (sign*(p.take(pixels+s)-floor) for s in (-step, step))
-        low,high = np.minimum(a, b),np.maximum(a, b)
-        def unsure(h): return _SURE*(noise.at(floor+h) if sign>0 else at_floor)
-        most = np.maximum(high, 0)
-        expected = _LEAST_PRODUCT*least**2/(most+unsure(most))
-        expected = np.minimum(expected, math.sqrt(_LEAST_PRODUCT)*least)
-        too_steep |= inside&(low+unsure(expected)<expected)
+        expected = _expected(np.maximum(a, b), least, unsure)
+        too_steep |= inside&(np.minimum(a, b)+unsure(expected)<expected)
     return too_steep&(height>_CLEAR*at_floor)
 
 # %% ../../nbs/27_optics.defects.ipynb #defects_among
@@ -123,14 +132,16 @@ def _beyond_noise(p, pixels, noise, sign):
     extreme = np.minimum(*beside) if sign>0 else np.maximum(*beside)
     return pixels[sign*(2*value-extreme)>2*_CLEAR*noise.at(value)]
 
-def _defects_among(p, pixels, noise, sign):
-    "Those of some pixels of a padded array that are sharper than light"
+def _possible(p, pixels, noise, sign):
+    "Those of some pixels that may be defects, by a quick look at a few pixels around"
     pixels = _beyond_noise(p, pixels, noise, sign)
-    if not len(pixels): return pixels
     near = np.sort(_values_at(p, pixels, _cross(p.shape[1])), 0)
     floor = near[2] if sign>0 else near[-3]
-    pixels = pixels[_too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))]
-    if not len(pixels): return pixels
+    return pixels[_too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))]
+
+def _defects_among(p, pixels, noise, sign):
+    "Those of some pixels of a padded array that are sharper than light; the array gets the values around them"
+    pixels = _possible(p, pixels, noise, sign)
     ring = np.sort(_values_at(p, pixels, _ring(p.shape[1])), 0)
     low,high = ring[2],ring[-6]
     floor = low if sign>0 else ring[-7]
@@ -180,6 +191,7 @@ def _all_rounds(p, noise):
         bright = dark = near[inner.take(near)&~bad.take(near)]
     return bad
 
+# %% ../../nbs/27_optics.defects.ipynb #local_noise
 _AREA = 7    # Pixels on every side in which the noise near a spot is measured
 _LEAST_HEIGHT = 12 # Least height of a spot, in standard deviations of that noise
 
@@ -193,6 +205,7 @@ def _local_noise(p, pixels):
     differences = np.abs(np.diff(np.diff(around, 2, 0), 2, 1)).reshape(-1, len(pixels))
     return np.median(differences, 0)/_OF_NOISE
 
+# %% ../../nbs/27_optics.defects.ipynb #whole_spots
 def _extremes(p, parts, n):
     "The lowest and the highest value (n,) of an array in each of its numbered parts"
     pixels = np.flatnonzero(parts)
@@ -220,6 +233,7 @@ def _whole_spots(bad, original, p):
     if sizes[~alone].sum()>sizes[alone].sum(): return np.zeros_like(bad)
     return bad&np.append(False, alone)[parts]
 
+# %% ../../nbs/27_optics.defects.ipynb #all_spots
 def _spots(x, noise):
     "Places (n,2) in an array (H,W) that are sharper than light"
     nothing = np.zeros((0,2), int)
@@ -270,7 +284,6 @@ def _lines(x, noise):
 @dataclass
 class EmptyArea:
     "The part of a plane that holds no data: runs of pixels of one value, from each side of the plane inwards"
-    value: float       # The value of its pixels
     left: np.ndarray   # (H,), length of the run in each row, px
     right: np.ndarray  # (H,)
     top: np.ndarray    # (W,), length of the run in each column, px
@@ -306,24 +319,29 @@ def _run(is_other):
     "Length of the run from the left in each row (h,) of a mask (h,w) of pixels that end it"
     return np.where(is_other.any(1), is_other.argmax(1), is_other.shape[1])
 
+def _side_runs(rows):
+    "Runs from the left and from the right (H,), and the values that they begin with"
+    parts = [(_run(x!=x[:, :1]), _run((x!=x[:, -1:])[:, ::-1]), x[:, 0].copy(), x[:, -1].copy()) for x in strips(rows)]
+    left,right,at_left,at_right = map(np.concatenate, zip(*parts))
+    return [left, right],[at_left, at_right]
+
+def _vertical_runs(rows):
+    "Runs from the top and from the bottom (W,), and the values that they begin with"
+    height,width = rows.shape
+    above,below = (rows[a:a+1][0].copy() for a in (0, height-1))
+    top,bottom,first = np.zeros(width, int),np.zeros(width, int),0
+    for x in strips(rows):
+        top += np.where(top==first, _run((x!=above).T), 0)
+        last = _run((x!=below).T[:, ::-1])
+        bottom = np.where(last==len(x), bottom+last, last)
+        first += len(x)
+    return [top, bottom],[above, below]
+
 def _runs(rows):
     "The four runs of equal pixels from each side of a plane, and the four values that they begin with"
-    height,width = rows.shape
-    above,below = rows[:1][0].copy(),rows[height-1:height][0].copy()
-    left,right,at_left,at_right = [],[],[],[]
-    top,bottom = np.zeros(width, int),np.zeros(width, int)
-    first = 0
-    for x in strips(rows):
-        left.append(_run(x!=x[:, :1]))
-        right.append(_run((x!=x[:, -1:])[:, ::-1]))
-        at_left.append(x[:, 0].copy())
-        at_right.append(x[:, -1].copy())
-        top += np.where(top==first, _run((x!=above).T), 0)
-        trailing = _run((x!=below).T[:, ::-1])
-        bottom = np.where(trailing==len(x), bottom+trailing, trailing)
-        first += len(x)
-    lengths = [np.concatenate(left), np.concatenate(right), top, bottom]
-    return lengths,[np.concatenate(at_left), np.concatenate(at_right), above, below]
+    lengths,values = _side_runs(rows)
+    vertical,at_ends = _vertical_runs(rows)
+    return lengths+vertical,values+at_ends
 
 # %% ../../nbs/27_optics.defects.ipynb #straightness
 _STEP = 16  # Pixels along a border from one place to the next, to tell if it is straight
@@ -379,17 +397,18 @@ def _common_values(lengths, values, most=3):
 def empty_area(
     rows, # `Rows`, or an array (H,W)
 ) -> EmptyArea|None: # None if there is none
-    "The area without data of a plane: of one value, at its sides, with straight borders"
+    "The area without data of a plane: at its sides, of one value or a few, with straight borders"
     rows = as_rows(rows)
     if min(rows.shape)<3*_STEP: return None
     lengths,values = _runs(rows)
+    found = [np.zeros(len(n), int) for n in lengths]
     for value in _common_values(lengths, values):
         runs = _of_value(lengths, values, value)
         share,length = _straight_share(runs, rows.shape)
         if share<_LEAST_STRAIGHT or length<2*_STEP: continue
-        area = EmptyArea(value, *runs)
-        if area.share<_MOST_EMPTY: return area
-    return None
+        found = [np.maximum(a, b) for a,b in zip(found, runs)]
+    area = EmptyArea(*found)
+    return area if 0<area.share<_MOST_EMPTY else None
 
 # %% ../../nbs/27_optics.defects.ipynb #mirrored
 _SEAM = 2 # Pixels beside an area that may be mixtures of data and nothing
@@ -399,7 +418,7 @@ def _grown(area):
     def longer(run, full): return np.where((run>0)&(run<full), np.minimum(run+_SEAM, full), run)
     height,width = area.shape
     sides = [longer(area.left, width), longer(area.right, width), longer(area.top, height), longer(area.bottom, height)]
-    return EmptyArea(area.value, *sides)
+    return EmptyArea(*sides)
 
 def _signed_nearest(before, behind, far):
     "The nearer of two distances, negative for the one before; `far` for none"
