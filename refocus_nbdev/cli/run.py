@@ -203,7 +203,7 @@ def run(
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensity scale all files share, channel by channel; else each file's own
-    hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
+    hot_pixels:HotPixels='replace', # Hot and dead pixels, cosmic rays: replace them in results, or keep them
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
@@ -218,17 +218,16 @@ def run(
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     The images may be out of focus on either side. Paths in a CSV file are relative to the folder of that file.
     With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
-    An image is doubtful if it shows another stain or nothing at all, has pixels of another size,
-    is saturated, or is too far out of focus. With --strict, images of unknown pixel size are refused, too.
+    Doubtful are another stain, nothing at all, another pixel size, saturation, and a distance that was never tested.
 
     Example: refocus run "plate/*.tif" --out refocused
     """
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile))
-    options = dict(overwrite=overwrite, strict=strict, **reading_options(channel, axes, pixel_um))
-    options['hot_pixels'] = hot_pixels
-    options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
+    shared = scale_from and _scale_of_file(load, scale_from, axes or None)
+    reading = reading_options(channel, axes, pixel_um)
+    options = dict(reading, overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, scale_from=shared)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
     return _refocus(jobs, load(), out, json, options)

@@ -78,6 +78,8 @@ def refocus_image(
     return replace(im, pixels=new, software=provenance_of(refocuser, im.source, defocus_um).text)
 
 # %% ../../nbs/54_refocus.files.ipynb #acquisitions
+def _key(plane): return plane.series,plane.index
+
 class Acquisition(NamedTuple):
     "The scale and the saturation of one channel of a file"
     scale: object     # Its `Scale`, None if all its pixels are the same
@@ -271,8 +273,6 @@ class _PlaneRefocuser:
         self.table_places = {}  # Key to the plane's place in the table of intervals
         self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
         self.at_0 = []          # Shares of pixels that were clipped at 0
-
-def _key(plane): return plane.series,plane.index
 
 # %% ../../nbs/54_refocus.files.ipynb #_PlaneRefocuser-defects
 @patch
