@@ -218,16 +218,16 @@ def run(
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
     The images may be out of focus on either side. Paths in a CSV file are relative to the folder of that file.
     With --uncertainty, half widths go into a folder beside the results, such as refocused_uncertainty.
-    Doubtful are another stain, nothing at all, another pixel size, saturation, and a distance that was never tested.
+    An image is doubtful if it shows another stain or nothing at all, has pixels of another size,
+    is saturated, or is too far out of focus. With --strict, images of unknown pixel size are refused, too.
 
     Example: refocus run "plate/*.tif" --out refocused
     """
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile))
-    shared = scale_from and _scale_of_file(load, scale_from, axes or None)
-    reading = reading_options(channel, axes, pixel_um)
-    options = dict(reading, overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, scale_from=shared)
+    options = dict(reading_options(channel, axes, pixel_um), overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
+    options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
     return _refocus(jobs, load(), out, json, options)
