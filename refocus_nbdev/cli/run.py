@@ -190,9 +190,11 @@ def _scale_of_file(load, path, axes):
     from refocus_nbdev.refocus.files import shared_scale
     return shared_scale(load(), path, axes)
 
+_GROUPS = dict(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
+               how='model device blur_per_um scale_from hot_pixels tile', trust='strict uncertainty')
+
 # %% ../../nbs/71_cli.run.ipynb #run
-@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
-         how='model device blur_per_um scale_from hot_pixels tile', trust='strict uncertainty')
+@command(**_GROUPS)
 def run(
     inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
     out:Path=Path('refocused'), # Folder for the results; the files keep their names

@@ -206,34 +206,45 @@ def _local_noise(p, pixels):
     return np.median(differences, 0)/_OF_NOISE
 
 # %% ../../nbs/27_optics.defects.ipynb #whole_spots
-def _extremes(p, parts, n):
-    "The lowest and the highest value (n,) of an array in each of its numbered parts"
-    pixels = np.flatnonzero(parts)
-    which = parts.take(pixels)-1
+def _extremes(values, which, n):
+    "The lowest and the highest value (n,) of each part; `which` are the parts that the values belong to"
     low,high = np.full(n, np.inf),np.full(n, -np.inf)
-    np.minimum.at(low, which, p.take(pixels))
-    np.maximum.at(high, which, p.take(pixels))
+    np.minimum.at(low, which, values)
+    np.maximum.at(high, which, values)
     return low,high
 
-def _is_thin(places): return min(s.stop-s.start for s in places)<=_REACH
+def _rim(bad, pixels, which):
+    "The pixels beside some bad pixels, and the parts that they belong to"
+    sides = [dy*bad.shape[1]+dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    around = np.add.outer(sides, pixels)
+    is_good = ~bad.take(around)
+    return around[is_good],np.broadcast_to(which, around.shape)[is_good]
+
+def _is_thin(pixels, which, n, width):
+    "Which parts are no wider than a few pixels, across or down?"
+    spans = [np.subtract(*_extremes(place, which, n)[::-1])+1 for place in np.divmod(pixels, width)]
+    return np.minimum(*spans)<=_REACH
 
 def _whole_spots(bad, original, p):
-    "A mask with those spots only that are small, and stand alone on even surroundings"
+    "Those pixels of a mask that belong to spots which are small, and stand alone on even surroundings"
     from scipy import ndimage
     parts,n = ndimage.label(bad, np.ones((3,3)))
-    sizes = np.bincount(parts.ravel())[1:]
-    rim = ndimage.maximum_filter(parts, 3)*~bad
-    low,high = _extremes(p, rim, n)
-    bottom,top = _extremes(original, parts, n)
+    pixels = np.flatnonzero(bad)
+    which = parts.take(pixels)-1
+    beside,beside_which = _rim(bad, pixels, which)
+    low,high = _extremes(p.take(beside), beside_which, n)
+    bottom,top = _extremes(original.take(pixels), which, n)
     height = np.maximum(top-low, high-bottom)
-    first = np.unique(parts, return_index=True)[1][1:]
-    thin = [_is_thin(places) for places in ndimage.find_objects(parts)]
-    alone = ((sizes<=_LARGEST)|thin)&(high-low<0.5*height)
+    sizes = np.bincount(which)
+    first = pixels[np.unique(which, return_index=True)[1]]
+    alone = ((sizes<=_LARGEST)|_is_thin(pixels, which, n, bad.shape[1]))&(high-low<0.5*height)
     alone &= height>_LEAST_HEIGHT*_local_noise(p, first)
-    if sizes[~alone].sum()>sizes[alone].sum(): return np.zeros_like(bad)
-    return bad&np.append(False, alone)[parts]
+    if sizes[~alone].sum()>sizes[alone].sum(): return pixels[:0]
+    return pixels[alone[which]]
 
 # %% ../../nbs/27_optics.defects.ipynb #all_spots
+def _has_few_values(x): return len(np.unique(x.ravel()[::max(x.size//20_000, 1)]))<=_FEW_VALUES
+
 def _spots(x, noise):
     "Places (n,2) in an array (H,W) that are sharper than light"
     nothing = np.zeros((0,2), int)
@@ -241,8 +252,9 @@ def _spots(x, noise):
     p = np.pad(x.astype(np.float32), _REACH, mode='reflect')
     original = p.copy()
     bad = _all_rounds(p, noise)
-    if bad is None or not bad.any() or len(np.unique(x))<=_FEW_VALUES: return nothing
-    return np.argwhere(_whole_spots(bad, original, p)[_REACH:-_REACH, _REACH:-_REACH])
+    if bad is None or not bad.any() or _has_few_values(x): return nothing
+    y,column = np.divmod(_whole_spots(bad, original, p), p.shape[1])
+    return np.stack([y-_REACH, column-_REACH], 1)
 
 # %% ../../nbs/27_optics.defects.ipynb #lines
 _SEGMENT = 128  # Rows in which a defective column is looked for, px
@@ -407,8 +419,9 @@ def empty_area(
         share,length = _straight_share(runs, rows.shape)
         if share<_LEAST_STRAIGHT or length<2*_STEP: continue
         found = [np.maximum(a, b) for a,b in zip(found, runs)]
+    if not any(n.any() for n in found): return None
     area = EmptyArea(*found)
-    return area if 0<area.share<_MOST_EMPTY else None
+    return area if area.share<_MOST_EMPTY else None
 
 # %% ../../nbs/27_optics.defects.ipynb #mirrored
 _SEAM = 2 # Pixels beside an area that may be mixtures of data and nothing
