@@ -666,3 +666,33 @@ def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
     np.testing.assert_array_equal(result.pixels, Refocuser.load().refocus(subtracted))
     said = refocus('run', tmp_path/'subtracted.tif', '--out', tmp_path/'strict', '--strict')
     assert said.code==1 and 'refused, as --strict asks for' in said.text and not (tmp_path/'strict').exists()
+
+def hot_pixels(x):
+    "Places of a hot cluster, a streak of a cosmic ray and a dead pixel"
+    truth = np.zeros(x.shape, bool)
+    truth[60:62, 70:72] = truth[90, 40:46] = True
+    return truth
+
+def test_hot_pixels_are_replaced_and_said(refocus, blurred, tmp_path):
+    truth = hot_pixels(blurred)
+    tifffile.imwrite(tmp_path/'good.tif', blurred)
+    tifffile.imwrite(tmp_path/'hot.tif', np.where(truth, 65535, blurred).astype(blurred.dtype))
+    said = refocus('run', tmp_path/'good.tif', tmp_path/'hot.tif', '--out', tmp_path/'out', '--json')
+    notes = [f['note'] for f in json.loads(said.text)['files']]
+    assert 'sharper than any light' not in notes[0] and f'{truth.sum()} pixels are sharper than any light' in notes[1]
+    good,hot = (read_image(tmp_path/'out'/f'{n}.tif').pixels.astype(float) for n in ('good', 'hot'))
+    assert np.abs(hot-good)[~truth].mean()<0.01*good.std() and hot.max()<1.1*good.max()
+    refocus('run', tmp_path/'hot.tif', '--out', tmp_path/'kept', '--hot-pixels', 'keep')
+    assert (read_image(tmp_path/'kept'/'hot.tif').pixels[truth]==65535).all()
+
+@pytest.mark.parametrize('value', [0, 255])
+def test_an_area_without_data_stays_and_changes_nothing_else(refocus, blurred, tmp_path, value):
+    strip = blurred.copy()
+    strip[:, :24] = value
+    tifffile.imwrite(tmp_path/'good.tif', blurred)
+    tifffile.imwrite(tmp_path/'strip.tif', strip)
+    said = refocus('run', tmp_path/'good.tif', tmp_path/'strip.tif', '--out', tmp_path/'out')
+    assert 'of the plane holds no data' in said.text
+    good,new = (read_image(tmp_path/'out'/f'{n}.tif').pixels.astype(float) for n in ('good', 'strip'))
+    assert (new[:, :24]==value).all()
+    assert np.abs(new-good)[:, 90:].mean()<0.2*good.std()

@@ -40,7 +40,6 @@ class _Noise(NamedTuple):
         "Standard deviation at a level, counts"
         return np.sqrt(self.variance+self.gain*np.maximum(level-self.level, 0))
 
-# %% ../../nbs/27_optics.defects.ipynb #block_noise
 def _block_noise(x):
     "Level and variance of the noise in blocks of an array (H,W), without those that are cut off at the darkest value"
     blocks = _some_blocks(x).astype(np.float32)
@@ -51,6 +50,7 @@ def _block_noise(x):
     sigma = np.median(differences, 1)/_OF_NOISE
     return np.median(blocks, (1,2)),sigma**2
 
+# %% ../../nbs/27_optics.defects.ipynb #noise_of-image
 def _noise_of(x):
     "The `_Noise` of an array (H,W), None if nothing shows it"
     level,variance = _block_noise(x)
@@ -71,21 +71,22 @@ _CLEAR = 8   # A defect stands out from its surroundings by this many standard d
 _SURE = 2.5  # Standard deviations by which noise may mislead each pixel
 _CONTRAST = 1.5 # A defect stands out by this much more than its surroundings do among themselves
 
-def _moved(p, dy, dx):
-    "The inner part of a padded array, or one that lies some rows below and some columns to the right of it"
-    h,w = (n-2*_REACH for n in p.shape)
-    top,left = _REACH+dy,_REACH+dx
-    return p[top:top+h, left:left+w]
+def _beside(p):
+    "Sums of the two pixels above and below, and of those to the left and right, without the padding"
+    r = _REACH
+    height,width = p.shape
+    down = p[r-1:-r-1, r:-r]+p[r+1:height-r+1, r:-r]
+    across = p[r:-r, r-1:-r-1]+p[r:-r, r+1:width-r+1]
+    return down,across
 
 def _steep(p, noise):
     "Pixels, as numbers, of a padded array that are far brighter, or far darker, than the two on either side"
-    twice = 2*_moved(p, 0, 0)
-    down = _moved(p, -1, 0)+_moved(p, 1, 0)
-    across = _moved(p, 0, -1)+_moved(p, 0, 1)
+    down,across = _beside(p)
+    twice = 2*p[_REACH:-_REACH, _REACH:-_REACH]
     least = 2*_CLEAR*math.sqrt(noise.variance)
     found = []
     for steep in (twice-np.minimum(down, across)>least, np.maximum(down, across)-twice>least):
-        y,x = np.divmod(np.flatnonzero(steep), steep.shape[1])
+        y,x = np.divmod(np.flatnonzero(steep), twice.shape[1])
         found.append((y+_REACH)*p.shape[1]+x+_REACH)
     return found
 
@@ -99,25 +100,23 @@ def _cross(width): return [step*k for k in (2, 3) for step in (-width, -1, 1, wi
 
 def _values_at(p, pixels, steps): return np.stack([p.take(pixels+s) for s in steps])
 
-def _stands_alone(least, a, b, unsure):
-    "Is the lower of two neighbours, of heights `a` and `b`, lower than light allows beside a height `least`?"
-    low,high = np.minimum(a, b),np.maximum(a, b)
+def _expected(high, least, unsure):
+    "Least height of one neighbour, from that of the other and of the pixel itself; all above the floor"
+    product = _LEAST_PRODUCT*least**2
     most = np.maximum(high, 0)
-    expected = _LEAST_PRODUCT*least**2/(most+unsure(most))
-    expected = np.minimum(expected, math.sqrt(_LEAST_PRODUCT)*least)
-    return low+unsure(expected)<expected
+    return np.minimum(product/(most+unsure(most)), math.sqrt(_LEAST_PRODUCT)*least)
 
 def _too_steep(p, pixels, floor, noise, sign, allowed):
     "Which pixels rise above a floor as no light does? `sign` is -1 for those that fall below a ceiling"
     at_floor = noise.at(floor)
-    value = p.take(pixels)
-    height = sign*(value-floor)
-    least = np.maximum(height-_SURE*(noise.at(value) if sign>0 else at_floor), 0)
-    def unsure(h): return _SURE*(noise.at(floor+h) if sign>0 else at_floor)
+    def unsure(height): return _SURE*(noise.at(floor+height) if sign>0 else at_floor)
+    height = sign*(p.take(pixels)-floor)
+    least = np.maximum(height-unsure(height), 0)
     too_steep = np.zeros(len(pixels), bool)
     for step,inside in zip((1, p.shape[1]), allowed):
-        beside = [sign*(p.take(pixels+s)-floor) for s in (-step, step)]
-        too_steep |= inside&_stands_alone(least, *beside, unsure)
+        a,b = (sign*(p.take(pixels+s)-floor) for s in (-step, step))
+        expected = _expected(np.maximum(a, b), least, unsure)
+        too_steep |= inside&(np.minimum(a, b)+unsure(expected)<expected)
     return too_steep&(height>_CLEAR*at_floor)
 
 # %% ../../nbs/27_optics.defects.ipynb #defects_among
@@ -133,29 +132,23 @@ def _beyond_noise(p, pixels, noise, sign):
     extreme = np.minimum(*beside) if sign>0 else np.maximum(*beside)
     return pixels[sign*(2*value-extreme)>2*_CLEAR*noise.at(value)]
 
-def _above_cross(p, pixels, noise, sign):
-    "Those of some pixels that rise too steeply above the pixels beside them"
+def _possible(p, pixels, noise, sign):
+    "Those of some pixels that may be defects, by a quick look at a few pixels around"
+    pixels = _beyond_noise(p, pixels, noise, sign)
     near = np.sort(_values_at(p, pixels, _cross(p.shape[1])), 0)
     floor = near[2] if sign>0 else near[-3]
     return pixels[_too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))]
 
-def _above_ring(p, pixels, ring, noise, sign):
-    "Which pixels rise too steeply above the sorted values of the ring around them, and more than these differ"
+def _defects_among(p, pixels, noise, sign):
+    "Those of some pixels of a padded array that are sharper than light; the array gets the values around them"
+    pixels = _possible(p, pixels, noise, sign)
+    ring = np.sort(_values_at(p, pixels, _ring(p.shape[1])), 0)
     low,high = ring[2],ring[-6]
     floor = low if sign>0 else ring[-7]
     value = p.take(pixels)
     found = _too_steep(p, pixels, floor, noise, sign, _inside(pixels, p.shape))
     found &= sign*(value-floor)>_CONTRAST*(high-low)
     if sign<0: found &= value<low-_SURE*noise.at(low)
-    return found
-
-def _defects_among(p, pixels, noise, sign):
-    "Those of some pixels of a padded array that are sharper than light; they get the median of the ring around them"
-    pixels = _beyond_noise(p, pixels, noise, sign)
-    if len(pixels): pixels = _above_cross(p, pixels, noise, sign)
-    if not len(pixels): return pixels
-    ring = np.sort(_values_at(p, pixels, _ring(p.shape[1])), 0)
-    found = _above_ring(p, pixels, ring, noise, sign)
     p.flat[pixels[found]] = ring[len(ring)//2, found]
     return pixels[found]
 
@@ -212,33 +205,45 @@ def _local_noise(p, pixels):
     differences = np.abs(np.diff(np.diff(around, 2, 0), 2, 1)).reshape(-1, len(pixels))
     return np.median(differences, 0)/_OF_NOISE
 
-def _extremes(p, parts, n):
-    "The lowest and the highest value (n,) of an array in each of its numbered parts"
-    pixels = np.flatnonzero(parts)
-    which = parts.take(pixels)-1
+# %% ../../nbs/27_optics.defects.ipynb #whole_spots
+def _extremes(values, which, n):
+    "The lowest and the highest value (n,) of each part; `which` are the parts that the values belong to"
     low,high = np.full(n, np.inf),np.full(n, -np.inf)
-    np.minimum.at(low, which, p.take(pixels))
-    np.maximum.at(high, which, p.take(pixels))
+    np.minimum.at(low, which, values)
+    np.maximum.at(high, which, values)
     return low,high
 
-# %% ../../nbs/27_optics.defects.ipynb #whole_spots
-def _is_thin(places): return min(s.stop-s.start for s in places)<=_REACH
+def _rim(bad, pixels, which):
+    "The pixels beside some bad pixels, and the parts that they belong to"
+    sides = [dy*bad.shape[1]+dx for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+    around = np.add.outer(sides, pixels)
+    is_good = ~bad.take(around)
+    return around[is_good],np.broadcast_to(which, around.shape)[is_good]
+
+def _is_thin(pixels, which, n, width):
+    "Which parts are no wider than a few pixels, across or down?"
+    spans = [np.subtract(*_extremes(place, which, n)[::-1])+1 for place in np.divmod(pixels, width)]
+    return np.minimum(*spans)<=_REACH
 
 def _whole_spots(bad, original, p):
-    "A mask with those spots only that are small, and stand alone on even surroundings"
+    "Those pixels of a mask that belong to spots which are small, and stand alone on even surroundings"
     from scipy import ndimage
     parts,n = ndimage.label(bad, np.ones((3,3)))
-    sizes = np.bincount(parts.ravel())[1:]
-    rim = ndimage.maximum_filter(parts, 3)*~bad
-    low,high = _extremes(p, rim, n)
-    bottom,top = _extremes(original, parts, n)
+    pixels = np.flatnonzero(bad)
+    which = parts.take(pixels)-1
+    beside,beside_which = _rim(bad, pixels, which)
+    low,high = _extremes(p.take(beside), beside_which, n)
+    bottom,top = _extremes(original.take(pixels), which, n)
     height = np.maximum(top-low, high-bottom)
-    first = np.unique(parts, return_index=True)[1][1:]
-    thin = [_is_thin(places) for places in ndimage.find_objects(parts)]
-    alone = ((sizes<=_LARGEST)|thin)&(high-low<0.5*height)
+    sizes = np.bincount(which)
+    first = pixels[np.unique(which, return_index=True)[1]]
+    alone = ((sizes<=_LARGEST)|_is_thin(pixels, which, n, bad.shape[1]))&(high-low<0.5*height)
     alone &= height>_LEAST_HEIGHT*_local_noise(p, first)
-    if sizes[~alone].sum()>sizes[alone].sum(): return np.zeros_like(bad)
-    return bad&np.append(False, alone)[parts]
+    if sizes[~alone].sum()>sizes[alone].sum(): return pixels[:0]
+    return pixels[alone[which]]
+
+# %% ../../nbs/27_optics.defects.ipynb #all_spots
+def _has_few_values(x): return len(np.unique(x.ravel()[::max(x.size//20_000, 1)]))<=_FEW_VALUES
 
 def _spots(x, noise):
     "Places (n,2) in an array (H,W) that are sharper than light"
@@ -247,8 +252,9 @@ def _spots(x, noise):
     p = np.pad(x.astype(np.float32), _REACH, mode='reflect')
     original = p.copy()
     bad = _all_rounds(p, noise)
-    if bad is None or not bad.any() or len(np.unique(x))<=_FEW_VALUES: return nothing
-    return np.argwhere(_whole_spots(bad, original, p)[_REACH:-_REACH, _REACH:-_REACH])
+    if bad is None or not bad.any() or _has_few_values(x): return nothing
+    y,column = np.divmod(_whole_spots(bad, original, p), p.shape[1])
+    return np.stack([y-_REACH, column-_REACH], 1)
 
 # %% ../../nbs/27_optics.defects.ipynb #lines
 _SEGMENT = 128  # Rows in which a defective column is looked for, px
@@ -290,7 +296,6 @@ def _lines(x, noise):
 @dataclass
 class EmptyArea:
     "The part of a plane that holds no data: runs of pixels of one value, from each side of the plane inwards"
-    value: float       # The value of its pixels
     left: np.ndarray   # (H,), length of the run in each row, px
     right: np.ndarray  # (H,)
     top: np.ndarray    # (W,), length of the run in each column, px
@@ -326,27 +331,29 @@ def _run(is_other):
     "Length of the run from the left in each row (h,) of a mask (h,w) of pixels that end it"
     return np.where(is_other.any(1), is_other.argmax(1), is_other.shape[1])
 
-def _runs_across(x):
-    "The runs from the left and from the right of a strip (h,w), and the values that they begin with"
-    runs = _run(x!=x[:, :1]), _run((x!=x[:, -1:])[:, ::-1])
-    return *runs, x[:, 0].copy(), x[:, -1].copy()
+def _side_runs(rows):
+    "Runs from the left and from the right (H,), and the values that they begin with"
+    parts = [(_run(x!=x[:, :1]), _run((x!=x[:, -1:])[:, ::-1]), x[:, 0].copy(), x[:, -1].copy()) for x in strips(rows)]
+    left,right,at_left,at_right = map(np.concatenate, zip(*parts))
+    return [left, right],[at_left, at_right]
+
+def _vertical_runs(rows):
+    "Runs from the top and from the bottom (W,), and the values that they begin with"
+    height,width = rows.shape
+    above,below = (rows[a:a+1][0].copy() for a in (0, height-1))
+    top,bottom,first = np.zeros(width, int),np.zeros(width, int),0
+    for x in strips(rows):
+        top += np.where(top==first, _run((x!=above).T), 0)
+        last = _run((x!=below).T[:, ::-1])
+        bottom = np.where(last==len(x), bottom+last, last)
+        first += len(x)
+    return [top, bottom],[above, below]
 
 def _runs(rows):
     "The four runs of equal pixels from each side of a plane, and the four values that they begin with"
-    height,width = rows.shape
-    above = rows[:1][0].copy()
-    below = rows[height-1:height][0].copy()
-    across = []
-    top = bottom = np.zeros(width, int)
-    first = 0
-    for x in strips(rows):
-        across.append(_runs_across(x))
-        top = top+np.where(top==first, _run((x!=above).T), 0)
-        trailing = _run((x!=below).T[:, ::-1])
-        bottom = np.where(trailing==len(x), bottom+trailing, trailing)
-        first += len(x)
-    left,right,at_left,at_right = map(np.concatenate, zip(*across))
-    return [left, right, top, bottom],[at_left, at_right, above, below]
+    lengths,values = _side_runs(rows)
+    vertical,at_ends = _vertical_runs(rows)
+    return lengths+vertical,values+at_ends
 
 # %% ../../nbs/27_optics.defects.ipynb #straightness
 _STEP = 16  # Pixels along a border from one place to the next, to tell if it is straight
@@ -402,17 +409,19 @@ def _common_values(lengths, values, most=3):
 def empty_area(
     rows, # `Rows`, or an array (H,W)
 ) -> EmptyArea|None: # None if there is none
-    "The area without data of a plane: of one value, at its sides, with straight borders"
+    "The area without data of a plane: at its sides, of one value or a few, with straight borders"
     rows = as_rows(rows)
     if min(rows.shape)<3*_STEP: return None
     lengths,values = _runs(rows)
+    found = [np.zeros(len(n), int) for n in lengths]
     for value in _common_values(lengths, values):
         runs = _of_value(lengths, values, value)
         share,length = _straight_share(runs, rows.shape)
         if share<_LEAST_STRAIGHT or length<2*_STEP: continue
-        area = EmptyArea(value, *runs)
-        if area.share<_MOST_EMPTY: return area
-    return None
+        found = [np.maximum(a, b) for a,b in zip(found, runs)]
+    if not any(n.any() for n in found): return None
+    area = EmptyArea(*found)
+    return area if area.share<_MOST_EMPTY else None
 
 # %% ../../nbs/27_optics.defects.ipynb #mirrored
 _SEAM = 2 # Pixels beside an area that may be mixtures of data and nothing
@@ -422,7 +431,7 @@ def _grown(area):
     def longer(run, full): return np.where((run>0)&(run<full), np.minimum(run+_SEAM, full), run)
     height,width = area.shape
     sides = [longer(area.left, width), longer(area.right, width), longer(area.top, height), longer(area.bottom, height)]
-    return EmptyArea(area.value, *sides)
+    return EmptyArea(*sides)
 
 def _signed_nearest(before, behind, far):
     "The nearer of two distances, negative for the one before; `far` for none"
