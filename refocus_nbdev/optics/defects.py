@@ -225,6 +225,13 @@ def _is_thin(pixels, which, n, width):
     spans = [np.subtract(*_extremes(place, which, n)[::-1])+1 for place in np.divmod(pixels, width)]
     return np.minimum(*spans)<=_REACH
 
+def _stands_out(rim, spot, noise):
+    "Do spots stand out from noise, and from how uneven the pixels around them are? Each a pair of extremes (n,)"
+    low,high = rim
+    bottom,top = spot
+    height = np.maximum(top-low, high-bottom)
+    return (high-low<0.5*height)&(height>_LEAST_HEIGHT*noise)
+
 def _whole_spots(bad, original, p):
     "Those pixels of a mask that belong to spots which are small, and stand alone on even surroundings"
     from scipy import ndimage
@@ -232,13 +239,12 @@ def _whole_spots(bad, original, p):
     pixels = np.flatnonzero(bad)
     which = parts.take(pixels)-1
     beside,beside_which = _rim(bad, pixels, which)
-    low,high = _extremes(p.take(beside), beside_which, n)
-    bottom,top = _extremes(original.take(pixels), which, n)
-    height = np.maximum(top-low, high-bottom)
+    rim = _extremes(p.take(beside), beside_which, n)
+    spot = _extremes(original.take(pixels), which, n)
     sizes = np.bincount(which)
     first = pixels[np.unique(which, return_index=True)[1]]
-    alone = ((sizes<=_LARGEST)|_is_thin(pixels, which, n, bad.shape[1]))&(high-low<0.5*height)
-    alone &= height>_LEAST_HEIGHT*_local_noise(p, first)
+    alone = (sizes<=_LARGEST)|_is_thin(pixels, which, n, bad.shape[1])
+    alone &= _stands_out(rim, spot, _local_noise(p, first))
     if sizes[~alone].sum()>sizes[alone].sum(): return pixels[:0]
     return pixels[alone[which]]
 
