@@ -409,6 +409,7 @@ def _begin(recipe, init):
     new_card = dict(network=recipe.network, args=recipe.args)
     if not init: return None,new_card
     known,card = read_model(init)
+    if recipe.borrow=='weights': return _borrowed(recipe, init, known), card | new_card
     if recipe.borrow: return _borrowed(recipe, init, known),new_card
     return known,card
 
