@@ -24,7 +24,9 @@ from .optics.focus import *
 from .optics.kernels import *
 from .optics.background import *
 from .optics.scenes import *
-from .refocus.contradictions import *
+from .optics.defects import *
+from .optics.layers import *
+from .optics.places import *
 from .plates.names import *
 from .plates.splits import *
 from .plates.simulate import *
@@ -45,11 +47,13 @@ from .learn.learner import *
 from .learn.training import *
 from .refocus.tiles import *
 from .refocus.engine import *
+from .refocus.processed import *
 from .refocus.doubts import *
 from .refocus.intervals import *
 from .refocus.files import *
 from .refocus.inputs import *
 from .refocus.jobs import *
+from .refocus.contradictions import *
 from .judge.segmenters import *
 from .judge.defocus import *
 from .judge.reblur import *

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNET_MULTIPLE', 'HOT_PIXELS', 'NOISE_PROMINENCE', 'STANDS_OUT', 'best_device', 'Refocuser', 'Width',
-           'check_hot_pixels', 'planes_of', 'mended_planes', 'light_ratio', 'own_range', 'own_prominence', 'Seen']
+           'check_hot_pixels', 'array_planes', 'mended_planes', 'light_ratio', 'own_range', 'own_prominence', 'Seen']
 
 # %% ../../nbs/51_refocus.engine.ipynb #imports
 import threading
@@ -379,7 +379,7 @@ def check_hot_pixels(
     if hot_pixels in HOT_PIXELS: return hot_pixels=='keep'
     raise ValueError(f'hot_pixels={hot_pixels!r}: give replace or keep')
 
-def planes_of(
+def array_planes(
     x, # (..., H, W)
 ) -> list[Rows]: # (H,W)
     "The planes of an array, as they are"
@@ -390,7 +390,7 @@ def mended_planes(
     found=None, # `Defects` of each plane; None: they are searched for
 ) -> list[Rows]: # (H,W), of the same data type
     "The planes of an array, without what is no light"
-    planes = planes_of(x)
+    planes = array_planes(x)
     if found is None: found = map(find_defects, planes)
     return [mended(p, defects) for p,defects in zip(planes, found)]
 
@@ -641,11 +641,11 @@ def refocus(self:Refocuser,
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array; raises `ValueError` for a distance or pixels that do not suit the model"
     expected,zoom,keep = self.expected_width(defocus_um),self.zoom(pixel_um),check_hot_pixels(hot_pixels)
-    found = [find_defects(p) for p in planes_of(x)]
+    found = [find_defects(p) for p in array_planes(x)]
     planes,scale = self.planes_and_scale(x, found)
     if scale is None: return x.copy()
     new = []
-    for raw,plane,defects in zip(planes_of(x), planes, found):
+    for raw,plane,defects in zip(array_planes(x), planes, found):
         refocused = self.refocused_rows(plane, scale, expected, zoom)
         new.append(put_back(refocused, raw, defects, keep)[:])
     return np.stack(new).reshape(x.shape)

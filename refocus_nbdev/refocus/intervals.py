@@ -109,7 +109,7 @@ def refocus_with_interval(
     "Refocus, and return half of the interval of each pixel; raises `ValueError` for a model without a table"
     interval_table(refocuser)
     expected,zoom = refocuser.expected_width(defocus_um),refocuser.zoom(pixel_um)
-    raw = planes_of(x)
+    raw = array_planes(x)
     found = [find_defects(p) for p in raw]
     planes,scale = refocuser.planes_and_scale(x, found)
     if scale is None: return x.copy(),np.zeros_like(x)
