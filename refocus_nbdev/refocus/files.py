@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance_of', 'refocus_image', 'Acquisition', 'acquisitions', 'SharedScale', 'shared_scale', 'zoom_of', 'size_used',
-           'input_doubts', 'range_of', 'places_remark', 'Refocused', 'refocus_file', 'Refocuser']
+           'input_doubts', 'distance_range', 'places_remark', 'Refocused', 'refocus_file', 'Refocuser']
 
 # %% ../../nbs/55_refocus.files.ipynb #imports
 from collections import Counter
@@ -357,7 +357,7 @@ def ranges_um(self:_PlaneRefocuser):
     return [um(key) if key in self.spans else None for key in sorted(self.widths) if self.widths[key] is not None]
 
 # %% ../../nbs/55_refocus.files.ipynb #places_remark
-def range_of(
+def distance_range(
     ranges_um, # Pairs of distances, um, or None, from several planes
 ) -> tuple: # The smallest and the largest distance, um; empty if there are none
     "The range of the distances of those planes in which they differ by place"
@@ -365,12 +365,12 @@ def range_of(
     return (min(known),max(known)) if known else ()
 
 def places_remark(
-    ranges_um, # See `range_of`
+    ranges_um, # See `distance_range`
 ) -> list[Remark]: # Empty if no distance differs by place
     "A remark on distances that differ by place within a plane"
     known = [pair for pair in ranges_um if pair]
     if not known: return []
-    least,most = range_of(known)
+    least,most = distance_range(known)
     planes = f' ({len(known)} of {len(ranges_um)} planes)' if len(ranges_um)>1 else ''
     return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
 
@@ -448,7 +448,7 @@ def _with_findings(made, planes, fitted):
     um = tuple(float(d) for d in planes.found_um() if d is not None)
     is_part = bool(um) and len(planes.todo)>len(planes.widths)
     remarks = tuple(fitted+planes.no_light())
-    range_um = range_of(planes.ranges_um())
+    range_um = distance_range(planes.ranges_um())
     return replace(made, remarks=remarks, found_um=um, range_um=range_um, middle_only=is_part)
 
 def _write(planes, made, file_doubts, target, half_width_path):
