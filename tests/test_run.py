@@ -222,9 +222,9 @@ def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind)
     if kind=='zarr': small_zarr(tmp_path/name, deep, 'zyx')
     else: tifffile.imwrite(tmp_path/name, deep, photometric='minisblack', **DEEP[kind])
     said = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--json')
-    doubts = ['nothing but noise is to be seen (1 of 3 planes)']
+    doubts = json.loads(said.text)['files'][0]['doubts']
     im = read_image(tmp_path/'out'/name)
-    assert said.code==0 and json.loads(said.text)['files'][0]['doubts']==doubts==texts_of(read_provenance(im.software).doubts)
+    assert said.code==0 and doubts[0]=='nothing but noise is to be seen (1 of 3 planes)' and doubts==texts_of(read_provenance(im.software).doubts)
     assert (im.pixels[0]==deep[0]).all() and all((im.pixels[i]!=deep[i]).any() for i in (1,2))
     later = refocus('run', tmp_path/name, '--out', tmp_path/'out', '--pixel-um', 0.645, '--strict')
     assert later.code==1 and doubts[0] in later.text
@@ -645,10 +645,10 @@ def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
     wide = ((blurred-blurred.min())*(250/np.ptp(blurred))).astype(np.uint8)
     tifffile.imwrite(tmp_path/'a.tif', wide, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'out', '--json')
-    doubts = json.loads(said.text)['files'][0]['doubts']
-    assert said.code==0 and len(doubts)==1 and 'brighter than uint8 can hold, and were clipped' in doubts[0] and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
+    doubts = [d for d in json.loads(said.text)['files'][0]['doubts'] if 'brighter than uint8 can hold, and were clipped' in d]
+    assert said.code==0 and len(doubts)==1 and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
-    assert said.code==1 and 'were clipped' in said.text and not (tmp_path/'strict').exists()
+    assert said.code==1 and 'refused, as --strict asks for' in said.text and not (tmp_path/'strict').exists()
 
 def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
     from refocus_nbdev.refocus.engine import Refocuser

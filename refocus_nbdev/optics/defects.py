@@ -182,6 +182,7 @@ def _all_rounds(p, noise):
     inner = np.zeros(p.shape, bool)
     inner[_REACH:-_REACH, _REACH:-_REACH] = True
     bright,dark = _steep(p, noise)
+    if len(bright)+len(dark)>10*_MOST*p.size: return None
     for _ in range(_ROUNDS):
         new = np.concatenate([_defects_among(p, bright, noise, 1), _defects_among(p, dark, noise, -1)])
         if not len(new): break
@@ -205,7 +206,7 @@ def _local_noise(p, pixels):
     differences = np.abs(np.diff(np.diff(around, 2, 0), 2, 1)).reshape(-1, len(pixels))
     return np.median(differences, 0)/_OF_NOISE
 
-# %% ../../nbs/27_optics.defects.ipynb #whole_spots
+# %% ../../nbs/27_optics.defects.ipynb #spots_alone
 def _extremes(values, which, n):
     "The lowest and the highest value (n,) of each part; `which` are the parts that the values belong to"
     low,high = np.full(n, np.inf),np.full(n, -np.inf)
@@ -232,6 +233,7 @@ def _stands_out(rim, spot, noise):
     height = np.maximum(top-low, high-bottom)
     return (high-low<0.5*height)&(height>_LEAST_HEIGHT*noise)
 
+# %% ../../nbs/27_optics.defects.ipynb #whole_spots
 def _whole_spots(bad, original, p):
     "Those pixels of a mask that belong to spots which are small, and stand alone on even surroundings"
     from scipy import ndimage

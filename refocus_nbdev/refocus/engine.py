@@ -405,6 +405,8 @@ def planes_and_scale(self:Refocuser,
     nothing = x.size==0 or x.min()==x.max()
     return planes,None if nothing else self.scale_of(planes)
 
+_MOST = 1e6 # Network units, beyond which the network makes no numbers
+
 @patch
 def in_network_units(self:Refocuser,
     rows,    # (H,W), `Rows`, counts
@@ -412,7 +414,7 @@ def in_network_units(self:Refocuser,
     zoom=1., # Its pixel size relative to the model's, from `zoom`
 ) -> tuple[Rows, Rows]: # float32: at its own pixel size, and at the model's
     "A plane in network units"
-    def scaled(x): return scale.do(_float(x))[0,0].numpy()
+    def scaled(x): return scale.do(_float(x))[0,0].clamp(-_MOST, _MOST).numpy()
     own = held(self.without_background(rows).map(scaled, np.float32))
     if zoom==1: return own,own
     return own,held(resized(own, [max(round(n*zoom), 1) for n in own.shape]))
