@@ -40,9 +40,9 @@ def series(path, *about):
     "A file of some series, of the names of their channels and the size of their pixels"
     return zarr_of(path, *about) if path.suffix=='.zarr' else ome(path, *(named(*n, um=um) for n,um in about))
 
-def job(path, small, **how):
+def job(path, small, defocus_um=None, **how):
     (path.parent/'out').mkdir(exist_ok=True)
-    return run_job(Job(path, path.parent/'out'/path.name), small, **how)
+    return run_job(Job(path, path.parent/'out'/path.name, defocus_um=defocus_um), small, **how)
 
 @pytest.mark.parametrize('name', ['a.ome.tif', 'a.zarr'])
 def test_a_channel_goes_by_its_name_in_every_series(small, tmp_path, name):

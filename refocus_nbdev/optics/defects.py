@@ -549,8 +549,9 @@ class Defects:
 
     def __bool__(self): return bool(len(self.spots) or self.area)
 
-# %% ../../nbs/27_optics.defects.ipynb #find_defects
-_HALO = 8 # Rows above and below a strip that are searched with it
+# %% ../../nbs/27_optics.defects.ipynb #places_in
+_HALO = 8 # Rows above and below a strip, or columns beside it, that are searched with it
+_WIDEST = 2**16 # Columns that are searched at a time
 
 def _places_in(x):
     "Places (n,2) of the defects of an array (H,W)"
@@ -571,6 +572,17 @@ def _mended_array(x, spots):
     x.flat[spots] = new
     return x
 
+# %% ../../nbs/27_optics.defects.ipynb #find_defects
+def _places_across(x):
+    "Places (n,2) of the defects of an array (H,W) of any width"
+    found = []
+    for left in range(0, x.shape[1], _WIDEST):
+        start = max(left-_HALO, 0)
+        places = _places_in(x[:, start:left+_WIDEST+_HALO])+[0, start]
+        column = places[:, 1]
+        found.append(places[(column>=left)&(column<left+_WIDEST)])
+    return np.concatenate(found)
+
 def find_defects(
     rows, # `Rows`, or an array (H,W)
 ) -> Defects:
@@ -583,7 +595,7 @@ def find_defects(
     found = []
     for a in range(0, height, step):
         start = max(a-_HALO, 0)
-        y,x = _places_in(whole[start:min(a+step+_HALO, height)]).T
+        y,x = _places_across(whole[start:min(a+step+_HALO, height)]).T
         y = y+start
         here = (y>=a)&(y<a+step)
         found.append(y[here]*width+x[here])

@@ -102,7 +102,8 @@ def own_scale(
     "The scale of a plane relative to that of its acquisition"
     is_near = 1/_MOST_OFF<=c.range<=_MOST_OFF
     shows_noise = c.highest<_NOTHING*c.range
-    return (0.,1.) if is_near or shows_noise else (c.low,c.range)
+    keeps = is_near or shows_noise or c.range<=0
+    return (0.,1.) if keeps else (c.low,c.range)
 
 # %% ../../nbs/28_optics.layers.ipynb #range_of_rest
 _TOO_BRIGHT = 9  # Far too bright is what stands out this many times as much as a typical object
