@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NUCLEUS_PX', 'SCENES', 'smooth_noise', 'draw_puncta', 'draw_filaments', 'draw_rods', 'draw_network', 'draw_vesicles',
-           'draw_bodies', 'draw_membranes', 'draw_tissue', 'draw_cytoplasm', 'draw_scene']
+           'draw_bodies', 'draw_discs', 'draw_membranes', 'draw_tissue', 'draw_cytoplasm', 'draw_scene']
 
 # %% ../../nbs/26_optics.scenes.ipynb #imports
 import numpy as np
@@ -77,8 +77,11 @@ def _places(rng, shape, n, patchiness):
 # %% ../../nbs/26_optics.scenes.ipynb #softened
 def _softened(x, sigma): return gaussian_filter(x, max(sigma, 0.6), truncate=3.5)
 
+_FEW = 0.15 # Share of the layers that have one to eight objects
+
 def _number(rng, shape, least, most, of_each):
-    "How many objects of an area (px) cover a random share of the image, `least` to `most`"
+    "How many objects: a few, or as many of an area (px) as cover a random share of the image, `least` to `most`"
+    if rng.random()<_FEW: return int(rng.integers(1, 9))
     covered = _area(shape)*_log_uniform(rng, least, most)
     return int(np.clip(covered/of_each, 3, 20000))
 
@@ -228,6 +231,42 @@ def draw_bodies(
         _paste(canvas, body, int(y), int(x), over)
     return canvas*_texture(rng, shape, minor)
 
+# %% ../../nbs/26_optics.scenes.ipynb #discs
+def _disc(radius, rim, dome):
+    "Thickness, 0 to 1, of a disc with a soft `rim` (px); `dome` from 0, flat, to 1, a ball"
+    side = np.arange(-int(radius+rim)-1, int(radius+rim)+2)
+    from_centre = np.hypot(side, side[:,None])
+    inside = _sigmoid(4*(radius-from_centre)/rim)
+    ball = np.sqrt((1-(from_centre/radius)**2).clip(0))
+    return inside*(1-dome+dome*ball)
+
+def _with_neighbours(rng, y, x, gap):
+    "Places, each followed by up to three more, `gap` px from the place before in any direction"
+    places = []
+    for place in zip(y, x):
+        places.append(place)
+        for _ in range(rng.integers(0, 4)):
+            angle = rng.uniform(0, 2*np.pi)
+            place = place[0]+gap*np.sin(angle), place[1]+gap*np.cos(angle)
+            places.append(place)
+    return places
+
+def draw_discs(
+    rng:np.random.Generator, # Source of the random numbers
+    shape,       # Height and width (H,W), px
+    size=1.,     # Size relative to a nucleus of BBBC006, about 0.2 to 3
+) -> np.ndarray: # (H,W), 0 or more
+    "Equal discs or balls, alone or touching each other"
+    radius = NUCLEUS_PX/2*size*rng.uniform(0.4, 1.2)
+    n = min(_number(rng, shape, 0.005, 0.3, np.pi*radius**2), 400)
+    places = zip(*_places(rng, shape, n, rng.uniform(0, 1.5)))
+    if rng.random()<0.6: places = _with_neighbours(rng, *zip(*places), 2*radius)
+    disc = _disc(radius, rng.uniform(1, 3), rng.uniform(0, 1))
+    spread = rng.uniform(0, 0.3)
+    canvas = np.zeros(shape, np.float32)
+    for y,x in places: _paste(canvas, rng.lognormal(0, spread)*disc, int(y), int(x), False)
+    return _softened(canvas, 0.6)
+
 # %% ../../nbs/26_optics.scenes.ipynb #cells
 def _bent_grid(rng, shape, bend, width_px):
     "Places (n,2) of every second pixel of an image, moved by slow waves"
@@ -304,7 +343,7 @@ def draw_cytoplasm(
 # %% ../../nbs/26_optics.scenes.ipynb #draw_scene
 SCENES = dict(
     puncta=draw_puncta, filaments=draw_filaments, rods=draw_rods, network=draw_network, vesicles=draw_vesicles,
-    bodies=draw_bodies, membranes=draw_membranes, tissue=draw_tissue, cytoplasm=draw_cytoplasm)
+    bodies=draw_bodies, discs=draw_discs, membranes=draw_membranes, tissue=draw_tissue, cytoplasm=draw_cytoplasm)
 
 def _relative(x):
     "An image from 0 to about 1: from its 1st to its 99.9th percentile"
