@@ -215,6 +215,8 @@ _SMOOTHED = Remark('smoothed', 'it was smoothed, deconvolved or resampled before
                    'refocus the image as the camera took it')
 _GAMMA = Remark('gamma', 'its grey levels were changed for the screen (gamma): '
                 'refocus the intensities that the camera measured')
+_PROJECTION = Remark('projection', 'its noise is that of a maximum projection of a stack, or of a camera that '
+                     'multiplies electrons: of a stack, refocus single planes or the mean')
 
 def processing_doubts(
     refocuser:Refocuser, # The model
@@ -224,6 +226,7 @@ def processing_doubts(
 ) -> list[Remark]: # Empty if there is no doubt
     "Doubts about what was done to an image before"
     doubts = [CUT_OFF] if cut_off_share(rows) else []
+    if is_projection(rows): doubts.append(_PROJECTION)
     if width is None or not refocuser.distance_um(width): return doubts
     if is_smoothed(rows, width/zoom): doubts.append(_SMOOTHED)
     if has_gamma(rows): doubts.append(_GAMMA)
