@@ -299,12 +299,13 @@ def load_refocuser(
     device,           # A `Device`
     blur_per_um=None, # The microscope's blur, um per um out of focus; None for the model's
     tile=0,           # Side of the tiles of large images, px; 0 for the default
+    turns=1,          # Number of turned copies whose results are averaged
 ):                    # A `Refocuser`
     "Load a model; raises `UsageError` if that cannot be done"
     from refocus_nbdev.refocus.engine import Refocuser
     _check_graphics_card(device)
     sides = {'tile':tile} if tile else {}
-    try: return Refocuser.load(model, device, blur_per_um=blur_per_um, **sides)
+    try: return Refocuser.load(model, device, blur_per_um=blur_per_um, turns=turns, **sides)
     except ValueError as e: raise UsageError(e) from e
 
 # %% ../../nbs/70_cli.app.ipynb #is_worse_than_nothing

@@ -94,6 +94,7 @@ class Provenance:
     half_widths: bool = False      # Does the file hold half widths of prediction intervals, and no image?
     remarks: tuple = ()            # `Remark`s: changes that made the image fit, which are no reason to doubt
     doubts: tuple = ()             # `Remark`s: reasons to doubt the result
+    turns: int|None = None         # Number of turned and mirrored copies whose results were averaged, if more than one
     hot_pixels: str = ''           # kept, if the user wanted defective pixels to stay
     earlier: str = ''              # The words of the original file
 
@@ -109,6 +110,7 @@ def _clauses(p):
     if p.channels is not None: yield f'only channel {", ".join(p.channels)}'
     if p.scale_sha256: yield f'scale of the file with sha256 {p.scale_sha256}'
     if p.defocus_um is not None: yield f'told {p.defocus_um:g} um out of focus'
+    if p.turns: yield f'mean of {p.turns} turns'
     if p.hot_pixels: yield f'hot pixels {p.hot_pixels}'
     if p.model: yield _NETWORK
 
@@ -177,6 +179,7 @@ _PATTERNS = dict( # The clause of each field
     channels=r'only channel (.*)',
     scale_sha256=r'scale of the file with sha256 (\w+)',
     defocus_um=r'told (\S+) um out of focus',
+    turns=r'mean of (\d) turns',
     hot_pixels=r'hot pixels (\w+)')
 
 def _channels_in(words):
@@ -184,7 +187,7 @@ def _channels_in(words):
     text = in_ascii(words).encode().decode('unicode_escape')
     return tuple(text.split(', '))
 
-_CONVERTERS = dict(pixel_um=float, blur_per_um=float, defocus_um=float, channels=_channels_in) # Others are text
+_CONVERTERS = dict(pixel_um=float, blur_per_um=float, defocus_um=float, turns=int, channels=_channels_in) # Others are text
 
 def _field_in(clauses, name):
     "The value of a field, from the first clause that gives it; None if none does"

@@ -61,6 +61,7 @@ class Refocuser:
         # Blur of your microscope: um of standard deviation for each um out of focus, from `measured_blur`; None for the
         # microscope that the model was trained for
         blur_per_um=None,
+        turns=1, # Number of turned and mirrored copies whose results are averaged, 1 to 8; each takes the time of one
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
@@ -68,6 +69,7 @@ class Refocuser:
         self.tile,self.batch = tile,batch
         self.own_blur = blur_per_um
         self.lock,self.remarks = threading.Lock(),[]
+        if turns!=1: self._average(turns)
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
 
@@ -75,9 +77,9 @@ class Refocuser:
     def load(cls,
         model='general', # The name of a shipped model, or the path of a model file
         device='auto',  # See `best_device`
-        **kwargs        # `tile`, `batch` and `blur_per_um`
+        **kwargs        # `tile`, `batch`, `blur_per_um` and `turns`
     ):
-        "Read a model file; raises `ModelError`, and `ValueError` for too small tiles or an impossible blur"
+        "Read a model file; raises `ModelError`, and `ValueError` for tiles, a blur or turns that cannot be"
         path = model_path(model)
         network,card = read_model(path)
         return cls(network, card, device, file_hash(path), **kwargs)
@@ -169,6 +171,18 @@ def max_um(self:Refocuser):
     return most and most*self.trained_px_per_um/self.px_per_um
 
 # %% ../../nbs/51_refocus.engine.ipynb #_check_blur
+@patch
+def _average(self:Refocuser, turns):
+    "Let the network average several turns; raises `ValueError` for an impossible number, or for a model that cannot"
+    if not self.guided: raise ValueError(f'model {self.name} cannot average turns: choose another model')
+    if turns not in range(1, 9): raise ValueError(f'{turns} turns: an image has 1 to 8 positions')
+    self.model.turns = turns
+
+@patch(as_prop=True)
+def turns(self:Refocuser):
+    "Number of turned and mirrored copies whose results are averaged"
+    return getattr(self.model, 'turns', 1)
+
 @patch
 def _check_blur(self:Refocuser):
     "Raises `ValueError` for an impossible `blur_per_um`"
