@@ -222,16 +222,15 @@ def run(
     """Refocus images: write refocused copies of the files, with their metadata.
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
-    Images may be out of focus on either side. Paths in a CSV file are relative to its folder.
-    Doubts about a result are listed. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
+    Paths in a CSV file are relative to its folder. Doubts about a result are listed. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
 
     Example: refocus run "plate/*.tif" --out refocused
     """
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    reading = reading_options(channel, axes, pixel_um)
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, **reading)
+    options = reading_options(channel, axes, pixel_um)
+    options |= dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
     options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)

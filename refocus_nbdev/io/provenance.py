@@ -187,7 +187,8 @@ def _channels_in(words):
     text = in_ascii(words).encode().decode('unicode_escape')
     return tuple(text.split(', '))
 
-_CONVERTERS = dict(pixel_um=float, blur_per_um=float, defocus_um=float, turns=int, channels=_channels_in) # Others are text
+_CONVERTERS = dict( # Others are text
+    pixel_um=float, blur_per_um=float, defocus_um=float, turns=int, channels=_channels_in)
 
 def _field_in(clauses, name):
     "The value of a field, from the first clause that gives it; None if none does"

@@ -226,12 +226,6 @@ def _photographed(self:SimulateDefocus, sharp, u, gen):
     return noisy, center_crop(scene, self.radius), width
 
 @patch
-def _sharpen_some(self:SimulateDefocus, noisy, kernels, width, gen):
-    "Sharpen a share of the images (B,1,h,w) in place, and set the widths (B,) that are left"
-    some = (torch.rand(len(noisy), generator=gen)<self.sharpened).to(noisy.device)
-    if some.any(): noisy[some],width[some] = _sharpen(noisy[some], kernels[some], width[some], gen)
-
-@patch
 def _blurred(self:SimulateDefocus, scene, u, gen):
     "Blurred images (B,1,H,W), their kernels (B,1,k,k), and the widths of their blur (B,), px"
     def kernels(um, gen): return self.kernels(um, gen, self.radius)
@@ -242,6 +236,13 @@ def _blurred(self:SimulateDefocus, scene, u, gen):
     tilted = (u['tilt']<self.tilted).flatten()
     if tilted.any(): x[tilted],width[tilted] = _tilted_blur(scene[tilted], um[tilted], self.tilt_um, kernels, gen)
     return x,k,width
+
+# %% ../../nbs/41_learn.simulated.ipynb #sharpen-some
+@patch
+def _sharpen_some(self:SimulateDefocus, noisy, kernels, width, gen):
+    "Sharpen a share of the images (B,1,h,w) in place, and set the widths (B,) that are left"
+    some = (torch.rand(len(noisy), generator=gen)<self.sharpened).to(noisy.device)
+    if some.any(): noisy[some],width[some] = _sharpen(noisy[some], kernels[some], width[some], gen)
 
 # %% ../../nbs/41_learn.simulated.ipynb #varied
 @patch
