@@ -26,6 +26,7 @@ from typer.core import TyperCommand
 from .. import __version__
 from ..io.disk import atomically
 from ..io.planes import ImageError
+from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import labels_among
 
@@ -171,7 +172,7 @@ def call_command(
 # %% ../../nbs/70_cli.app.ipynb #Device
 StainChannel = Literal['w1','w2','both'] # A channel of a plate in BBBC006 layout: Hoechst, phalloidin, or both
 
-HotPixels = Literal['replace','keep'] # What becomes of defective pixels in a result
+HotPixels = Literal[HOT_PIXELS] # What becomes of defective pixels in a result
 
 _DEVICES = 'auto', 'cpu', 'cuda', 'mps'
 
@@ -299,12 +300,13 @@ def load_refocuser(
     device,           # A `Device`
     blur_per_um=None, # The microscope's blur, um per um out of focus; None for the model's
     tile=0,           # Side of the tiles of large images, px; 0 for the default
+    turns=1,          # Number of turned copies whose results are averaged
 ):                    # A `Refocuser`
     "Load a model; raises `UsageError` if that cannot be done"
     from refocus_nbdev.refocus.engine import Refocuser
     _check_graphics_card(device)
     sides = {'tile':tile} if tile else {}
-    try: return Refocuser.load(model, device, blur_per_um=blur_per_um, **sides)
+    try: return Refocuser.load(model, device, blur_per_um=blur_per_um, turns=turns, **sides)
     except ValueError as e: raise UsageError(e) from e
 
 # %% ../../nbs/70_cli.app.ipynb #is_worse_than_nothing

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TAPS', 'NETWORKS', 'reflected', 'reflect_pad', 'pad_to_multiple', 'fast_size', 'WienerStack', 'ConvBlock',
            'FoldedUnet', 'tile_starts', 'in_tiles', 'WidthEstimator', 'is_vague', 'WienerTaps', 'cut', 'GuidedBlock',
-           'GuidedUnet', 'by_place', 'fast_bf16', 'in_bf16', 'fastai_unet', 'ModelError', 'build_network']
+           'GuidedUnet', 'by_place', 'turned', 'turned_back', 'mean_of_turns', 'fast_bf16', 'in_bf16', 'fastai_unet',
+           'ModelError', 'build_network']
 
 # %% ../../nbs/46_learn.networks.ipynb #imports
 import math, torch, torch.nn as nn, torch.nn.functional as F
@@ -575,6 +576,7 @@ def _guided_level(width, n): return nn.ModuleList([GuidedBlock(width, width) for
 class GuidedUnet(nn.Module):
     "A U-Net that knows the blur: from (B,1,H,W) in network units, and widths (B,) or its own estimate, to (B,1,H,W)"
     known = 0.3,20. # Range of the widths in training, px
+    turns = 1       # Number of positions of the image whose results are averaged, see `mean_of_turns`
     def __init__(self,
         widths=(64,128,256,384), # Channels of each level; each level has half the resolution of the level before
         blocks=(1,1,1,1),        # Blocks of each level on the way down
@@ -691,6 +693,29 @@ def by_place(
     return start,deconvolved
 
 
+# %% ../../nbs/46_learn.networks.ipynb #turns
+def turned(
+    x:Tensor, # (...,H,W)
+    turn:int, # 0 to 7: quarter turns, from 4 on of the mirrored image; 0 for none
+) -> Tensor:  # (...,H,W) or (...,W,H)
+    "An image in one of its eight positions"
+    return (x.flip(-1) if turn>=4 else x).rot90(turn%4, (-2,-1))
+
+def turned_back(
+    x:Tensor, # An image from `turned`
+    turn:int, # 0 to 7
+) -> Tensor:
+    "The image as it was before `turned`"
+    x = x.rot90(-turn%4, (-2,-1))
+    return x.flip(-1) if turn>=4 else x
+
+def mean_of_turns(
+    at,        # Function of the number of a position that returns the result there, turned back
+    turns:int, # Number of positions, 1 to 8
+) -> Tensor:
+    "The mean of the results for an image in several positions"
+    return sum(map(at, range(turns)))/turns
+
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet-refocused
 @patch
 def refocused(self:GuidedUnet,
@@ -712,12 +737,19 @@ def refocused(self:GuidedUnet,
     return x + strength*change
 
 @patch
+def _in_one_position(self:GuidedUnet, x, width):
+    start,deconvolved = by_place(partial(self.taps, x), width)
+    return self.refocused(x, start, deconvolved, width)
+
+@patch
 def forward(self:GuidedUnet, x, width=None):
     "The refocused image, (B,1,H,W), for widths in px, (B,) or by place (B,1,H,W), or for its own estimate"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    start,deconvolved = by_place(partial(self.taps, x), width)
-    return self.refocused(x, start, deconvolved, width)
+    def at(turn):
+        there = width if width.ndim==1 else turned(width, turn)
+        return turned_back(self._in_one_position(turned(x, turn), there), turn)
+    return mean_of_turns(at, self.turns)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16
 def fast_bf16(

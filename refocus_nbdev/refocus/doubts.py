@@ -205,15 +205,19 @@ _SMOOTHED = Remark('smoothed', 'it was smoothed, deconvolved or resampled before
                    'refocus the image as the camera took it')
 _GAMMA = Remark('gamma', 'its grey levels were changed for the screen (gamma): '
                 'refocus the intensities that the camera measured')
+_PROJECTION = Remark('projection', 'its noise is that of a maximum projection of a stack, or of a camera that '
+                     'multiplies electrons: of a stack, refocus single planes or the mean')
 
 def processing_doubts(
     refocuser:Refocuser, # The model
     rows,       # (H,W), `Rows` or array, counts
-    width=None, # Width of its blur, px of the model; None if it is not known
+    width=None, # Width of its blur, px of the model: a number or a `WidthMap`; None if it is not known
     zoom=1.,    # Its pixel size relative to the model's, from `Refocuser.zoom`
 ) -> list[Remark]: # Empty if there is no doubt
     "Doubts about what was done to an image before"
     doubts = [CUT_OFF] if cut_off_share(rows) else []
+    if is_projection(rows): doubts.append(_PROJECTION)
+    width = width and float(width)
     if width is None or not refocuser.distance_um(width): return doubts
     if is_smoothed(rows, width/zoom): doubts.append(_SMOOTHED)
     if has_gamma(rows): doubts.append(_GAMMA)

@@ -62,6 +62,7 @@ def provenance_of(
         channels=None if channels is None else _chosen_names(source, channels, axes),
         scale_sha256=scale_from.sha256[:16] if scale_from else '',
         defocus_um=None if defocus_um is None else abs(defocus_um),
+        turns=refocuser.turns if refocuser.turns>1 else None,
         hot_pixels='kept' if check_hot_pixels(hot_pixels) else '')
 
 # %% ../../nbs/55_refocus.files.ipynb #refocus_image
