@@ -26,6 +26,7 @@ from typer.core import TyperCommand
 from .. import __version__
 from ..io.disk import atomically
 from ..io.planes import ImageError
+from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import labels_among
 
@@ -171,7 +172,7 @@ def call_command(
 # %% ../../nbs/70_cli.app.ipynb #Device
 StainChannel = Literal['w1','w2','both'] # A channel of a plate in BBBC006 layout: Hoechst, phalloidin, or both
 
-HotPixels = Literal['replace','keep'] # What becomes of defective pixels in a result
+HotPixels = Literal[HOT_PIXELS] # What becomes of defective pixels in a result
 
 _DEVICES = 'auto', 'cpu', 'cuda', 'mps'
 

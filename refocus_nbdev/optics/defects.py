@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 import numpy as np
 from ..io.strips import *
+from .intensity import noises_of
 
 # %% ../../nbs/27_optics.defects.ipynb #NARROWEST_PX
 NARROWEST_PX = 0.55 # Width (standard deviation) that no spot of light in a photograph falls below, px
@@ -20,15 +21,13 @@ _LEAST_PRODUCT = math.exp(-1/NARROWEST_PX**2) # Least product of the two neighbo
 # %% ../../nbs/27_optics.defects.ipynb #noise_of
 _SIDE = 16          # Side of the blocks in which noise is measured, px
 _MOST_BLOCKS = 200  # Largest number of such blocks
-_OF_NOISE = 0.6745*6 # Median absolute second difference, along both axes, of noise with standard deviation 1
 
 def _some_blocks(x):
     "Evenly spread blocks (n,h,w) of an array (H,W)"
-    h,w = (n//_SIDE for n in x.shape)
+    blocks = in_blocks(x, _SIDE)
+    h,w = blocks.shape[:2]
     if not h*w: return x[None]
-    blocks = x[:h*_SIDE, :w*_SIDE].reshape(h, _SIDE, w, _SIDE)
-    row,column = np.divmod(np.arange(0, h*w, h*w//_MOST_BLOCKS+1), w)
-    return blocks[row, :, column]
+    return blocks[np.divmod(np.arange(0, h*w, h*w//_MOST_BLOCKS+1), w)]
 
 class _Noise(NamedTuple):
     "The noise of a camera: its variance is `variance` at `level`, and grows by `gain` with each count above it"
@@ -46,9 +45,7 @@ def _block_noise(x):
     is_cut_off = (blocks==x.min()).mean((1,2))>0.2
     blocks = blocks[~is_cut_off]
     if not len(blocks) or min(blocks.shape[1:])<3: return np.zeros(0),np.zeros(0)
-    differences = np.abs(np.diff(np.diff(blocks, 2, 1), 2, 2)).reshape(len(blocks), -1)
-    sigma = np.median(differences, 1)/_OF_NOISE
-    return np.median(blocks, (1,2)),sigma**2
+    return np.median(blocks, (1,2)),noises_of(blocks)**2
 
 # %% ../../nbs/27_optics.defects.ipynb #noise_of-image
 def _noise_of(x):
@@ -199,12 +196,9 @@ _LEAST_HEIGHT = 12 # Least height of a spot, in standard deviations of that nois
 def _local_noise(p, pixels):
     "Noise around pixels (n,) of an array, counts"
     y,x = np.divmod(pixels, p.shape[1])
-    side = range(-_AREA, _AREA+1)
-    rows = np.stack([y+d for d in side])[:,None].clip(0, p.shape[0]-1)
-    columns = np.stack([x+d for d in side])[None].clip(0, p.shape[1]-1)
-    around = p[rows, columns]
-    differences = np.abs(np.diff(np.diff(around, 2, 0), 2, 1)).reshape(-1, len(pixels))
-    return np.median(differences, 0)/_OF_NOISE
+    side = np.arange(-_AREA, _AREA+1)
+    rows,columns = (np.add.outer(at, side).clip(0, n-1) for at,n in zip((y, x), p.shape))
+    return noises_of(p[rows[..., None], columns[:, None]])
 
 # %% ../../nbs/27_optics.defects.ipynb #spots_alone
 def _extremes(values, which, n):

@@ -12,7 +12,6 @@ import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.special import log_softmax, logsumexp, softmax
 
-
 # %% ../../nbs/29_optics.places.ipynb #softened
 _ERROR = 0.15 # Relative error of a width that its evidence does not tell
 _WRONG = 0.05 # Share of windows whose evidence is wrong
@@ -27,7 +26,6 @@ def softened(
     believed = softmax(evidence, -1) @ near
     return np.log((1-_WRONG)*believed+_WRONG/len(log_widths))
 
-
 # %% ../../nbs/29_optics.places.ipynb #disagreement
 def disagreement(
     evidence,   # (n,bins) of parts of a plane
@@ -38,7 +36,6 @@ def disagreement(
     each = believed.max(1).sum()
     one = believed.sum(0).max()
     return float(each-one)
-
 
 # %% ../../nbs/29_optics.places.ipynb #messages
 _SLOPE = 0.2 # Usual change of log(width in px + 1/2) from one window to the next
@@ -64,7 +61,6 @@ def _both_ways(believed, odds):
     upwards = _passed_down(believed[::-1], odds)[::-1]
     return _passed_down(believed, odds)+upwards
 
-
 # %% ../../nbs/29_optics.places.ipynb #smooth_widths
 def smooth_widths(
     believed,   # (n,m,bins) logarithms of likelihoods, see `softened`
@@ -78,7 +74,6 @@ def smooth_widths(
         turned = (believed+along_columns).swapaxes(0, 1)
         along_rows = _both_ways(turned, odds).swapaxes(0, 1)
     return softmax(believed+along_columns+along_rows, -1) @ log_widths
-
 
 # %% ../../nbs/29_optics.places.ipynb #WidthMap
 def _shares(at, nodes):
@@ -129,7 +124,6 @@ def blended(
         if share.any(): total = total+share*at_width(width)
     return total
 
-
 # %% ../../nbs/29_optics.places.ipynb #with_borders_moved
 _SHIFT = 0.33  # Distance by which a border in a map lies too far into the blurred side, as a share of a window
 _BORDER = 0.5  # Least change of log(width in px + 1/2) within twice this distance at a border
@@ -149,7 +143,6 @@ def with_borders_moved(
     wide = maximum_filter(log_width, 5, mode='nearest')
     narrow = minimum_filter(log_width, 5, mode='nearest')
     return WidthMap(y, x, np.where(wide-narrow>_BORDER, wide, log_width))
-
 
 # %% ../../nbs/29_optics.places.ipynb #width_map
 _SHARPER = 1.5    # Windows smaller than those in training are surer than their evidence says
@@ -185,4 +178,3 @@ def width_map(
     if gain_of_map(believed, log_widths, found)<LEAST_GAIN: return None
     if _ratio(found, in_focus)<LEAST_RATIO: return None
     return with_borders_moved(WidthMap(np.asarray(y, float), np.asarray(x, float), found), side)
-

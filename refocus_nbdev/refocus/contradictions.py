@@ -11,41 +11,29 @@ from statistics import NormalDist
 import numpy as np, pandas as pd
 from scipy import ndimage as ndi
 from skimage.measure import label, regionprops_table
+from ..io.strips import in_blocks
+from ..optics.intensity import OF_NOISE, noises_of, second_differences
 
 # %% ../../nbs/58_refocus.contradictions.ipynb #blocks
 def _side_of(width):
     "Side of the blocks for a blur of this width, px"
     return max(int(width/2.5), 1)
 
-def _in_blocks(x, side):
+def _means(x, side):
     "Means of blocks; pixels that fill no block are left out"
-    x = np.asarray(x, np.float32)
-    if side==1: return x
-    h,w = (n//side for n in x.shape)
-    whole = x[:h*side, :w*side]
-    return whole.reshape(h, side, w, side).mean((1,3))
+    return in_blocks(np.asarray(x, np.float32), side).mean((2,3))
 
 def _smooth(x, sigma):
     return ndi.gaussian_filter(x, sigma, mode='nearest')
 
 # %% ../../nbs/58_refocus.contradictions.ipynb #noise
-def _second_differences(x):
-    "Second differences along both axes, as large as the noise; 0 at the border"
-    inner = np.diff(np.diff(x, 2, 0), 2, 1)/6
-    return np.pad(inner, 1)
-
-def _typical(seconds):
-    "Standard deviation of the noise from second differences"
-    inner = np.abs(seconds[1:-1, 1:-1])
-    return float(np.median(inner))/0.6745 if inner.size else 0.
-
 def _noise_of_blocks(image, side, sigma):
     "Noise around each block, counts; `sigma` of the blur in blocks"
-    seconds = _second_differences(np.asarray(image, np.float32))
-    variance = _smooth(_in_blocks(seconds**2, side), 4*sigma)
-    of_pixels = np.maximum(variance**0.5, _typical(seconds))
-    blocks = _in_blocks(image, side)
-    return np.maximum(of_pixels/side, _typical(_second_differences(blocks)))
+    image = np.asarray(image, np.float32)
+    seconds = np.pad(second_differences(image)/OF_NOISE, 1)
+    variance = _smooth(_means(seconds**2, side), 4*sigma)
+    of_pixels = np.maximum(variance**0.5, noises_of(image))
+    return np.maximum(of_pixels/side, noises_of(_means(image, side)))
 
 # %% ../../nbs/58_refocus.contradictions.ipynb #allowed
 _OTHER_WIDTHS = 3/4,4/3 # Relative to the width of the blur
@@ -142,7 +130,7 @@ def contradictions(
     "The regions where an image contradicts its result"
     side = _side_of(width)
     sigma = max(width/side, 1)
-    x,y = _in_blocks(image, side),_in_blocks(pred, side)
+    x,y = _means(image, side),_means(pred, side)
     left,allowed = _differences(x, y, width/side, sigma)
     noise = _smoothed_noise(image, side, sigma)
     judged = _judged(x.shape, width/side)
@@ -153,4 +141,3 @@ def contradictions(
     labels = _labelled(signs, sigma)
     share = float((labels>0).sum()/judged.sum())
     return Contradictions(z, limit*noise+allowed, labels, side, limit, share, _regions(labels, z, side))
-

@@ -72,26 +72,16 @@ def no_light_remarks(
     return remarks
 
 # %% ../../nbs/53_refocus.doubts.ipynb #unexplained
-def _blocks(rows, step):
-    "Means of blocks of pixels in the middle of an image"
-    x = middle_of(rows)
-    h,w = (n//step for n in x.shape)
-    return x[:h*step, :w*step].reshape(h, step, w, step).mean((1,3))
-
 def _without_border(x, width):
     "Blocks that light from outside the image does not reach; `width` in blocks"
     edge = min(int(width)+1, (min(x.shape)-1)//3)
     return x[edge:x.shape[0]-edge, edge:x.shape[1]-edge]
 
-def _middle_start(side, most=2048):
-    "The first pixel of `middle_of` along a side"
-    return max(side-most, 0)//2
-
 def _blurred(rows, blocks, width, step):
     "The means of blocks of a result, blurred by a width in px, or by a `WidthMap`"
     def at_width(width): return gaussian_filter(blocks, max(width/step, 1e-3), mode='nearest')
     if not isinstance(width, WidthMap): return at_width(width)
-    middles = (_middle_start(side)+step*(np.arange(n)+0.5) for side,n in zip(rows.shape, blocks.shape))
+    middles = (start+step*(np.arange(n)+0.5) for start,n in zip(middle_start(rows.shape), blocks.shape))
     by_place = width.at(*middles)
     widths = np.unique(np.geomspace(by_place.min()+0.5, by_place.max()+0.5, 8)-0.5)
     return blended(at_width, by_place, widths)
@@ -104,7 +94,7 @@ def unexplained(
     "Share of an image's contrast that its result, blurred again, does not reproduce"
     narrow,wide = span_of(width)
     step = max(min(int(narrow/3), *image.shape), 1)
-    before,after = (_blocks(o, step) for o in (image, result))
+    before,after = (in_blocks(middle_of(o), step).mean((2,3)) for o in (image, result))
     blurred = _blurred(result, after, width, step)
     left,shown = (_without_border(o, wide/step).var() for o in (before-blurred, before))
     noise = (noise_sigma(torch.tensor(middle_of(image, 256))[None,None]).item()/step)**2

@@ -12,7 +12,7 @@ from fastcore.basics import noop
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from ..io.images import to_dtype
-from ..optics.defects import *
+from ..optics.defects import find_defects
 from ..optics.places import WidthMap, blended
 from .engine import *
 
@@ -109,14 +109,11 @@ def refocus_with_interval(
     "Refocus, and return half of the interval of each pixel; raises `ValueError` for a model without a table"
     interval_table(refocuser)
     expected,zoom = refocuser.expected_width(defocus_um),refocuser.zoom(pixel_um)
-    raw = array_planes(x)
-    found = [find_defects(p) for p in raw]
+    found = [find_defects(p) for p in array_planes(x)]
     planes,scale = refocuser.planes_and_scale(x, found)
     if scale is None: return x.copy(),np.zeros_like(x)
     new,half = zip(*[_plane_with_half(refocuser, p, scale, expected, zoom) for p in planes])
-    new = [put_back(y, p, defects)[:] for y,p,defects in zip(new, raw, found)]
-    half = [put_back(y, np.zeros_like(y), defects)[:] for y,defects in zip(half, found)]
-    return np.stack(new).reshape(x.shape),np.stack(half).reshape(x.shape)
+    return planes_put_back(new, x, found),planes_put_back(half, np.zeros_like(x), found)
 
 def _plane_with_half(refocuser, plane, scale, expected, zoom):
     "The refocused plane, and half of the interval of each pixel, arrays"

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter, uniform_filter
 from ..io.strips import *
+from ..optics.intensity import OF_NOISE, second_differences
 
 # %% ../../nbs/52_refocus.processed.ipynb #spike
 _FEW = 50_000 # Number of pixels that are enough to find levels
@@ -30,9 +31,9 @@ def _has_spike(at_lowest, x, next_level):
 # %% ../../nbs/52_refocus.processed.ipynb #noise
 _LEAST_NOISE = 0.6 # Noise that has a tail to miss, grey levels
 
-def _differences(x):
-    "Second differences along both axes, which leave little of a blurred scene but its noise"
-    return np.diff(np.diff(x, 2, 0), 2, 1)
+def _noise_from(differences, axis=None):
+    "Standard deviation of the noise from second differences: of all, or along an axis"
+    return np.sqrt((differences**2).mean(axis))/OF_NOISE
 
 def _dark_noise(x, at_lowest):
     "Standard deviation of the noise in dark places without pixels of the lowest value, counts; 0 if there are few"
@@ -40,8 +41,8 @@ def _dark_noise(x, at_lowest):
     if is_free.sum()<100: return 0.
     x = x.astype(np.float32)
     brightness = uniform_filter(x, 3)[1:-1, 1:-1][is_free]
-    dark = _differences(x)[is_free][brightness<=np.quantile(brightness, 0.2)]
-    return float(np.sqrt((dark**2).mean())/6)
+    is_dark = brightness<=np.quantile(brightness, 0.2)
+    return float(_noise_from(second_differences(x)[is_free][is_dark]))
 
 # %% ../../nbs/52_refocus.processed.ipynb #area
 _MIXED = 0.3 # Share of the lowest pixels that have other neighbours: from here on they are mixed with others
@@ -84,16 +85,13 @@ def _is_cut_off(x, at_lowest, lowest, step):
     return not _is_area_without_data(x, at_lowest)
 
 # %% ../../nbs/52_refocus.processed.ipynb #noise_ratio
-def _noise(x): return float(np.sqrt((_differences(x)**2).mean())/6)
-
 def noise_ratio(
     x, # (H,W), at least 8 px wide
 ) -> float: # 1/2 for noise that is independent from pixel to pixel
     "The noise of means of 2 x 2 pixels, relative to the noise of single pixels"
     x = np.asarray(x, np.float32)
-    h,w = (n//2 for n in x.shape)
-    means = x[:2*h, :2*w].reshape(h, 2, w, 2).mean((1,3))
-    return _noise(means)/max(_noise(x), 1e-9)
+    of_means,of_pixels = (_noise_from(second_differences(a)) for a in (in_blocks(x, 2).mean((2,3)), x))
+    return float(of_means/max(of_pixels, 1e-9))
 
 # %% ../../nbs/52_refocus.processed.ipynb #is_smoothed
 _LEAST_BLUR = 2.     # Width of a blur that leaves no fine structure, px
@@ -107,7 +105,7 @@ def _levels(x):
     step = _step(ordered)
     if not step: return 0.,0.
     low,high = np.percentile(ordered.astype(float), [1, 99.8])
-    return (high-low)/step, _noise(x.astype(np.float32))/step
+    return (high-low)/step, float(_noise_from(second_differences(x.astype(np.float32))))/step
 
 def is_smoothed(
     rows,  # (H,W), `Rows` or array, counts
@@ -125,9 +123,7 @@ _BLOCK = 16 # Side of a block, px
 
 def _in_blocks(x):
     "The pixels of whole blocks, (blocks, pixels)"
-    h,w = (n//_BLOCK for n in x.shape)
-    x = x[:h*_BLOCK, :w*_BLOCK].reshape(h, _BLOCK, w, _BLOCK)
-    return x.transpose(0, 2, 1, 3).reshape(h*w, -1)
+    return in_blocks(x, _BLOCK).reshape(-1, _BLOCK**2)
 
 def _noise_growth(x):
     "Noise in bright blocks relative to dark ones; noise in dark blocks, counts; contrast of the blocks, counts"
@@ -135,7 +131,7 @@ def _noise_growth(x):
     blocks = _in_blocks(x[1:-1, 1:-1])
     is_whole = blocks.max(1)<x.max() # without saturated pixels
     means = blocks.mean(1)[is_whole]
-    noise = np.sqrt((_in_blocks(_differences(x))**2).mean(1))[is_whole]/6
+    noise = _noise_from(_in_blocks(second_differences(x)), 1)[is_whole]
     low,high = np.quantile(means, [0.3, 0.95])
     dark = float(np.median(noise[means<=low]))
     return float(np.median(noise[means>=high]))/max(dark, 1e-9), dark, float(high-low)
@@ -170,7 +166,7 @@ def _blocks_of(x):
     "The blocks of an image (H,W) float32"
     pixels = _in_blocks(x[1:-1, 1:-1])
     noise = _in_blocks((x-uniform_filter(x, 5))[1:-1, 1:-1])
-    variance = (_in_blocks(_differences(x))**2).mean(1)/36
+    variance = _noise_from(_in_blocks(second_differences(x)), 1)**2
     blocks = _Blocks(pixels.mean(1), variance, noise)
     return blocks.of((variance>0) & (pixels.min(1)>x.min()))
 
