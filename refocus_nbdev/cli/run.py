@@ -199,7 +199,7 @@ def _scale_of_file(load, path, axes):
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
          how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty')
 def run(
-    inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
+    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, paths relative to its folder
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
@@ -222,15 +222,15 @@ def run(
     """Refocus images: write refocused copies of the files, with their metadata.
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
-    Paths in a CSV file are relative to its folder. Doubts about a result are listed. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
+    Lists doubts about each result. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
 
     Example: refocus run "plate/*.tif" --out refocused
     """
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    options = reading_options(channel, axes, pixel_um)
-    options |= dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
+    options |= reading_options(channel, axes, pixel_um)
     options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
