@@ -209,7 +209,7 @@ def run(
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensity scale all files share, channel by channel; else each file's own
     hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
-    turns:int=1, # Average this many turned and mirrored copies: with 8, .1 to .5 dB better and up to 8 times as slow
+    turns:int=1, # Average the results of this many turned copies, 1 to 8: slightly better, as many times slower
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
