@@ -10,7 +10,7 @@ __all__ = ['LEAST_GAIN', 'LEAST_RATIO', 'softened', 'disagreement', 'smooth_widt
 from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import maximum_filter, minimum_filter
-from scipy.special import log_softmax, logsumexp, softmax
+from scipy.special import log_softmax, softmax
 
 # %% ../../nbs/29_optics.places.ipynb #softened
 _ERROR = 0.15 # Relative error of a width that its evidence does not tell
