@@ -657,14 +657,14 @@ def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
     floats = subtracted.astype(np.float32)
     for name,x in dict(subtracted=subtracted, shifted=shifted, floats=floats).items():
         tifffile.imwrite(tmp_path/f'{name}.tif', x, resolution=(1e4/.645,)*2, resolutionunit='CENTIMETER')
-    said = refocus('run', *(tmp_path/f'{n}.tif' for n in ('subtracted','shifted','floats')), '--out', tmp_path/'out', '--json')
+    said = refocus('run', *(tmp_path/f'{n}.tif' for n in ('subtracted','shifted','floats')), '--out', tmp_path/'out', '--json', '--model', 'nuclei')
     doubts = [f['doubts'] for f in json.loads(said.text)['files']]
     clipped = [[d for d in of_file if 'clipped at 0: add an offset' in d] for of_file in doubts]
     assert said.code==0 and [len(d) for d in clipped]==[1,0,0], doubts
     result = read_image(tmp_path/'out'/'subtracted.tif')
     assert clipped[0][0] in result.software
-    np.testing.assert_array_equal(result.pixels, Refocuser.load().refocus(subtracted))
-    said = refocus('run', tmp_path/'subtracted.tif', '--out', tmp_path/'strict', '--strict')
+    np.testing.assert_array_equal(result.pixels, Refocuser.load('nuclei').refocus(subtracted))
+    said = refocus('run', tmp_path/'subtracted.tif', '--out', tmp_path/'strict', '--strict', '--model', 'nuclei')
     assert said.code==1 and 'refused, as --strict asks for' in said.text and not (tmp_path/'strict').exists()
 
 def hot_pixels(x):
