@@ -699,21 +699,27 @@ def turned(
     turn:int, # 0 to 7: quarter turns, from 4 on of the mirrored image; 0 for none
 ) -> Tensor:  # (...,H,W) or (...,W,H)
     "An image in one of its eight positions"
-    return (x.flip(-1) if turn>=4 else x).rot90(turn%4, (-2,-1))
+    if turn>=4: x = x.flip(-1)
+    return x.rot90(turn%4, (-2,-1)) if turn%4 else x
 
 def turned_back(
     x:Tensor, # An image from `turned`
     turn:int, # 0 to 7
 ) -> Tensor:
     "The image as it was before `turned`"
-    x = x.rot90(-turn%4, (-2,-1))
+    if turn%4: x = x.rot90(-turn%4, (-2,-1))
     return x.flip(-1) if turn>=4 else x
 
 def mean_of_turns(
-    at,        # Function of the number of a position that returns the result there, turned back
-    turns:int, # Number of positions, 1 to 8
+    f,            # Function of a turned image, its turned width and the number of the turn, returns an image
+    turns:int,    # Number of positions, 1 to 8
+    x:Tensor,     # (B,1,H,W)
+    width:Tensor, # (B,) px; or by place (B,1,H,W), px
 ) -> Tensor:
-    "The mean of the results for an image in several positions"
+    "The mean of the results for an image in several positions, each turned back"
+    def at(turn):
+        there = width if width.ndim==1 else turned(width, turn)
+        return turned_back(f(turned(x, turn), there, turn), turn)
     return sum(map(at, range(turns)))/turns
 
 # %% ../../nbs/46_learn.networks.ipynb #GuidedUnet-refocused
@@ -737,7 +743,7 @@ def refocused(self:GuidedUnet,
     return x + strength*change
 
 @patch
-def _in_one_position(self:GuidedUnet, x, width):
+def _in_one_position(self:GuidedUnet, x, width, turn):
     start,deconvolved = by_place(partial(self.taps, x), width)
     return self.refocused(x, start, deconvolved, width)
 
@@ -746,10 +752,7 @@ def forward(self:GuidedUnet, x, width=None):
     "The refocused image, (B,1,H,W), for widths in px, (B,) or by place (B,1,H,W), or for its own estimate"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    def at(turn):
-        there = width if width.ndim==1 else turned(width, turn)
-        return turned_back(self._in_one_position(turned(x, turn), there), turn)
-    return mean_of_turns(at, self.turns)
+    return mean_of_turns(self._in_one_position, self.turns, x, width)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16
 def fast_bf16(

@@ -151,11 +151,8 @@ def _cut_off(noisy, kept, share, gen):
 def _smoothed(x, sigma):
     "Images (n,1,H,W), reflected at their borders, smoothed by Gaussians of `sigma` (n,), px"
     radius = math.ceil(3*sigma.max().item())
-    steps = torch.arange(-radius, radius+1, device=x.device)
-    lines = torch.exp(-steps**2/(2*sigma[:,None]**2))
-    lines = lines/lines.sum(1, keepdim=True)
-    padded = F.pad(x, [radius]*4, mode='reflect')
-    return blur(padded, (lines[:,:,None]*lines[:,None])[:,None])
+    gaussians = jittered_kernels(sigma/SIGMA_PX_PER_UM, radius=radius, width_jitter=0, shape_jitter=0)
+    return blur(F.pad(x, [radius]*4, mode='reflect'), gaussians)
 
 def _sharpened(x, sigma, strength):
     "Images (n,1,H,W) with an unsharp mask of widths `sigma` (n,), px, and `strength` (n,)"

@@ -148,12 +148,10 @@ def tile(self:GuidedUnet,
     width,   # Width of the blur, (1,), px; or by place in the tile (B,1,h,w), px
 ):           # (B,1,h,w)
     "The result of the network for one tile of an image"
-    width = width.clamp(*self.known)
-    def at(turn):
-        there = width if width.ndim==1 else turned(width, turn)
+    def in_one_position(there, width, turn):
         box = turned_box((top,left,h,w), x.shape[-2:], turn)
-        return turned_back(self._tile_in_one_position(turned(x, turn), *box, there), turn)
-    return mean_of_turns(at, self.turns)
+        return self._tile_in_one_position(there, *box, width)
+    return mean_of_turns(in_one_position, self.turns, x, width.clamp(*self.known))
 
 # %% ../../nbs/50_refocus.tiles.ipynb #in_tiles_of
 class _Cut:
