@@ -70,7 +70,8 @@ class Refocuser:
         self.tile,self.batch = tile,batch
         self.own_blur = blur_per_um
         self.lock,self.remarks = threading.Lock(),[]
-        if turns!=1: self._average(turns)
+        self.turns = turns
+        if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
 
@@ -95,11 +96,11 @@ def _release_hooks(model):
         if hasattr(m, 'hook'): m.hook.stored = None
 
 @patch
-def _compute(self:Refocuser, f, x, *args):
+def _compute(self:Refocuser, f, x, *args, **kwargs):
     "The result of a function of tensors: computed on the model's device, returned in float32 on the CPU"
     def here(a): return a.to(self.device) if torch.is_tensor(a) else a
     with self.lock, torch.inference_mode(), in_bf16(self.device):
-        y = f(here(x), *map(here, args)).float().cpu()
+        y = f(here(x), *map(here, args), **kwargs).float().cpu()
         _release_hooks(self.model)
     return y
 
@@ -120,13 +121,18 @@ def predict(self:Refocuser,
     h,w = x.shape[-2:]
     padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
     given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
-    return self._compute(self.model, padded, *given)[..., :h, :w]
+    return self._compute(self.model, padded, *given, **self._turning)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
 @patch(as_prop=True)
 def guided(self:Refocuser):
     "Does the model estimate the blur, and accept a distance from focus?"
     return hasattr(self.model, 'estimator')
+
+@patch(as_prop=True)
+def _turning(self:Refocuser):
+    "What a network that can average turns is told about them"
+    return dict(turns=self.turns) if self.guided else {}
 
 @patch(as_prop=True)
 def of_nuclei(self:Refocuser):
@@ -173,16 +179,11 @@ def max_um(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #_check_blur
 @patch
-def _average(self:Refocuser, turns):
-    "Let the network average several turns; raises `ValueError` for an impossible number, or for a model that cannot"
+def _check_turns(self:Refocuser):
+    "Raises `ValueError` for an impossible number of turns, or for a model that cannot average them"
     if not self.guided: raise ValueError(f'model {self.name} cannot average turns: choose another model')
-    if turns not in range(1, 9): raise ValueError(f'{turns} turns: an image has 1 to 8 positions')
-    self.model.turns = turns
-
-@patch(as_prop=True)
-def turns(self:Refocuser):
-    "Number of turned and mirrored copies whose results are averaged"
-    return getattr(self.model, 'turns', 1)
+    if self.turns in range(1, 9): return
+    raise ValueError(f'{self.turns} turns: an image has 1 to 8 positions')
 
 @patch
 def _check_blur(self:Refocuser):
@@ -481,7 +482,7 @@ def _parts(self:Refocuser, q, width):
         return
     widths = width if isinstance(width, WidthMap) else None
     given = () if widths else (width,)
-    def run(x, *where): return self._compute(self.model.tile, x, *where, *given)[:,0].numpy()
+    def run(x, *where): return self._compute(self.model.tile, x, *where, *given, **self._turning)[:,0].numpy()
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch, widths)
 
 @patch
