@@ -561,6 +561,7 @@ class Seen(NamedTuple):
     offset: float # Network units; 0 if the plane keeps the scale of its acquisition
     range: float  # Network units; 1 if the plane keeps the scale of its acquisition
     bright: Rows|None = None # (H,W), above `offset`, network units: the result of things that are far too bright
+    contrasts: Contrasts|None = None # Of the plane before, network units; None if the model allows no scale of its own
 
 @patch(as_prop=True)
 def may_rescale(self:Refocuser):
@@ -580,8 +581,9 @@ def seen(self:Refocuser,
     if not self.may_rescale: return Seen(as_rows(q), 0., 1.)
     c = contrast_of(q)
     unit = range_of_rest(c) if self.guided else None
-    if unit: return self._without_bright(q, c, unit, expected, folder, progress)
-    return _rescaled(q, *own_scale(c))
+    if unit: new = self._without_bright(q, c, unit, expected, folder, progress)
+    else: new = _rescaled(q, *own_scale(c))
+    return new._replace(contrasts=c)
 
 def _rescaled(q, offset, range):
     "A plane with its own scale"
@@ -617,14 +619,14 @@ def blur_width(self:Refocuser,
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-result
 @patch
 def _result(self:Refocuser, q, expected, folder, progress):
-    "The network's result for a plane (H,W) in network units, and the width that guided it"
+    "The network's result for a plane (H,W) in network units, the width that guided it, and the plane's `Contrasts`"
     def half(share): progress(share/2)
     s = self.seen(q, expected, folder, progress and half)
     y,ratio,width = self._network(s.plane, expected, folder, half if progress and s.bright else progress)
-    if (s.offset,s.range)==(0,1): return y.map(lambda x: x*ratio),width
+    if (s.offset,s.range)==(0,1): return y.map(lambda x: x*ratio),width,s.contrasts
     rest = y.map(lambda x: x*np.float32(ratio*s.range))
     if s.bright: rest = joined(s.bright, rest, s.range)
-    return rest.map(lambda x: x+np.float32(s.offset)),width
+    return rest.map(lambda x: x+np.float32(s.offset)),width,s.contrasts
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-plane
 @patch
@@ -636,16 +638,16 @@ def refocused_rows(self:Refocuser,
     folder=None,   # Folder for temporary files, if the result is too large for the memory
     progress=None, # Function that gets the share, 0 to 1, done since its last call
     # Function that gets image and result (`Rows` in network units), the `Width` of the blur (a `WidthMap` if it differs
-    # by place, None if the model is not guided) and `own_prominence`
+    # by place, None if the model is not guided), `own_prominence`, and `Contrasts` (None if the model needs none)
     note=None,
 ) -> Rows:         # (H,W), counts, in the data type of the plane
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
-    y,width = self._result(q, expected, folder, progress)
+    y,width,contrasts = self._result(q, expected, folder, progress)
     shown = own_prominence(q) if note or self.guided else None
     share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
-    if note: note(q, _sum(q, change), width, shown)
+    if note: note(q, _sum(q, change), width, shown, contrasts)
     added = change if zoom==1 else resized(change, own.shape)
     def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
     return Rows(own.shape, rows.dtype, read)
