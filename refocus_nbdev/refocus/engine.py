@@ -68,9 +68,8 @@ class Refocuser:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.card,self.sha256 = card,sha256
         self.tile,self.batch = tile,batch
-        self.own_blur = blur_per_um
+        self.own_blur,self.turns = blur_per_um,turns
         self.lock,self.remarks = threading.Lock(),[]
-        self.turns = turns
         if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
@@ -112,6 +111,11 @@ def _by_pixel(width, shape):
     rows,columns = map(np.arange, shape)
     return torch.from_numpy(width.at(rows, columns))[None,None]
 
+@patch(as_prop=True)
+def _turning(self:Refocuser):
+    "What the network is told about turns; nothing if it has no need to know"
+    return {} if self.turns==1 else dict(turns=self.turns)
+
 @patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
@@ -128,11 +132,6 @@ def predict(self:Refocuser,
 def guided(self:Refocuser):
     "Does the model estimate the blur, and accept a distance from focus?"
     return hasattr(self.model, 'estimator')
-
-@patch(as_prop=True)
-def _turning(self:Refocuser):
-    "What a network that can average turns is told about them"
-    return dict(turns=self.turns) if self.guided else {}
 
 @patch(as_prop=True)
 def of_nuclei(self:Refocuser):
