@@ -124,17 +124,10 @@ def _scores(image, target, truth, metrics):
     return scores
 
 # %% ../../nbs/63_judge.benchmark.ipynb #score_planes
-_INSIDE = np.s_[MARGIN_PX:-MARGIN_PX, MARGIN_PX:-MARGIN_PX] # The part of a field that a simulated plane shows
-
 def _facts(plane):
     "File, simulator and distance of a simulated plane"
     name = Path(plane.file).name
     return dict(file=name, simulator=plane.simulator, defocus_um=plane.defocus_um)
-
-def _inner_labels(file):
-    "The labels of the part of a field that a simulated plane shows"
-    labels = read_image(file).pixels
-    return labels[_INSIDE]
 
 def _plane_rows(plane, methods, truth):
     "A row for each method on one plane"
@@ -156,7 +149,7 @@ def score_planes(
     The scores are `SIMULATED_METRICS`; and f1 and count_error where labels are given."""
     rows = []
     for plane in planes:
-        truth = _inner_labels(labels(plane.file)) if labels else None
+        truth = without_margin(read_image(labels(plane.file)).pixels) if labels else None
         rows += _plane_rows(plane, methods, truth)
     return pd.DataFrame(rows)
 

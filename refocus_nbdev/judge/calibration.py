@@ -22,8 +22,8 @@ from .benchmark import *
 def _result_and_width(refocuser, rows, scale, zoom):
     "A refocused plane in network units, an array, and the width that its blur was taken to have, px"
     found = []
-    def note(image, result, *evidence):
-        width,_ = place_in_table(refocuser, image, *evidence)
+    def note(image, result, width, prominence, contrasts):
+        width,_ = place_in_table(refocuser, image, width, prominence)
         found.extend([result[:], float(width)])
     refocuser.refocused_rows(rows, scale, None, zoom, note=note)
     return found

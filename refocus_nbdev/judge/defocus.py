@@ -153,10 +153,10 @@ def _check_guided(refocuser):
     if refocuser.guided: return
     raise ValueError(f'model {refocuser.name} does not estimate how far out of focus an image is: choose another model')
 
-def _judged(refocuser, rows, plane, evidence, zoom):
+def _judged(refocuser, rows, plane, contrasts, evidence, zoom):
     "Beliefs about a plane with in_focus, or unknown where it does not show them; and remarks"
     width = refocuser.width_from(evidence)
-    remarks = plane_doubts(refocuser, plane, None, width)
+    remarks = plane_doubts(refocuser, plane, None, width, contrasts=contrasts)
     remarks += processing_doubts(refocuser, rows, width, zoom)
     if known_um(refocuser, width, remarks) is None: return _unknown(), [*remarks, _NOTHING]
     together = refocuser.model.estimator.joined(evidence.flatten(0, 1)[None].to(refocuser.device))
@@ -194,12 +194,12 @@ def score_plane(
     classical = _classical(rows)
     if scale is None: return dict(_unknown(), **_one_distance(), **classical, remarks=[_NOTHING]), _no_tiles()
     _,plane = refocuser.in_network_units(rows, scale, zoom)
-    seen = refocuser.seen(plane).plane
-    cells = refocuser.cell_evidence(seen)
+    seen = refocuser.seen(plane)
+    cells = refocuser.cell_evidence(seen.plane)
     evidence = cells.sum((-2,-1))
     tiles = _tiles_of(refocuser, rows, plane.shape, evidence, zoom)
-    whole,remarks = _judged(refocuser, rows, plane, evidence, zoom)
-    places,more = _by_place(refocuser, seen, cells) if whole['in_focus'] is not None else (_one_distance(), [])
+    whole,remarks = _judged(refocuser, rows, plane, seen.contrasts, evidence, zoom)
+    places,more = _by_place(refocuser, seen.plane, cells) if whole['in_focus'] is not None else (_one_distance(), [])
     return dict(whole, **places, **classical, remarks=remarks+more), tiles
 
 # %% ../../nbs/61_judge.defocus.ipynb #noted

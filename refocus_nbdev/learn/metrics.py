@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NUCLEUS_UM', 'signal_range', 'psnr', 'ssim', 'intensity_slope', 'light_kept', 'at_best', 'scale_invariant_psnr',
-           'pearson', 'shows_something', 'find_nuclei', 'nucleus_px', 'nuclei_f1', 'count_error', 'measure_nuclei',
-           'trend', 'bootstrap', 'measured']
+           'pearson', 'shows_something', 'find_nuclei', 'nucleus_px', 'nuclei_f1', 'count_error', 'light_of',
+           'measure_nuclei', 'trend', 'bootstrap', 'measured']
 
 # %% ../../nbs/45_learn.metrics.ipynb #imports
 from functools import partial
@@ -209,6 +209,16 @@ def count_error(
     n = _consecutive(found)[1]
     m = _consecutive(labels)[1]
     return abs(n-m)/m if m else float('nan')
+
+# %% ../../nbs/45_learn.metrics.ipynb #light_of
+def light_of(
+    image,  # (H,W), any unit
+    labels, # (H,W), 0 outside of all objects
+) -> np.ndarray: # (n,), in the order of the labels
+    "The light of each object: the sum of its pixels above the background"
+    ids = np.unique(labels[labels>0])
+    return ndi.sum_labels(image-np.median(image[labels==0]), labels, ids)
+
 
 # %% ../../nbs/45_learn.metrics.ipynb #measure_parts
 def _areas(labels, n):

@@ -576,7 +576,6 @@ def _guided_level(width, n): return nn.ModuleList([GuidedBlock(width, width) for
 class GuidedUnet(nn.Module):
     "A U-Net that knows the blur: from (B,1,H,W) in network units, and widths (B,) or its own estimate, to (B,1,H,W)"
     known = 0.3,20. # Range of the widths in training, px
-    turns = 1       # Number of positions of the image whose results are averaged, see `mean_of_turns`
     def __init__(self,
         widths=(64,128,256,384), # Channels of each level; each level has half the resolution of the level before
         blocks=(1,1,1,1),        # Blocks of each level on the way down
@@ -748,11 +747,15 @@ def _in_one_position(self:GuidedUnet, x, width, turn):
     return self.refocused(x, start, deconvolved, width)
 
 @patch
-def forward(self:GuidedUnet, x, width=None):
-    "The refocused image, (B,1,H,W), for widths in px, (B,) or by place (B,1,H,W), or for its own estimate"
+def forward(self:GuidedUnet,
+    x:Tensor,    # (B,1,H,W) in network units
+    width=None,  # (B,) px; or by place (B,1,H,W), px; estimated if None
+    turns:int=1, # Number of positions of the image whose results are averaged, see `mean_of_turns`
+) -> Tensor:     # (B,1,H,W)
+    "The refocused image"
     if width is None: width = self.blur_width(x).detach()
     width = width.float().clamp(*self.known)
-    return mean_of_turns(self._in_one_position, self.turns, x, width)
+    return mean_of_turns(self._in_one_position, turns, x, width)
 
 # %% ../../nbs/46_learn.networks.ipynb #fast_bf16
 def fast_bf16(

@@ -302,6 +302,7 @@ class EmptyArea:
     right: np.ndarray  # (H,)
     top: np.ndarray    # (W,), length of the run in each column, px
     bottom: np.ndarray # (W,)
+    seam: int = 2      # Pixels beside the area that may be mixtures of data and nothing
 
     @property
     def shape(self): return len(self.left),len(self.top)
@@ -360,47 +361,103 @@ def _runs(rows):
 # %% ../../nbs/27_optics.defects.ipynb #straightness
 _STEP = 16  # Pixels along a border from one place to the next, to tell if it is straight
 _MOST_TURNS = 6 # Times that the area may begin or end along one side
+_MOST_BEND = 4  # Largest bend over three places that counts as straight, px
+
+def _not_by_chance(run, full):
+    "The runs (n,) from a side, without those that only a few places beside each other have"
+    from scipy.ndimage import binary_opening
+    kept = binary_opening(run>0, np.ones(_STEP))|(run>=full)
+    is_area = np.count_nonzero(np.diff(kept))<=_MOST_TURNS
+    return run*(kept&is_area)
+
+def _mean_bend(bend, judged):
+    "Mean of the bends near each place, of those that are judged"
+    from scipy.ndimage import uniform_filter1d
+    def near(x): return uniform_filter1d(x.astype(float), 2*_STEP+1, mode='constant')
+    return near(bend*judged)/np.maximum(near(judged), 1e-9)
 
 def _bends(run, full):
     "For the border of runs (n,): places where it is straight, and places that can be judged"
-    from scipy.ndimage import uniform_filter1d
-    a,b,c = run[:-2*_STEP],run[_STEP:-_STEP],run[2*_STEP:]
-    judged = np.abs(c-a)<=2*_STEP+2
-    for part in (a, b, c): judged &= (part>0)&(part<full)
+    from scipy.ndimage import percentile_filter
+    inside = (run>0)&(run<full)
+    if not inside.any(): return 0,0
+    a,b,c = _three(percentile_filter(run, 70, 9))
+    judged = np.logical_and.reduce(_three(inside))&(np.abs(c-a)<=2*_STEP+2)
     bend = a-2*b+c
-    trend = uniform_filter1d(bend.astype(float), 2*_STEP+1)
-    straight = judged&(np.abs(bend)<=2)&(np.abs(trend)<=0.6)
+    straight = judged&(np.abs(bend)<=_MOST_BEND)&(np.abs(_mean_bend(bend, judged))<=0.6)
     return straight.sum(),judged.sum()
 
-def _ends(run, full):
-    "For borders along whole rows, where runs (n,) fall from `full` to nothing: the same two numbers"
-    straight = judged = 0
-    for r in (run, run[::-1]):
-        for k in np.flatnonzero((r[:-1]>=full)&(r[1:]<full))+1:
-            following = r[k:k+_STEP]
-            if r[k]>=_STEP and np.ptp(following)<=2: continue
-            straight += full*(r[k]<_STEP)
-            judged += full
-    return straight,judged
+def _three(x): return x[:-2*_STEP],x[_STEP:-_STEP],x[2*_STEP:]
+
+
+# %% ../../nbs/27_optics.defects.ipynb #straight_share
+def _gaps(left, right, full):
+    "Length of the borders of gaps from side to side, px; from the runs of two opposite sides"
+    length = 0
+    for a,b in ((left, right), (left[::-1], right[::-1])):
+        longest = np.maximum(a, b)
+        ends = np.flatnonzero((a[:-1]>=full)&(a[1:]<full))+1
+        length += sum(full for k in ends if longest[k:k+_STEP].max()<_STEP)
+    return length
+
+def _across_and_down(shape): return shape[1],shape[1],shape[0],shape[0]
 
 def _straight_share(runs, shape):
     "Share of the border of an area that is straight, and its length, px"
-    straight = judged = 0
-    for run,full in zip(runs, (shape[1], shape[1], shape[0], shape[0])):
-        if len(run)<3*_STEP: continue
-        for part in (_bends(run, full), _ends(run, full)):
-            straight += part[0]
-            judged += part[1]
+    straight = judged = _gaps(*runs[:2], shape[1])+_gaps(*runs[2:], shape[0])
+    for run,full in zip(runs, _across_and_down(shape)):
+        found = _bends(_not_by_chance(run, full), full)
+        straight += found[0]
+        judged += found[1]
     return straight/max(judged, 1),judged
+
+
+# %% ../../nbs/27_optics.defects.ipynb #seam
+_SEAM = 2     # Least width of a seam, px
+_RIPPLES = 12 # Pixels beside an area in which ripples are looked for
+_LINES = 16   # Lines from each side that are looked along
+
+def _lines_across(run, full):
+    "Some places (n,) of a side, and pixels (n,1+_RIPPLES) from there: the last of the area, and those beyond it"
+    is_flat = (np.abs(np.gradient(run))<=1)&(run>0)&(run<full-_RIPPLES)
+    places = np.flatnonzero(is_flat)
+    places = places[::1+len(places)//_LINES]
+    return places,run[places][:,None]+np.arange(-1, _RIPPLES)
+
+def _ways_across(area):
+    "Such lines from all four sides: pairs of rows and columns that fit each other"
+    height,width = area.shape
+    y,x = _lines_across(area.left, width)
+    yield y[:,None],x
+    y,x = _lines_across(area.right, width)
+    yield y[:,None],width-1-x
+    x,y = _lines_across(area.top, height)
+    yield y,x[:,None]
+    x,y = _lines_across(area.bottom, height)
+    yield height-1-y,x[:,None]
+
+def _beyond(rows, area):
+    "The last pixel of an area and those beyond it, along some lines (n,1+_RIPPLES) across its border"
+    lines = [np.stack(np.broadcast_arrays(*way)) for way in _ways_across(area)]
+    y,x = np.concatenate(lines, 1)
+    if not y.size: return np.zeros(y.shape)
+    needed,where = np.unique(y, return_inverse=True)
+    return rows_at(rows, needed)[where.reshape(y.shape), x].astype(float)
+
+def _seam(rows, area):
+    "Pixels beside an area that are nearer to its value than data are, and one more"
+    pixels = _beyond(rows, area)
+    if not len(pixels): return _SEAM
+    step = np.quantile(np.abs(pixels[:, 1:]-pixels[:, :1]), 0.25, axis=0)
+    mixed = np.flatnonzero(step<0.5*np.median(step[-4:]))
+    return max(_SEAM, int(mixed.max(initial=0))+2)
+
 
 # %% ../../nbs/27_optics.defects.ipynb #empty_area
 _LEAST_STRAIGHT = 0.7 # Share of the border of an area that is straight
 _MOST_EMPTY = 0.9     # Largest share of a plane that can be empty
 
-def _of_value(lengths, values, value):
-    "Runs of one value; none along a side where they begin and end too often"
-    runs = [np.where(v==value, n, 0) for n,v in zip(lengths, values)]
-    return [run*(np.abs(np.diff(run>0)).sum()<=_MOST_TURNS) for run in runs]
+def _of_value(lengths, values, value): return [np.where(v==value, n, 0) for n,v in zip(lengths, values)]
 
 def _common_values(lengths, values, most=3):
     "The values that the longest runs begin with"
@@ -420,17 +477,18 @@ def empty_area(
         runs = _of_value(lengths, values, value)
         share,length = _straight_share(runs, rows.shape)
         if share<_LEAST_STRAIGHT or length<2*_STEP: continue
+        runs = map(_not_by_chance, runs, _across_and_down(rows.shape))
         found = [np.maximum(a, b) for a,b in zip(found, runs)]
     if not any(n.any() for n in found): return None
     area = EmptyArea(*found)
-    return area if area.share<_MOST_EMPTY else None
+    if area.share>=_MOST_EMPTY: return None
+    area.seam = _seam(rows, area)
+    return area
 
 # %% ../../nbs/27_optics.defects.ipynb #mirrored
-_SEAM = 2 # Pixels beside an area that may be mixtures of data and nothing
-
 def _grown(area):
     "An area with its seam"
-    def longer(run, full): return np.where((run>0)&(run<full), np.minimum(run+_SEAM, full), run)
+    def longer(run, full): return np.where((run>0)&(run<full), np.minimum(run+area.seam, full), run)
     height,width = area.shape
     sides = [longer(area.left, width), longer(area.right, width), longer(area.top, height), longer(area.bottom, height)]
     return EmptyArea(*sides)

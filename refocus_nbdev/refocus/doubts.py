@@ -132,10 +132,11 @@ _FLASH = Remark('flash', 'far brighter than its acquisition: refocused at a scal
 def scale_doubts(
     refocuser:Refocuser, # The model
     image, # (H,W), `Rows` or array, the plane in network units
+    contrasts=None, # Its `Contrasts`, from `contrast_of`; computed if None
 ) -> list[Remark]: # Empty for a plane that keeps the scale of its acquisition
     "What is said of a plane, or a part of it, that does not have the scale of its acquisition"
     if not refocuser.may_rescale: return []
-    c = contrast_of(image)
+    c = contrasts or contrast_of(image)
     if refocuser.guided and range_of_rest(c):
         times = times_as_bright(c)
         return [Remark('bright', f'a part of it is about {times} times as bright as the rest: refocused apart')]
@@ -161,12 +162,13 @@ def plane_doubts(
     result,          # (H,W), `Rows`, its refocused image; None if there is none: then the stain is not checked
     width=None,      # Width of its blur, px of the model: a `Width`, a number or a `WidthMap`; None if it is not known
     prominence=None, # Prominence of the plane, from `own_prominence`; computed if None
+    contrasts=None,  # `Contrasts` of the plane, from `contrast_of`; computed if None
 ) -> list[Remark]: # Empty if there is no doubt
     "Reasons not to trust the result of a plane"
     if prominence is None: prominence = own_prominence(image)
     if prominence<NOISE_PROMINENCE: return [ONLY_NOISE]
     clear = is_clear(refocuser, prominence)
-    doubts = scale_doubts(refocuser, image)+([] if clear else [_FAINT])
+    doubts = scale_doubts(refocuser, image, contrasts)+([] if clear else [_FAINT])
     if width is not None: doubts += _too_far(refocuser, width)+_unsure(width)
     if result is None: return doubts
     doubts += _of_stain(refocuser, result)
@@ -241,8 +243,8 @@ def doubts_of(
 ) -> list[Remark]: # Empty if there is no doubt
     "Refocus a plane, and return the reasons not to trust the result"
     rows,doubts = mended_planes(x)[0],[]
-    def note(image, result, width, prominence):
-        doubts.extend(plane_doubts(refocuser, image, result, width, prominence))
+    def note(image, result, width, *seen):
+        doubts.extend(plane_doubts(refocuser, image, result, width, *seen))
         doubts.extend(processing_doubts(refocuser, rows, width))
     refocuser.refocused_rows(rows, refocuser.scale_of([rows]), None, note=note)
     return doubts

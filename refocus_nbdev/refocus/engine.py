@@ -68,9 +68,9 @@ class Refocuser:
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
         self.card,self.sha256 = card,sha256
         self.tile,self.batch = tile,batch
-        self.own_blur = blur_per_um
+        self.own_blur,self.turns = blur_per_um,turns
         self.lock,self.remarks = threading.Lock(),[]
-        if turns!=1: self._average(turns)
+        if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
 
@@ -95,11 +95,11 @@ def _release_hooks(model):
         if hasattr(m, 'hook'): m.hook.stored = None
 
 @patch
-def _compute(self:Refocuser, f, x, *args):
+def _compute(self:Refocuser, f, x, *args, **kwargs):
     "The result of a function of tensors: computed on the model's device, returned in float32 on the CPU"
     def here(a): return a.to(self.device) if torch.is_tensor(a) else a
     with self.lock, torch.inference_mode(), in_bf16(self.device):
-        y = f(here(x), *map(here, args)).float().cpu()
+        y = f(here(x), *map(here, args), **kwargs).float().cpu()
         _release_hooks(self.model)
     return y
 
@@ -111,6 +111,11 @@ def _by_pixel(width, shape):
     rows,columns = map(np.arange, shape)
     return torch.from_numpy(width.at(rows, columns))[None,None]
 
+@patch(as_prop=True)
+def _turning(self:Refocuser):
+    "What the network is told about turns; nothing if it has no need to know"
+    return {} if self.turns==1 else dict(turns=self.turns)
+
 @patch
 def predict(self:Refocuser,
     x:torch.Tensor, # (1,1,H,W) in network units, any size
@@ -120,7 +125,7 @@ def predict(self:Refocuser,
     h,w = x.shape[-2:]
     padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
     given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
-    return self._compute(self.model, padded, *given)[..., :h, :w]
+    return self._compute(self.model, padded, *given, **self._turning)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
 @patch(as_prop=True)
@@ -173,16 +178,11 @@ def max_um(self:Refocuser):
 
 # %% ../../nbs/51_refocus.engine.ipynb #_check_blur
 @patch
-def _average(self:Refocuser, turns):
-    "Let the network average several turns; raises `ValueError` for an impossible number, or for a model that cannot"
+def _check_turns(self:Refocuser):
+    "Raises `ValueError` for an impossible number of turns, or for a model that cannot average them"
     if not self.guided: raise ValueError(f'model {self.name} cannot average turns: choose another model')
-    if turns not in range(1, 9): raise ValueError(f'{turns} turns: an image has 1 to 8 positions')
-    self.model.turns = turns
-
-@patch(as_prop=True)
-def turns(self:Refocuser):
-    "Number of turned and mirrored copies whose results are averaged"
-    return getattr(self.model, 'turns', 1)
+    if self.turns in range(1, 9): return
+    raise ValueError(f'{self.turns} turns: an image has 1 to 8 positions')
 
 @patch
 def _check_blur(self:Refocuser):
@@ -481,7 +481,7 @@ def _parts(self:Refocuser, q, width):
         return
     widths = width if isinstance(width, WidthMap) else None
     given = () if widths else (width,)
-    def run(x, *where): return self._compute(self.model.tile, x, *where, *given)[:,0].numpy()
+    def run(x, *where): return self._compute(self.model.tile, x, *where, *given, **self._turning)[:,0].numpy()
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch, widths)
 
 @patch
@@ -560,6 +560,7 @@ class Seen(NamedTuple):
     offset: float # Network units; 0 if the plane keeps the scale of its acquisition
     range: float  # Network units; 1 if the plane keeps the scale of its acquisition
     bright: Rows|None = None # (H,W), above `offset`, network units: the result of things that are far too bright
+    contrasts: Contrasts|None = None # Of the plane before, network units; None if the model allows no scale of its own
 
 @patch(as_prop=True)
 def may_rescale(self:Refocuser):
@@ -579,8 +580,9 @@ def seen(self:Refocuser,
     if not self.may_rescale: return Seen(as_rows(q), 0., 1.)
     c = contrast_of(q)
     unit = range_of_rest(c) if self.guided else None
-    if unit: return self._without_bright(q, c, unit, expected, folder, progress)
-    return _rescaled(q, *own_scale(c))
+    if unit: new = self._without_bright(q, c, unit, expected, folder, progress)
+    else: new = _rescaled(q, *own_scale(c))
+    return new._replace(contrasts=c)
 
 def _rescaled(q, offset, range):
     "A plane with its own scale"
@@ -616,14 +618,14 @@ def blur_width(self:Refocuser,
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-result
 @patch
 def _result(self:Refocuser, q, expected, folder, progress):
-    "The network's result for a plane (H,W) in network units, and the width that guided it"
+    "The network's result for a plane (H,W) in network units, the width that guided it, and the plane's `Contrasts`"
     def half(share): progress(share/2)
     s = self.seen(q, expected, folder, progress and half)
     y,ratio,width = self._network(s.plane, expected, folder, half if progress and s.bright else progress)
-    if (s.offset,s.range)==(0,1): return y.map(lambda x: x*ratio),width
+    if (s.offset,s.range)==(0,1): return y.map(lambda x: x*ratio),width,s.contrasts
     rest = y.map(lambda x: x*np.float32(ratio*s.range))
     if s.bright: rest = joined(s.bright, rest, s.range)
-    return rest.map(lambda x: x+np.float32(s.offset)),width
+    return rest.map(lambda x: x+np.float32(s.offset)),width,s.contrasts
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-plane
 @patch
@@ -635,16 +637,16 @@ def refocused_rows(self:Refocuser,
     folder=None,   # Folder for temporary files, if the result is too large for the memory
     progress=None, # Function that gets the share, 0 to 1, done since its last call
     # Function that gets image and result (`Rows` in network units), the `Width` of the blur (a `WidthMap` if it differs
-    # by place, None if the model is not guided) and `own_prominence`
+    # by place, None if the model is not guided), `own_prominence`, and `Contrasts` (None if the model needs none)
     note=None,
 ) -> Rows:         # (H,W), counts, in the data type of the plane
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
-    y,width = self._result(q, expected, folder, progress)
+    y,width,contrasts = self._result(q, expected, folder, progress)
     shown = own_prominence(q) if note or self.guided else None
     share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
-    if note: note(q, _sum(q, change), width, shown)
+    if note: note(q, _sum(q, change), width, shown, contrasts)
     added = change if zoom==1 else resized(change, own.shape)
     def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
     return Rows(own.shape, rows.dtype, read)

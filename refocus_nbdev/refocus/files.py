@@ -292,11 +292,11 @@ def no_light(self:_PlaneRefocuser):
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-refocused
 @patch
-def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence):
+def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence, contrasts):
     "Keep the width, the doubts and the place in the table of intervals of a refocused plane"
     self.widths[key] = float(width) if isinstance(width, WidthMap) else width
     if isinstance(width, WidthMap): self.spans[key] = span_of(width)
-    self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence)
+    self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence, contrasts)
     if self.with_intervals: self.table_places[key] = place_in_table(self.refocuser, image, width, prominence)
 
 @patch

@@ -118,6 +118,6 @@ def refocus_with_interval(
 def _plane_with_half(refocuser, plane, scale, expected, zoom):
     "The refocused plane, and half of the interval of each pixel, arrays"
     place = []
-    def note(image, result, *found): place.extend(place_in_table(refocuser, image, *found))
+    def note(image, result, width, prominence, _): place.extend(place_in_table(refocuser, image, width, prominence))
     new = refocuser.refocused_rows(plane, scale, expected, zoom, note=note)[:]
     return new,half_width_in_counts(refocuser, as_rows(new), scale, *place, zoom)[:]

@@ -146,12 +146,13 @@ def tile(self:GuidedUnet,
     h:int,   # Height of the tile, px
     w:int,   # Width of the tile, px
     width,   # Width of the blur, (1,), px; or by place in the tile (B,1,h,w), px
+    turns:int=1, # Number of positions of the image whose results are averaged
 ):           # (B,1,h,w)
     "The result of the network for one tile of an image"
     def in_one_position(there, width, turn):
         box = turned_box((top,left,h,w), x.shape[-2:], turn)
         return self._tile_in_one_position(there, *box, width)
-    return mean_of_turns(in_one_position, self.turns, x, width.clamp(*self.known))
+    return mean_of_turns(in_one_position, turns, x, width.clamp(*self.known))
 
 # %% ../../nbs/50_refocus.tiles.ipynb #in_tiles_of
 class _Cut:
