@@ -453,9 +453,8 @@ def _seam(rows, area):
     return max(_SEAM, int(mixed.max(initial=0))+2)
 
 
-# %% ../../nbs/27_optics.defects.ipynb #empty_area
+# %% ../../nbs/27_optics.defects.ipynb #straight
 _LEAST_STRAIGHT = 0.7 # Share of the border of an area that is straight
-_MOST_EMPTY = 0.9     # Largest share of a plane that can be empty
 
 def _of_value(lengths, values, value): return [np.where(v==value, n, 0) for n,v in zip(lengths, values)]
 
@@ -464,6 +463,33 @@ def _common_values(lengths, values, most=3):
     each,where = np.unique(np.concatenate(values), return_inverse=True)
     total = np.bincount(where.ravel(), np.concatenate(lengths))
     return each[np.argsort(-total)[:most]]
+
+def _straight(runs, shape):
+    "Runs of one value without those by chance, if their border is straight and long enough; else None"
+    share,length = _straight_share(runs, shape)
+    if share<_LEAST_STRAIGHT or length<2*_STEP: return None
+    return list(map(_not_by_chance, runs, _across_and_down(shape)))
+
+
+# %% ../../nbs/27_optics.defects.ipynb #rippled
+_RIPPLE = 0.13        # Largest ripple, relative to the median distance of pixels from the value of the area
+_LEAST_RIPPLED = 0.01 # Least length of the runs of an area with ripples, relative to the pixels of the plane
+
+def _without_ripples(rows, value):
+    "A plane whose pixels near a value have that value"
+    from_value = np.abs(middle_of(rows, 256).astype(np.float32)-value)
+    most = _RIPPLE*np.median(from_value)
+    def smooth(x): return np.where(np.abs(x.astype(np.float32)-value)<=most, value, x)
+    return rows.map(smooth)
+
+def _rippled(rows, value, lengths):
+    "The same of an area with ripples, if the runs of its value are long"
+    if sum(n.sum() for n in lengths)<_LEAST_RIPPLED*math.prod(rows.shape): return None
+    return _straight(_of_value(*_runs(_without_ripples(rows, value)), value), rows.shape)
+
+
+# %% ../../nbs/27_optics.defects.ipynb #empty_area
+_MOST_EMPTY = 0.9     # Largest share of a plane that can be empty
 
 def empty_area(
     rows, # `Rows`, or an array (H,W)
@@ -474,11 +500,9 @@ def empty_area(
     lengths,values = _runs(rows)
     found = [np.zeros(len(n), int) for n in lengths]
     for value in _common_values(lengths, values):
-        runs = _of_value(lengths, values, value)
-        share,length = _straight_share(runs, rows.shape)
-        if share<_LEAST_STRAIGHT or length<2*_STEP: continue
-        runs = map(_not_by_chance, runs, _across_and_down(rows.shape))
-        found = [np.maximum(a, b) for a,b in zip(found, runs)]
+        own = _of_value(lengths, values, value)
+        runs = _straight(own, rows.shape) or _rippled(rows, value, own)
+        if runs: found = [np.maximum(a, b) for a,b in zip(found, runs)]
     if not any(n.any() for n in found): return None
     area = EmptyArea(*found)
     if area.share>=_MOST_EMPTY: return None
