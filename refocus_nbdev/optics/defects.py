@@ -483,7 +483,7 @@ def _without_ripples(rows, value):
     return rows.map(smooth)
 
 def _rippled(rows, value, lengths):
-    "The same of an area with ripples, if the runs of its value are long"
+    "Runs of an area with ripples and a straight border, if the runs of its value are long; else None"
     if sum(n.sum() for n in lengths)<_LEAST_RIPPLED*math.prod(rows.shape): return None
     return _straight(_of_value(*_runs(_without_ripples(rows, value)), value), rows.shape)
 
