@@ -113,7 +113,7 @@ def _by_pixel(width, shape):
 
 @patch(as_prop=True)
 def _turning(self:Refocuser):
-    "What the network is told about turns; nothing if it has no need to know"
+    "Arguments for the network: the number of turns, if it is not 1"
     return {} if self.turns==1 else dict(turns=self.turns)
 
 @patch
