@@ -484,7 +484,7 @@ RUNS = {
     'strict': 'IN/plain FAST --strict',
     'nuclei': 'IN/plain/strips.tif IN/plain/fine.tif IN/imagej/single.tif IN/ome/channels.ome.tif IN/png/words.png '
               'IN/zarr/version_05.zarr --model nuclei --uncertainty',
-    'actin': 'IN/plain/tiles.tif IN/ome/channels.ome.tif IN/plain/coarse.tif --model actin',
+    'general': 'IN/plain/tiles.tif IN/ome/channels.ome.tif IN/plain/coarse.tif --model general',
     'channel_by_name': 'IN/ome/channels.ome.tif IN/ome/two_images.ome.tif IN/ome/pyramid.ome.tif '
                        'IN/zarr/version_04.zarr IN/zarr/version_05.zarr FAST --channel dna --uncertainty',
     'channel_by_number': 'IN/imagej/hyperstack.tif IN/ome/greek.ome.tif IN/plain/channels.tif FAST --channel 2',

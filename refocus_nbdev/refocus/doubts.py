@@ -145,12 +145,10 @@ def scale_doubts(
 
 # %% ../../nbs/53_refocus.doubts.ipynb #plane_doubts
 _MOST_MEDIAN = 0.125 # Largest median of a result that shows nuclei, network units
-_LEAST_MEDIAN = 0.2  # Smallest median of a result that shows a layer of cells, network units
 _MOST_UNEXPLAINED = 0.25 # Largest share of an image's contrast
 ONLY_NOISE = Remark('noise', 'nothing but noise is to be seen')
 _FAINT = Remark('faint', 'hardly anything stands out as nuclei do: left as it is, in part or in full')
 _NOT_NUCLEI = Remark('stain', 'does not look like nuclei: more than half of it is bright')
-_NOT_ACTIN = Remark('stain', 'does not look like actin in a layer of cells: more than half of it is dark')
 _UNSURE = Remark('unsure', 'it shows too little to tell how far out of focus it is: give the distance if you know it')
 _NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: '
                          'another stain, other optics, or an error')
@@ -188,12 +186,9 @@ def _too_far(refocuser, width):
 
 # %% ../../nbs/53_refocus.doubts.ipynb #_of_stain
 def _of_stain(refocuser, result):
-    "A doubt about the stain, if the result does not look like the stain that the model is made for"
-    if not (refocuser.of_nuclei or refocuser.of_actin): return []
-    median = np.median(_sample(result))
-    if refocuser.of_nuclei and median>_MOST_MEDIAN: return [_NOT_NUCLEI]
-    if refocuser.of_actin and median<_LEAST_MEDIAN: return [_NOT_ACTIN]
-    return []
+    "A doubt about the stain, if the result of a model of nuclei does not look like nuclei"
+    is_bright = refocuser.of_nuclei and np.median(_sample(result))>_MOST_MEDIAN
+    return [_NOT_NUCLEI] if is_bright else []
 
 def _sample(rows, most=250_000):
     "Every n-th pixel of every n-th row"

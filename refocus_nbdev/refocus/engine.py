@@ -139,11 +139,6 @@ def of_nuclei(self:Refocuser):
     return self.card.get('modality', '').startswith('nuclei')
 
 @patch(as_prop=True)
-def of_actin(self:Refocuser):
-    "Does the card say that the model is made for actin: layers of cells that leave little background?"
-    return self.card.get('modality', '').startswith('actin')
-
-@patch(as_prop=True)
 def _on_background(self:Refocuser):
     "Is this a guided model of nuclei? It should get neither an uneven background nor a field without nuclei"
     return self.guided and self.of_nuclei
