@@ -81,7 +81,7 @@ _BLOG_SHORT_STAGES = (
 
 # %% ../../nbs/49_learn.training.ipynb #RECIPES
 _GUIDED = dict(network='guided_unet', loss='fidelity', average=0.999)
-_MANY_STAINS = (Stage(128, 32, 12, 1e-3, crops=12), Stage(256, 8, 75, 1e-3, crops=3))
+_MANY_STAINS = (Stage(128, 32, 8, 1e-3, crops=12), Stage(256, 8, 56, 1e-3, crops=3))
 _ALL_KINDS = dict(
     args=dict(sharpen=(1,0.03)), borrow='weights', drawn=0.3, shrink=(0.4,2.5),
     weights={'nuclei': 4, 'actin and Golgi': 3, 'small nuclei': 2},
