@@ -184,7 +184,7 @@ def random_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
-    shares=(0.48,0.5,0.02),          # How often each of `KERNEL_KINDS` is drawn
+    shares=(0.48,0.5,0.02),         # How often each of `KERNEL_KINDS` is drawn
     **kwargs                        # Arguments of all three: `width_jitter`, and those of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Random kernels of all kinds"
