@@ -357,7 +357,7 @@ def weighed(self:WidthEstimator,
     given = (1-self.wrong)*right + self.wrong/len(self.log_widths)
     return self.expected(found.log()+given.log())
 
-# %% ../../nbs/46_learn.networks.ipynb #cautious
+# %% ../../nbs/46_learn.networks.ipynb #quantile
 @patch
 def quantile(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
@@ -372,9 +372,7 @@ def quantile(self:WidthEstimator,
     step = self.log_widths[1]-self.log_widths[0]
     return self.log_widths[left]+between.clamp(0, 1)*step
 
-_BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px): see `cautious`
-_CAUTION = 0.3,0.2 # The quantile for a broad distribution, and for a vague one
-_VAGUE = 4.,6.     # The ends of a vague interval differ by more than this factor, and by more px
+_VAGUE = 4.,6. # The ends of a vague interval differ by more than this factor, and by more px
 
 def is_vague(
     low,  # Lower end of an interval, px; a number or a tensor
@@ -384,20 +382,6 @@ def is_vague(
     factor,px = _VAGUE
     return (high+0.5>factor*(low+0.5)) & (high-low>px)
 
-@patch
-def cautious(self:WidthEstimator,
-    evidence:Tensor, # (B,bins), see `evidence`
-) -> Tensor:         # (B,) log(width in px + 1/2)
-    "The expected width; for a broad distribution, a lower quantile of it"
-    mean = self.expected(evidence)
-    low,high = (self.quantile(evidence, share) for share in (0.05, 0.95))
-    third,fifth = (self.quantile(evidence, share) for share in _CAUTION)
-    vague = is_vague(low.exp()-0.5, high.exp()-0.5)
-    careful = torch.where(vague, fifth, third)
-    is_broad = smoothstep(high-low, *_BROAD)
-    return mean+is_broad*(careful-mean).clamp(max=0)
-
-
 # %% ../../nbs/46_learn.networks.ipynb #decided
 @patch
 def decided(self:WidthEstimator,
@@ -405,7 +389,7 @@ def decided(self:WidthEstimator,
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
 ) -> Tensor:          # (B,) log(width in px + 1/2)
     "The width to refocus with, with or without widths that the user gives"
-    if told is None: return self.cautious(evidence)
+    if told is None: return self.expected(evidence)
     return self.weighed(evidence, told)
 
 # %% ../../nbs/46_learn.networks.ipynb #TAPS
