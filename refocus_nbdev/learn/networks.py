@@ -364,7 +364,8 @@ def quantile(self:WidthEstimator,
     share:float,     # 0 to 1
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The width below which a share of the distribution lies"
-    below = self.believed(evidence).cumsum(1)
+    believed = self.believed(evidence)
+    below = believed.cumsum(1)-believed/2
     right = (below<share).sum(1).clamp(1, below.shape[1]-1)
     left = right-1
     def at(places): return below.gather(1, places[:,None])[:,0]
