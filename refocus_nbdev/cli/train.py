@@ -49,7 +49,7 @@ def _named_recipe(name, init):
     from refocus_nbdev.learn.training import RECIPES
     if name not in RECIPES: raise UsageError(f'{name!r} is no recipe; there are {", ".join(RECIPES)}')
     if name in _ON_FROM_A_MODEL and not init:
-        raise UsageError(f'--stages {name} goes on from a model: name it with --init, such as --init nuclei')
+        raise UsageError(f'--stages {name} goes on from a model: name it with --init, such as --init general')
     return RECIPES[name]
 
 def _recipe(options):
@@ -208,6 +208,6 @@ def train(
     A plate in BBBC006 layout has a folder for each plane, such as BBBC006_v1_images_z_16.
 
     Example: refocus train data/sample --out my.safetensors
-    Example: refocus train --sharp-only my_images --stages few --init nuclei --out my.safetensors
+    Example: refocus train --sharp-only my_images --stages few --init general --out my.safetensors
     """
     _train(SimpleNamespace(**locals()))

@@ -389,8 +389,8 @@ def decided(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
 ) -> Tensor:          # (B,) log(width in px + 1/2)
-    "The width to refocus with, with or without widths that the user gives"
-    if told is None: return self.expected(evidence)
+    "The width to refocus with, (B,), log(width in px + 1/2): the median, or one that weighs in what the user gives"
+    if told is None: return self.quantile(evidence, 0.5)
     return self.weighed(evidence, told)
 
 # %% ../../nbs/46_learn.networks.ipynb #TAPS
