@@ -373,7 +373,8 @@ def quantile(self:WidthEstimator,
     step = self.log_widths[1]-self.log_widths[0]
     return self.log_widths[left]+between.clamp(0, 1)*step
 
-_VAGUE = 4.,6. # The ends of a vague interval differ by more than this factor, and by more px
+_BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px)
+_VAGUE = 4.,6.  # The ends of a vague interval differ by more than this factor, and by more px
 
 def is_vague(
     low,  # Lower end of an interval, px; a number or a tensor
@@ -383,14 +384,22 @@ def is_vague(
     factor,px = _VAGUE
     return (high+0.5>factor*(low+0.5)) & (high-low>px)
 
+@patch
+def cautious(self:WidthEstimator,
+    evidence:Tensor, # (B,bins), see `evidence`
+) -> Tensor:         # (B,) log(width in px + 1/2)
+    "The median width; for a broad distribution, its 40th percentile"
+    low,careful,median,high = (self.quantile(evidence, share) for share in (0.05, 0.4, 0.5, 0.95))
+    return torch.lerp(median, careful, smoothstep(high-low, *_BROAD))
+
 # %% ../../nbs/46_learn.networks.ipynb #decided
 @patch
 def decided(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
 ) -> Tensor:          # (B,) log(width in px + 1/2)
-    "The width to refocus with, (B,), log(width in px + 1/2): the median, or one that weighs in what the user gives"
-    if told is None: return self.quantile(evidence, 0.5)
+    "The width to refocus with, (B,), log(width in px + 1/2): a cautious one, or one that weighs in what the user gives"
+    if told is None: return self.cautious(evidence)
     return self.weighed(evidence, told)
 
 # %% ../../nbs/46_learn.networks.ipynb #TAPS

@@ -81,11 +81,10 @@ _BLOG_SHORT_STAGES = (
 
 # %% ../../nbs/49_learn.training.ipynb #RECIPES
 _GUIDED = dict(network='guided_unet', loss='fidelity', average=0.999)
-_MANY_STAINS = (Stage(128, 32, 8, 1e-3, crops=12), Stage(256, 8, 56, 1e-3, crops=3))
 _ALL_KINDS = dict(
     args=dict(sharpen=(1,0.03)), borrow='weights', drawn=0.3, shrink=(0.4,2.5),
-    weights={'nuclei': 4, 'actin and Golgi': 3, 'small nuclei': 2},
-    simulation=dict(peak=(150,8000), cut_off=0.1, sharpened=0.06, near=0.3, near_um=8., scale_jitter=(0.5,4)))
+    weights={'nuclei': 3, 'actin and Golgi': 2},
+    simulation=dict(cut_off=0.1, sharpened=0.06, near=0.3, near_um=8., scale_jitter=(0.5,4)))
 _FAST = dict(widths=(48,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 
 def _small_then_large(small, large):
@@ -99,7 +98,7 @@ RECIPES = dict(
     polish=Recipe((Stage(256, 8, 40, 1e-4, pct_start=0.1, crops=8),), blend=0.5, **_GUIDED),
     few=Recipe((Stage(256, 8, 80, 1e-3, pct_start=0.1, crops=32),), **_GUIDED),
     fast=Recipe(_small_then_large(60, 150), args=_FAST, borrow='estimator', **_GUIDED),
-    general=Recipe(_MANY_STAINS, **_ALL_KINDS, **_GUIDED),
+    general=Recipe((Stage(256, 8, 60, 1e-3, pct_start=0.1, crops=3),), **_ALL_KINDS, **_GUIDED),
     plate=Recipe((Stage(128, 32, 10, 2e-3, crops=4), Stage(256, 8, 20, 1e-3, crops=2))),
     blog=Recipe(_BLOG_STAGES, **_BLOG),
     blog_short=Recipe(_BLOG_SHORT_STAGES, **_BLOG))

@@ -176,15 +176,13 @@ def disk_kernels(
     return _delta_near_focus(normalised(k), d, **optics)
 
 # %% ../../nbs/24_optics.kernels.ipynb #random_kernels
-_near_gaussians = partial(jittered_kernels, flattest=2.8)
-
-KERNEL_KINDS = (_near_gaussians, wave_kernels, disk_kernels)
+KERNEL_KINDS = (jittered_kernels, wave_kernels, disk_kernels)
 
 def random_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
-    shares=(0.48,0.5,0.02),         # How often each of `KERNEL_KINDS` is drawn
+    shares=(0.4,0.4,0.2),           # How often each of `KERNEL_KINDS` is drawn
     **kwargs                        # Arguments of all three: `width_jitter`, and those of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Random kernels of all kinds"

@@ -136,9 +136,9 @@ def _uniform(like, generator):
     z = torch.rand(like.shape, device=source, generator=generator)
     return z.to(like.device)
 
-def _exponents(shape, most=6.):
-    "Exponents of profiles: 1.5 for shape -1, 2 for 0, `most` for 1"
-    return 2*torch.where(shape>0, (most/2)**shape, 0.75**-shape)
+def _exponents(shape):
+    "Exponents of profiles: 1.5 for shape -1, 2 for 0, 6 for 1"
+    return 2*torch.where(shape>0, 3**shape, 0.75**-shape)
 
 # %% ../../nbs/20_optics.psf.ipynb #jittered_kernels
 _MAX_RATIO = 1.15 # Largest axis ratio
@@ -149,8 +149,7 @@ def jittered_kernels(
     generator:torch.Generator=None, # Source of the random draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter:float=0.15,        # Largest relative change of the width, 0 to 1
-    shape_jitter:float=1.,          # 0: Gaussians; 1: exponents 1.5 to `flattest`, axis ratios up to 1.15, ring shares up to 0.2
-    flattest:float=6.,              # Largest exponent of the profiles: 2 Gaussian, 6 nearly a disk
+    shape_jitter:float=1.,          # 0: Gaussians; 1: exponents 1.5 to 6, axis ratios up to 1.15, ring shares up to 0.2
     **optics                        # Arguments of `blur_px_per_um`
 )->torch.Tensor: # float32 (B, 1, 2*radius+1, 2*radius+1) on the device of `defocus_um`; each kernel sums to 1
     "Random near-Gaussian kernels as wide as the measured blur; a single bright pixel (a delta) at focus"
@@ -158,7 +157,7 @@ def jittered_kernels(
     width,shape,ratio,angle,ring = (_uniform(d, generator) for _ in range(5))
     stretch = 1+width_jitter*(2*width-1)
     sigma = sigma_of(d, **optics)*stretch
-    p = _exponents(shape_jitter*(2*shape-1), flattest)
+    p = _exponents(shape_jitter*(2*shape-1))
     q2 = _ellipse(radius, _MAX_RATIO**(shape_jitter*ratio), math.pi*angle)
     solid = _profile(q2, sigma, p)
     hollow = _profile(q2, sigma, torch.full_like(p, 2.), 4)

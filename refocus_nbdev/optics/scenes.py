@@ -77,7 +77,7 @@ def _places(rng, shape, n, patchiness):
 # %% ../../nbs/26_optics.scenes.ipynb #softened
 def _softened(x, sigma): return gaussian_filter(x, max(sigma, 0.6), truncate=3.5)
 
-_FEW = 0.25 # Share of the layers that have one to eight objects
+_FEW = 0.15 # Share of the layers that have one to eight objects
 
 def _number(rng, shape, least, most, of_each):
     "How many objects: a few, or as many of an area (px) as cover a random share of the image, `least` to `most`"
@@ -371,13 +371,6 @@ def _with_faults(rng, x):
 # %% ../../nbs/26_optics.scenes.ipynb #draw_scene-def
 _LAYERS = (0.5, 0.35, 0.15) # Probabilities of one, two and three layers
 _SIZES = 0.2,3.             # Range of the sizes, relative to a nucleus of BBBC006, log-uniform
-_WEIGHTS = dict(discs=3)    # How often a kind is drawn, relative to the other kinds
-
-def _drawn_kinds(rng):
-    "Names of one to three kinds of structures"
-    weights = np.array([_WEIGHTS.get(kind, 1) for kind in SCENES])
-    n = rng.choice(3, p=_LAYERS)+1
-    return rng.choice(list(SCENES), n, replace=False, p=weights/weights.sum())
 
 def draw_scene(
     rng:np.random.Generator, # Source of the random numbers
@@ -386,7 +379,7 @@ def draw_scene(
     size=None,       # Size relative to a nucleus of BBBC006; for each kind at random, 0.2 to 3, if None
 ) -> np.ndarray:     # (H,W) float32, relative brightness: 0 to about 1
     "A sharp scene without noise, **simulated**; raises `KeyError` for an unknown kind"
-    if kinds is None: kinds = _drawn_kinds(rng)
+    if kinds is None: kinds = rng.choice(list(SCENES), rng.choice(3, p=_LAYERS)+1, replace=False)
     sizes = [size or _log_uniform(rng, *_SIZES) for _ in kinds]
     layers = [_layer(rng, shape, kind, s) for kind,s in zip(kinds, sizes)]
     return _relative(_with_faults(rng, sum(layers))).astype(np.float32)
