@@ -42,7 +42,6 @@ def _of_nuclei(counts):
     nuclei = '1 nucleus' if counts.nuclei==1 else f'{counts.nuclei} nuclei'
     return f'{nuclei} judged; suspects: {_listed(counts, SUSPECTS)}'
 
-
 # %% ../../nbs/76_cli.trust.ipynb #_print_trust
 def _print_trust(planes, files, paths):
     "Print the numbers of suspects, and return how many planes could not be checked"

@@ -96,7 +96,6 @@ def in_blocks(
     whole = x[:height*side, :width*side]
     return whole.reshape(height, side, width, side).swapaxes(1, 2)
 
-
 # %% ../../nbs/11_io.strips.ipynb #resized
 _BOX,_BICUBIC = PILImage.Resampling.BOX, PILImage.Resampling.BICUBIC
 _REACH = {_BOX: 0.5, _BICUBIC: 2.} # Radius of each filter, in pixels of the coarser picture

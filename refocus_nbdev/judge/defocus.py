@@ -108,7 +108,6 @@ def beliefs(
         low_um=np.minimum(low, distance),
         high_um=np.maximum(high, distance)))
 
-
 # %% ../../nbs/61_judge.defocus.ipynb #tiles_of
 _BELIEFS = ['focus_score','defocus_um','low_um','high_um']
 
@@ -162,7 +161,6 @@ def _judged(refocuser, rows, plane, contrasts, evidence, zoom):
     together = refocuser.model.estimator.joined(evidence.flatten(0, 1)[None].to(refocuser.device))
     whole = beliefs(refocuser, together).iloc[0].to_dict()
     return dict(whole, in_focus=whole['defocus_um']==0), remarks
-
 
 # %% ../../nbs/61_judge.defocus.ipynb #score_plane
 def _classical(rows):

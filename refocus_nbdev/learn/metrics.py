@@ -219,7 +219,6 @@ def light_of(
     ids = np.unique(labels[labels>0])
     return ndi.sum_labels(image-np.median(image[labels==0]), labels, ids)
 
-
 # %% ../../nbs/45_learn.metrics.ipynb #measure_parts
 def _areas(labels, n):
     "Number of pixels of each of the labels 1 to n"

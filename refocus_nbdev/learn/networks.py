@@ -284,7 +284,6 @@ def joined(self:WidthEstimator,
     weight = _information(evidence).clamp(min=1e-3)**2
     return (weight*evidence).sum(1)/weight.sum(1)
 
-
 # %% ../../nbs/46_learn.networks.ipynb #evidence
 @patch
 def cell_evidence(self:WidthEstimator,
@@ -655,7 +654,6 @@ def codes(self:GuidedUnet,
         codes.append(code.movedim(-1, 1))
     return codes
 
-
 # %% ../../nbs/46_learn.networks.ipynb #by_place
 _STEP = 0.25 # Largest step between the widths of the filters, in log(width in px + 1/2)
 
@@ -684,7 +682,6 @@ def by_place(
         more = F.avg_pool2d(share, 2)*more
         deconvolved = more if deconvolved is None else deconvolved+more
     return start,deconvolved
-
 
 # %% ../../nbs/46_learn.networks.ipynb #turns
 def turned(

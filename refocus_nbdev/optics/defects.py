@@ -389,7 +389,6 @@ def _bends(run, full):
 
 def _three(x): return x[:-2*_STEP],x[_STEP:-_STEP],x[2*_STEP:]
 
-
 # %% ../../nbs/27_optics.defects.ipynb #straight_share
 def _gaps(left, right, full):
     "Length of the borders of gaps from side to side, px; from the runs of two opposite sides"
@@ -410,7 +409,6 @@ def _straight_share(runs, shape):
         straight += found[0]
         judged += found[1]
     return straight/max(judged, 1),judged
-
 
 # %% ../../nbs/27_optics.defects.ipynb #seam
 _SEAM = 2     # Least width of a seam, px
@@ -452,7 +450,6 @@ def _seam(rows, area):
     mixed = np.flatnonzero(step<0.5*np.median(step[-4:]))
     return max(_SEAM, int(mixed.max(initial=0))+2)
 
-
 # %% ../../nbs/27_optics.defects.ipynb #straight
 _LEAST_STRAIGHT = 0.7 # Share of the border of an area that is straight
 
@@ -470,7 +467,6 @@ def _straight(runs, shape):
     if share<_LEAST_STRAIGHT or length<2*_STEP: return None
     return list(map(_not_by_chance, runs, _across_and_down(shape)))
 
-
 # %% ../../nbs/27_optics.defects.ipynb #rippled
 _RIPPLE = 0.13        # Largest ripple, relative to the median distance of pixels from the value of the area
 _LEAST_RIPPLED = 0.01 # Least length of the runs of an area with ripples, relative to the pixels of the plane
@@ -486,7 +482,6 @@ def _rippled(rows, value, lengths):
     "Runs of an area with ripples and a straight border, if the runs of its value are long; else None"
     if sum(n.sum() for n in lengths)<_LEAST_RIPPLED*math.prod(rows.shape): return None
     return _straight(_of_value(*_runs(_without_ripples(rows, value)), value), rows.shape)
-
 
 # %% ../../nbs/27_optics.defects.ipynb #empty_area
 _MOST_EMPTY = 0.9     # Largest share of a plane that can be empty

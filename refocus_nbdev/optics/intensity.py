@@ -39,7 +39,6 @@ def second_differences(
     for _ in range(2): x = x[..., 1:, :]-x[..., :-1, :]
     return x
 
-
 # %% ../../nbs/22_optics.intensity.ipynb #noise_sigma
 def _noise_from(differences):
     "Standard deviation of the noise (B,1,1,1) from absolute second differences (B,n)"

@@ -182,7 +182,6 @@ def without_margin(
     "The part of a field that a simulated plane shows"
     return x[..., margin:-margin, margin:-margin]
 
-
 # %% ../../nbs/32_plates.simulate.ipynb #_places
 def _wells_and_sites(groups):
     "The well and site of each image, one well for each group; raises `ImageError` if a plate has too few"

@@ -375,7 +375,6 @@ def places_remark(
     planes = f' ({len(known)} of {len(ranges_um)} planes)' if len(ranges_um)>1 else ''
     return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
 
-
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-half_widths
 @patch
 def _half_widths_of(self:_PlaneRefocuser, result):
