@@ -386,9 +386,10 @@ def is_vague(
 @patch
 def cautious(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
+    share:float=0.4, # The quantile for a broad distribution, 0 to 1
 ) -> Tensor:         # (B,) log(width in px + 1/2)
-    "The median width; for a broad distribution, its 40th percentile"
-    low,careful,median,high = (self.quantile(evidence, share) for share in (0.05, 0.4, 0.5, 0.95))
+    "The median width; the broader the distribution, the nearer to a lower quantile"
+    low,careful,median,high = (self.quantile(evidence, s) for s in (0.05, share, 0.5, 0.95))
     return torch.lerp(median, careful, smoothstep(high-low, *_BROAD))
 
 # %% ../../nbs/46_learn.networks.ipynb #decided
@@ -397,7 +398,7 @@ def decided(self:WidthEstimator,
     evidence:Tensor,  # (B,bins), see `evidence`
     told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
 ) -> Tensor:          # (B,) log(width in px + 1/2)
-    "The width to refocus with, (B,), log(width in px + 1/2): a cautious one, or one that weighs in what the user gives"
+    "The width to refocus with: a cautious one, or one that weighs in what the user gives"
     if told is None: return self.cautious(evidence)
     return self.weighed(evidence, told)
 
