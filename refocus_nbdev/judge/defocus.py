@@ -212,7 +212,7 @@ def _scored_plane(refocuser, image, plane, acquisition, zoom, remarks):
     "The scores of one plane of an open image, with its remarks, and those of its tiles"
     defects = acquisition.defects(plane)
     whole,parts = score_plane(refocuser, mended(image.rows(plane), defects), acquisition.scale, zoom)
-    doubts = no_light_remarks([defects])+saturation_doubts(acquisition.saturated)
+    doubts = defect_remarks([defects])+saturation_doubts(acquisition.saturated)
     place = dict(file=str(image.path), **image.place(plane))
     return dict(place, **_with_note(whole, remarks+doubts)), parts.assign(**place)
 

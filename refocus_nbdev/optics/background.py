@@ -42,7 +42,7 @@ def _block_means(rows, side):
     return np.concatenate(means).astype(np.float32)
 
 # %% ../../nbs/25_optics.background.ipynb #_refitted
-_UNDER = 0.02 # Share of the blocks that are darker than the background
+_UNDER = 0.02 # Weight of a block above the surface; a block below it has the rest of 1
 _ROUNDS = 20  # Rounds of least squares
 _SECOND_ORDER = [0, 1, 2, 3, 4, 6] # Of the nine products of 1, x, x² and 1, y, y²: those of second order at most
 

@@ -11,6 +11,18 @@ import numpy as np, torch
 from torch import Tensor
 from fastcore.basics import patch
 
+# %% ../../nbs/22_optics.intensity.ipynb #second_differences
+OF_NOISE = 6 # Standard deviation of the second differences of noise with standard deviation 1
+_MEDIAN_OF_NOISE = 0.6745*OF_NOISE # The median of their absolute values
+
+def second_differences(
+    x, # (...,H,W), floats: a tensor, or an array of NumPy
+):     # (...,H-2,W-2), of the same type; empty for images under 3 pixels wide
+    "Second differences along both axes, which leave little of a smooth scene but its noise"
+    for _ in range(2): x = x[..., 1:]-x[..., :-1]
+    for _ in range(2): x = x[..., 1:, :]-x[..., :-1, :]
+    return x
+
 # %% ../../nbs/22_optics.intensity.ipynb #_percentile
 _MOST = 4_000_000 # Percentiles use about this many pixels at most: of a larger image, every n-th pixel
 
@@ -26,18 +38,6 @@ def _percentile(x, pct):
     x = x[:, ::every]
     last = x.shape[1]-1
     return _smallest(x, round(last*pct/100))
-
-# %% ../../nbs/22_optics.intensity.ipynb #second_differences
-OF_NOISE = 6 # Standard deviation of the second differences of noise with standard deviation 1
-_MEDIAN_OF_NOISE = 0.6745*OF_NOISE # The median of their absolute values
-
-def second_differences(
-    x, # (...,H,W), floats: a tensor, or an array of NumPy
-):     # (...,H-2,W-2), of the same type; empty for images under 3 pixels wide
-    "Second differences along both axes, which leave little of a smooth scene but its noise"
-    for _ in range(2): x = x[..., 1:]-x[..., :-1]
-    for _ in range(2): x = x[..., 1:, :]-x[..., :-1, :]
-    return x
 
 # %% ../../nbs/22_optics.intensity.ipynb #noise_sigma
 def _noise_from(differences):

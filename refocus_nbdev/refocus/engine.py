@@ -394,7 +394,7 @@ def mended_planes(
     x,          # (..., H, W)
     found=None, # `Defects` of each plane; None: they are searched for
 ) -> list[Rows]: # (H,W), of the same data type
-    "The planes of an array, without what is no light"
+    "The planes of an array, without their defects"
     planes = array_planes(x)
     if found is None: found = map(find_defects, planes)
     return [mended(p, defects) for p,defects in zip(planes, found)]
@@ -406,7 +406,7 @@ def planes_put_back(
     found,      # `Defects` of each plane
     keep=False, # Put defective pixels back, too?
 ) -> np.ndarray: # The shape of `x`, in the data type of the new planes
-    "The new planes as an array, with the parts of the old ones that are no light"
+    "The new planes as an array, with the areas without data of the old ones, and, with `keep`, their defective pixels"
     planes = [put_back(p, old, defects, keep)[:] for p,old,defects in zip(new, array_planes(x), found)]
     return np.stack(planes).reshape(x.shape)
 
@@ -416,7 +416,7 @@ def planes_and_scale(self:Refocuser,
     x:np.ndarray, # (..., H, W), counts; one acquisition
     found=None,   # `Defects` of each plane; None: they are searched for
 ) -> tuple[list, Scale|None]: # `Rows` (H,W); and their scale, None if all pixels are equal or there are none
-    "The planes of an array without what is no light, and their scale"
+    "The planes of an array without their defects, and their scale"
     planes = mended_planes(x, found)
     nothing = x.size==0 or x.min()==x.max()
     return planes,None if nothing else self.scale_of(planes)

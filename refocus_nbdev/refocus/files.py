@@ -107,7 +107,7 @@ def _checked_planes(image, channel):
     return own if len(own)>1 else [(p, held(rows)) for p,rows in own]
 
 def _acquisition(refocuser, image, channel):
-    "Read the planes of one channel, and find their scale and saturation, and what in them is no light"
+    "Read the planes of one channel, and find their scale and saturation, and the defects of each plane"
     minima,brightest = [],Brightest()
     def seen(pixels):
         minima.append(pixels.min())
@@ -285,10 +285,10 @@ def defects_of(self:_PlaneRefocuser, plane):
     return acquisition and acquisition.defects(plane)
 
 @patch
-def no_light(self:_PlaneRefocuser):
-    "Remarks on what of the planes is no light"
+def remarks_on_defects(self:_PlaneRefocuser):
+    "Remarks on the defects of the planes"
     found = [self.defects_of(p) for p in self.todo]
-    return no_light_remarks([d for d in found if d is not None], self.keep)
+    return defect_remarks([d for d in found if d is not None], self.keep)
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-refocused
 @patch
@@ -447,7 +447,7 @@ def _with_findings(made, planes, fitted):
     "A provenance with remarks, and with the distances of the planes that were refocused so far"
     um = tuple(float(d) for d in planes.found_um() if d is not None)
     is_part = bool(um) and len(planes.todo)>len(planes.widths)
-    remarks = tuple(fitted+planes.no_light())
+    remarks = tuple(fitted+planes.remarks_on_defects())
     range_um = distance_range(planes.ranges_um())
     return replace(made, remarks=remarks, found_um=um, range_um=range_um, middle_only=is_part)
 
@@ -469,7 +469,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
-    remarks += planes.no_light()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales)
+    remarks += planes.remarks_on_defects()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     reading = Reading(image.axes, names, *size_used(planes.refocuser, image, pixel_um))
     return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)
