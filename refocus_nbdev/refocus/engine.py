@@ -370,11 +370,11 @@ def scale_of(self:Refocuser,
 ) -> Scale:
     "The scale of an acquisition, as the card of the model defines it"
     given = self.card.get('scale', {})
+    if given.get('offset') is not None: return Scale.given(torch.zeros(1,1,1,1), **given)
     pixels = sum(p.shape[0]*p.shape[1] for p in planes)
     planes = [self.without_background(p) for p in planes]
     values = (_float(x) for p in planes for x in strips(p))
-    if given.get('offset') is None: return Scale.of_planes(values, pixels, **given)
-    return Scale.given(Scale.of_planes(values, pixels).offset, **given)
+    return Scale.of_planes(values, pixels, **given)
 
 # %% ../../nbs/51_refocus.engine.ipynb #mended_planes
 def check_hot_pixels(

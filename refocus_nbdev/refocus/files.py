@@ -106,6 +106,11 @@ def _checked_planes(image, channel):
     own = [(p, image.rows(p).map(checked)) for p in image.planes if p.channel==channel]
     return own if len(own)>1 else [(p, held(rows)) for p,rows in own]
 
+def _read(planes):
+    "Read all pixels of planes"
+    for p in planes:
+        for _ in strips(p): pass
+
 def _acquisition(refocuser, image, channel):
     "Read the planes of one channel, and find their scale and saturation, and what in them is no light"
     minima,brightest = [],Brightest()
@@ -117,6 +122,7 @@ def _acquisition(refocuser, image, channel):
     found = {key: find_defects(rows) for key,rows in own.items()}
     planes = [mended(rows, found[key]).map(seen) for key,rows in own.items()]
     scale = refocuser.scale_of(planes)
+    if not minima: _read(planes) # a fixed scale is found without them
     is_constant = min(minima)==brightest.value
     return Acquisition(None if is_constant else scale, brightest.saturated, found)
 
