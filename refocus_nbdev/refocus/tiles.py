@@ -10,6 +10,7 @@ import functools, itertools, math
 from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.fft import next_fast_len
 from ..io.strips import *
 from ..optics.places import WidthMap
 from ..learn.networks import *
@@ -159,7 +160,7 @@ class _Cut:
     "A tile, and the pixels that are cut out for it, along one side of an image"
     def __init__(self, tile, n, model):
         size = tile.stop-tile.start
-        room = 4*fast_size(math.ceil((size+2*FAR_PX)/4))
+        room = 4*next_fast_len(math.ceil((size+2*FAR_PX)/4), real=True)
         self.tile,self.size = tile,size
         self.before = (room-size)//8*4
         first = tile.start-self.before
