@@ -534,9 +534,10 @@ def own_range(
 
 def own_prominence(
     q, # (H,W), `Rows` or array, in network units
+    contrasts=None, # Its `Contrasts`, if they are known: they hold its prominence
 ) -> float: # Exact up to STANDS_OUT[1]; above, it may be more
     "`prominence` of a plane, as a share of its own range"
-    found = prominence(q)
+    found = prominence(q) if contrasts is None else contrasts.highest
     return found if found>=STANDS_OUT[1] else found/own_range(q)
 
 @patch
@@ -638,7 +639,7 @@ def refocused_rows(self:Refocuser,
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
     y,width,contrasts = self._result(q, expected, folder, progress)
-    shown = own_prominence(q) if note or self.guided else None
+    shown = own_prominence(q, contrasts) if note or self.guided else None
     share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
     if note: note(q, _sum(q, change), width, shown, contrasts)
