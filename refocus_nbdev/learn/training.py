@@ -16,6 +16,7 @@ from .. import __version__
 from ..io.disk import *
 from ..io.planes import ImageError
 from ..io.images import *
+from ..optics.intensity import PERCENTILES
 from ..plates.names import *
 from ..plates.splits import *
 from ..plates.pairs import *
@@ -465,8 +466,6 @@ def _perceptual(loss):
     "The settings of a `FeatureLoss`, enough to make it again; None for other losses"
     if isinstance(loss, FeatureLoss): return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram)
 
-_SCALE = dict(low=1., high=99.8, noise_floor=20.) # Of the blurred image, see `Scale.of`
-
 @dataclass
 class _StageWriter:
     "Writes the model file after each stage"
@@ -486,7 +485,7 @@ class _StageWriter:
         stages = [*before, *map(asdict, recipe.stages[:n])]
         perceptual = _perceptual(learn.loss_func)
         training = dict(loss=recipe.loss, perceptual=perceptual, average=recipe.average)
-        training['scale'] = recipe.scale or _SCALE
+        training['scale'] = recipe.scale or PERCENTILES
         return make_card(network, learn, self.files, stages=stages, **training, **self.entries)
 
 # %% ../../nbs/49_learn.training.ipynb #stage-writer-call

@@ -40,7 +40,7 @@ def has_structure(
     strong = np.percentile(_changes(x, sigma), 99.9)
     return bool(strong>threshold)
 
-# %% ../../nbs/23_optics.focus.ipynb #prominence
+# %% ../../nbs/23_optics.focus.ipynb #object_contrast
 NEAR_PX = 4    # Width of the Gaussian that averages a nucleus, pixels
 AROUND_PX = 24 # Width of the Gaussian that averages its surroundings, pixels
 SHRUNK_BY = 4  # Factor by which an image is shrunk before objects are looked for
@@ -60,6 +60,7 @@ def object_contrast(
     around = gaussian_filter(small, AROUND_PX/SHRUNK_BY)
     return near-around
 
+# %% ../../nbs/23_optics.focus.ipynb #prominence
 def prominence(
     x, # `Rows`, or an array (H,W)
 )->float: # In the unit of `x`

@@ -561,8 +561,8 @@ class Seen(NamedTuple):
 @patch(as_prop=True)
 def may_rescale(self:Refocuser):
     "Was the model trained with a scale that each image finds in itself, as `Scale.of` does?"
-    usual = dict(low=1., high=99.8, noise_floor=20.)
-    return {**usual, **self.card.get('scale', {})}==usual
+    given = self.card.get('scale', {})
+    return PERCENTILES|given==PERCENTILES
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-seen-def
 @patch
