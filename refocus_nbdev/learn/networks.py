@@ -229,22 +229,20 @@ def in_tiles(
 # %% ../../nbs/46_learn.networks.ipynb #WidthEstimator
 class WidthEstimator(nn.Module):
     "From (B,1,H,W) in network units, and given widths (B,) in px or None, to (B,): log(width of the blur in px + 1/2)"
+    within = 0.1 # Relative error of a width given by the user
+    wrong = 0.02 # Share of the given widths that are entirely wrong
+    doubt = 0.1  # Relative error of the estimate, because real blurs differ from those in training
+
     def __init__(self,
         widths=(48,64,96,128,128), # Channels of each level
         fold=4,                    # Side of the blocks that are folded into channels, px
         bins=40,                   # Number of widths to choose from
         tile=256,                  # Side of the tiles, px, as large as the crops in training
-        within=0.1,                # Relative error of a width given by the user
-        wrong=0.02,                # Share of the given widths that are entirely wrong
-        doubt=0.1,                 # Relative error of the estimate, because real blurs differ from those in training
     ):
         super().__init__()
         self.fold = fold
         self.multiple = fold*2**(len(widths)-1)
         self.tile = tile
-        self.within = within
-        self.wrong = wrong
-        self.doubt = doubt
         self.register_buffer('log_widths', torch.linspace(-0.7, 3.2, bins), persistent=False)
         self.body = nn.Sequential(_conv(fold**2, widths[0]))
         for a,b in _steps(widths): self.body.append(_level(a, b))
@@ -395,17 +393,17 @@ class WienerTaps(nn.Module):
 
     The deconvolutions are Wiener filters for Gaussians around the widths. The start is the image without its noise, or
     a deconvolution at full resolution."""
+    margin = 48 # Width of the reflected margin on each side, px, even
+
     def __init__(self,
         taps=TAPS,         # Factor on the width and K of each of n filters
         passed=(0.7,1e-3), # Factor and K of the filter that removes noise
         sharpen=None,      # Factor and K of a deconvolution in place of that filter; None for none
-        margin=48,         # Width of the reflected margin on each side, px, even
     ):
         super().__init__()
         self.taps = tuple(map(tuple, taps))
         self.passed = passed
         self.sharpen = sharpen
-        self.margin = margin
 
     def padded(self, n):
         "The size of a side of `n` pixels with its margins, a multiple of 4 that is fast to transform"

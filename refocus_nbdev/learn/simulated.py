@@ -21,22 +21,23 @@ from ..optics.scenes import *
 from .data import *
 
 # %% ../../nbs/41_learn.simulated.ipynb #specks
+_DENSITY = 3e-5   # Specks a pixel
+_LIGHT = 0.3,10.  # Range of the brightest point of a speck, log-uniform
+_WIDTHS = 0.8,8.  # Range of the width of specks, log-uniform, one width for each crop, px
+_RADIUS = 24      # Half width of the square that holds a speck, px
+
 def specks(
     shape,       # (B,1,H,W)
     device=None, # Device of the result
-    density=3e-5,     # Specks a pixel
-    light=(0.3, 10.), # Range of the brightest point of a speck, log-uniform
-    sigma_px=(0.8, 8.), # Range of the width of specks, log-uniform, one width for each crop, px
-    radius=24,   # Half width of the square that holds a speck, px
 ) -> torch.Tensor: # (B,1,H,W), 0 where there is no speck
     "Bright specks at random places"
     n,_,h,w = shape
-    u = torch.rand(n, 1, h+2*radius, w+2*radius, device=device)
-    brightness = _log_within((u/density).clamp(max=1), light)
-    points = (u<density)*brightness
+    u = torch.rand(n, 1, h+2*_RADIUS, w+2*_RADIUS, device=device)
+    brightness = _log_within((u/_DENSITY).clamp(max=1), _LIGHT)
+    points = (u<_DENSITY)*brightness
     widths = torch.rand(n, device=device)
-    sigmas = _log_within(widths, sigma_px)
-    k = jittered_kernels(sigmas/SIGMA_PX_PER_UM, radius=radius)
+    sigmas = _log_within(widths, _WIDTHS)
+    k = jittered_kernels(sigmas/SIGMA_PX_PER_UM, radius=_RADIUS)
     peaks = k.amax((-2,-1), keepdim=True)
     spots = blur(points, k/peaks)
     return spots.clamp(min=0)

@@ -120,7 +120,6 @@ def wave_kernels(
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter=0.2,               # Largest relative change of the width, 0 to 1
     aberration=0.4,                 # Largest spherical aberration of the microscope, waves
-    thickness_um=None,              # Largest half thickness of the specimen, um; None: the distance that blurs by 2 px
     **optics                        # Arguments of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative parts sum to -0.3 or more
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
@@ -129,7 +128,7 @@ def wave_kernels(
     side = torch.where(draw()<0.5, -1., 1.)
     distance = side*d*1.2*draw(1-width_jitter, 1+width_jitter)
     waves = draw(-aberration, aberration)
-    largest = thickness_um or 2/blur_px_per_um(**optics)
+    largest = 2/blur_px_per_um(**optics)
     half = largest*draw()
     half = half + 0.3*d.abs()*draw()
     k = defocus_kernels(distance, waves, half, radius, **optics)
@@ -177,17 +176,17 @@ def disk_kernels(
 
 # %% ../../nbs/24_optics.kernels.ipynb #random_kernels
 KERNEL_KINDS = (jittered_kernels, wave_kernels, disk_kernels)
+_SHARES = (0.4,0.4,0.2) # How often each of them is drawn
 
 def random_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
-    shares=(0.4,0.4,0.2),           # How often each of `KERNEL_KINDS` is drawn
     **kwargs                        # Arguments of all three: `width_jitter`, and those of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Random kernels of all kinds"
     d = defocus_um.float().flatten()
-    bounds = torch.tensor(shares[:-1], device=d.device).cumsum(0)
+    bounds = torch.tensor(_SHARES[:-1], device=d.device).cumsum(0)
     kind = torch.bucketize(_spread(d, generator), bounds)
     size = 2*radius+1
     kernels = d.new_empty(len(d), 1, size, size)
