@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'MicroscopeImage', 'PngReader', 'open_image', 'read
            'open_as', 'ImageError']
 
 # %% ../../nbs/17_io.images.ipynb #imports
-import glob, re, struct
+import glob, struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple

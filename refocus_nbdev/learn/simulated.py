@@ -9,7 +9,6 @@ __all__ = ['specks', 'VaryScene', 'center_crop', 'SimulateDefocus', 'simulate_fo
 # %% ../../nbs/41_learn.simulated.ipynb #imports
 import math, random
 from inspect import signature
-from collections import Counter
 from typing import NamedTuple
 import numpy as np, torch
 from fastai.vision.all import *
