@@ -146,7 +146,8 @@ LOSSES = dict(l1=_l1, fidelity=_fidelity, feature=_lesson7, calibrated=_calibrat
 def _unet_learner(dls, loss, metrics, weights, encoder, norm_type, **kwargs):
     "fastai's `unet_learner`; `learn.encoder` names its encoder, `learn.untrained` is True for random weights"
     found = find_weights(encoder, weights)
-    build,cut = found.build,None
+    build = found.build
+    cut = None
     if isinstance(found.weights, Path):
         build = pretrained_encoder(found.build, found.weights)
         cut = encoder_cut(found.build, found.weights)

@@ -344,7 +344,9 @@ def _vertical_runs(rows):
     "Runs from the top and from the bottom (W,), and the values that they begin with"
     height,width = rows.shape
     above,below = (rows[a:a+1][0].copy() for a in (0, height-1))
-    top,bottom,first = np.zeros(width, int),np.zeros(width, int),0
+    top = np.zeros(width, int)
+    bottom = np.zeros(width, int)
+    first = 0
     for x in strips(rows):
         top += np.where(top==first, _run((x!=above).T), 0)
         last = _run((x!=below).T[:, ::-1])
@@ -575,7 +577,8 @@ _FEW_ROWS = 64 # Rows that are filled at a time
 
 def _filled_part(rows, area, usual, a, b):
     "Some rows of a plane whose area mirrors the data beside it"
-    new,mask = rows[a:b].copy(),area.mask(a, b)
+    new = rows[a:b].copy()
+    mask = area.mask(a, b)
     if not mask.any(): return new
     y,x,source_y,source_x = _sources(area, a, mask)
     new[y, x] = usual
@@ -702,11 +705,13 @@ def put_back(
     "A result with the parts of its plane that are no light"
     new,rows = as_rows(new),as_rows(rows)
     if not defects: return new
-    area,spots = defects.area,defects.spots if keep else defects.spots[:0]
+    area = defects.area
+    spots = defects.spots if keep else defects.spots[:0]
     if area is None and not len(spots): return new
     width = rows.shape[1]
     def read(a, b):
-        result,image = new[a:b].copy(),rows[a:b]
+        result = new[a:b].copy()
+        image = rows[a:b]
         low,high = np.searchsorted(spots, (a*width, b*width))
         here = spots[low:high]-a*width
         result.flat[here] = image.flat[here]

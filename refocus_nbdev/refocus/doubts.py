@@ -24,12 +24,16 @@ _ENDS = tuple(2**n-1 for n in (8, 10, 12, 14, 16)) # Where the ranges of cameras
 
 class Brightest:
     "Counts the pixels that have the highest value of several arrays, which come one after the other"
-    def __init__(self): self.value,self.count,self.size = -np.inf,0,0
+    def __init__(self):
+        self.value = -np.inf
+        self.count = self.size = 0
 
     def see(self, x):
         "Count the pixels of one more array, of any shape"
         top = x.max()
-        if top>self.value: self.value,self.count = top,0
+        if top>self.value:
+            self.value = top
+            self.count = 0
         if top==self.value: self.count += int((x==top).sum())
         self.size += x.size
 
@@ -237,7 +241,8 @@ def doubts_of(
     x:np.ndarray, # (H,W): uint8, uint16 or float32; not constant
 ) -> list[Remark]: # Empty if there is no doubt
     "Refocus a plane, and return the reasons not to trust the result"
-    rows,doubts = mended_planes(x)[0],[]
+    rows = mended_planes(x)[0]
+    doubts = []
     def note(image, result, width, *seen):
         doubts.extend(plane_doubts(refocuser, image, result, width, *seen))
         doubts.extend(processing_doubts(refocuser, rows, width))

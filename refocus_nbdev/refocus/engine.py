@@ -66,10 +66,14 @@ class Refocuser:
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.card,self.sha256 = card,sha256
-        self.tile,self.batch = tile,batch
-        self.own_blur,self.turns = blur_per_um,turns
-        self.lock,self.remarks = threading.Lock(),[]
+        self.card = card
+        self.sha256 = sha256
+        self.tile = tile
+        self.batch = batch
+        self.own_blur = blur_per_um
+        self.turns = turns
+        self.lock = threading.Lock()
+        self.remarks = []
         if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
@@ -317,7 +321,7 @@ def _evidence_of_windows(self:Refocuser, strip, lefts, side):
     return self._compute(self.model.estimator.evidence, windows).double().numpy()
 
 @patch
-def width_map(self:Refocuser,
+def map_of_widths(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
 ): # A `WidthMap`, or None if one width will do
     "The widths of the blur by place, if they differ"
@@ -338,7 +342,7 @@ def map_if_needed(self:Refocuser,
     cells, # Its evidence, from `cell_evidence`
 ): # A `WidthMap`, or None if one width will do
     "The widths of the blur by place; a plane whose tiles agree is not looked at again"
-    return self.width_map(q) if self._may_differ(cells) else None
+    return self.map_of_widths(q) if self._may_differ(cells) else None
 
 @patch
 def width_by_place(self:Refocuser,
@@ -460,7 +464,8 @@ def _need_less(self:Refocuser, e):
         self.tile = max(self.tile//2, least)
         change = f'with tiles of {self.tile} px'
     elif self.device.type!='cpu':
-        self.device,self.model = torch.device('cpu'),self.model.cpu()
+        self.device = torch.device('cpu')
+        self.model = self.model.cpu()
         change = 'on the CPU'
     else:
         side = self.tile
@@ -494,7 +499,8 @@ def _for_network(self:Refocuser, width):
 
 @patch
 def _network_once(self:Refocuser, q, expected, folder, progress):
-    canvas,before,after = KeptRows(q.shape, folder),0.,0.
+    canvas = KeptRows(q.shape, folder)
+    before = after = 0.
     width = self.width_by_place(q, expected) if self.guided else None
     for a,y in self._parts(q, self._for_network(width)):
         canvas[a:a+len(y)] = y
@@ -660,7 +666,9 @@ def refocus(self:Refocuser,
     hot_pixels='replace', # One of `HOT_PIXELS`: what becomes of hot and dead pixels, and of cosmic rays
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array; raises `ValueError` for a distance or pixels that do not suit the model"
-    expected,zoom,keep = self.expected_width(defocus_um),self.zoom(pixel_um),check_hot_pixels(hot_pixels)
+    expected = self.expected_width(defocus_um)
+    zoom = self.zoom(pixel_um)
+    keep = check_hot_pixels(hot_pixels)
     found = [find_defects(p) for p in array_planes(x)]
     planes,scale = self.planes_and_scale(x, found)
     if scale is None: return x.copy()

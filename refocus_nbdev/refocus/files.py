@@ -113,7 +113,8 @@ def _read(planes):
 
 def _acquisition(refocuser, image, channel):
     "Read the planes of one channel, and find their scale and saturation, and what in them is no light"
-    minima,brightest = [],Brightest()
+    minima = []
+    brightest = Brightest()
     def seen(pixels):
         minima.append(pixels.min())
         brightest.see(pixels)
@@ -315,7 +316,8 @@ def _progress_of(self:_PlaneRefocuser, plane):
 @patch
 def _refocused(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, `Rows`; raises `ImageError` for a plane with doubts if `strict`"
-    rows,key = held(self.image.rows(plane)),_key(plane)
+    rows = held(self.image.rows(plane))
+    key = _key(plane)
     defects = self.defects_of(plane)
     light = held(mended(rows, defects)) if defects else rows
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
@@ -388,7 +390,8 @@ def _half_widths_of(self:_PlaneRefocuser, result):
     results = dict(zip(map(_key, self.image.planes), result.planes))
     def half_widths(plane):
         if self.progress: self.progress(0)
-        new,scale = result.rows(results[_key(plane)]),self.scales.get(plane.channel)
+        new = result.rows(results[_key(plane)])
+        scale = self.scales.get(plane.channel)
         if not scale: return new.map(np.zeros_like)
         defects = self.defects_of(plane)
         light = held(mended(new, defects))
