@@ -248,7 +248,7 @@ class WidthEstimator(nn.Module):
         for a,b in _steps(widths): self.body.append(_level(a, b))
         self.places = _zero_conv(widths[-1], bins, 1)
 
-    def forward(self, x, told=None): return self.decided(self.evidence(x), told)
+    def forward(self, x, given_px=None): return self.decided(self.evidence(x), given_px)
 
 # %% ../../nbs/46_learn.networks.ipynb #joined
 def _information(evidence):
@@ -330,11 +330,11 @@ def believed(self:WidthEstimator,
 @patch
 def weighed(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
-    told:Tensor,     # (B,) widths that the user gives, px
+    given_px:Tensor, # (B,) widths that the user gives, px
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The expected width from the evidence and from widths that the user gives"
     found = self.believed(evidence)
-    right = self.near((told+0.5).log(), self.within)
+    right = self.near((given_px+0.5).log(), self.within)
     given = (1-self.wrong)*right + self.wrong/len(self.log_widths)
     return self.expected(found.log()+given.log())
 
@@ -377,12 +377,12 @@ def cautious(self:WidthEstimator,
 # %% ../../nbs/46_learn.networks.ipynb #decided
 @patch
 def decided(self:WidthEstimator,
-    evidence:Tensor,  # (B,bins), see `evidence`
-    told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
-) -> Tensor:          # (B,) log(width in px + 1/2)
+    evidence:Tensor,      # (B,bins), see `evidence`
+    given_px:Tensor=None, # (B,) widths that the user gives, px; None if there are none
+) -> Tensor:              # (B,) log(width in px + 1/2)
     "The width to refocus with: a cautious one, or one that weighs in what the user gives"
-    if told is None: return self.cautious(evidence)
-    return self.weighed(evidence, told)
+    if given_px is None: return self.cautious(evidence)
+    return self.weighed(evidence, given_px)
 
 # %% ../../nbs/46_learn.networks.ipynb #TAPS
 TAPS = (0.7,2e-3),(0.85,2e-3),(1,2e-3),(1.15,2e-3),(1.35,2e-3),(1,3e-4),(1,2e-2)
@@ -582,11 +582,11 @@ def cell(self:GuidedUnet):
 
 @patch
 def blur_width(self:GuidedUnet,
-    x:Tensor,         # (B,1,H,W) in network units
-    told:Tensor=None, # (B,) widths that the user gives, px; None if there are none
-) -> Tensor:          # (B,) px
+    x:Tensor,             # (B,1,H,W) in network units
+    given_px:Tensor=None, # (B,) widths that the user gives, px; None if there are none
+) -> Tensor:              # (B,) px
     "The width of the blur, see `WidthEstimator`"
-    return self.estimator(x, told).exp()-0.5
+    return self.estimator(x, given_px).exp()-0.5
 
 # %% ../../nbs/46_learn.networks.ipynb #correction
 @patch

@@ -274,11 +274,11 @@ def crops_by_kind(
     files, # Files
     kinds, # The kind of structure in each file
     n,     # Number of crops in all
-    weights={}, # Share of a kind, by name, relative to the kinds that are not named
+    kind_weights={}, # Share of a kind, by name, relative to the kinds that are not named
 ) -> list: # `Crop`s of one `AnyOf` for each kind
     "Crops for training, of each kind the same number to within one, or more or fewer by its weight"
     of_kind = groupby(zip(kinds, files), 0, 1)
-    shares = np.cumsum([weights.get(kind, 1) for kind in of_kind])
+    shares = np.cumsum([kind_weights.get(kind, 1) for kind in of_kind])
     ends = [round(n*share/shares[-1]) for share in shares]
     crops = []
     for start,end,members in zip([0, *ends], ends, of_kind.values()):
@@ -383,22 +383,22 @@ def sharp_dls(
     simulate=None, # Makes the blurred partner; `SimulateDefocus()` if None
     crops=None,    # Crops of each image in an epoch, on average; None is as many as fit
     kinds=None,    # The kind of structure in each file; each gets as many crops, in validation about as many
-    weights={},    # Share of a kind, by name, relative to the kinds that are not named
+    kind_weights={}, # Share of a kind, by name, relative to the kinds that are not named
     drawn=0.,      # Share of the crops that are drawn scenes, 0 to below 1
     shrink=(0.9,1.3), # Least and largest factor by which training shrinks a region, see `CropAndTurn`
 ) -> DataLoaders:  # Batches of (blurred, sharp), each (bs,1,size,size) float32 in network units
     "`DataLoaders` from sharp images and drawn scenes; raises `ImageError` if no image is large enough"
     simulate = simulate or SimulateDefocus()
-    side = size + 2*simulate.radius
-    valid_files = {f for f,g in zip(files, groups) if g in held_out}
     margin = simulate.radius
+    side = size + 2*margin
+    valid_files = {f for f,g in zip(files, groups) if g in held_out}
     train_files = _large_enough([f for f in files if f not in valid_files], size, margin, False)
     valid_files = _large_enough([f for f in files if f in valid_files], size, margin, True)
     train = _crops_of(train_files, crops, size)
     valid = _crops_of(valid_files, crops, size)
     if kinds:
         kind_of = dict(zip(files, kinds))
-        train = crops_by_kind(train_files, [kind_of[f] for f in train_files], len(train), weights)
+        train = crops_by_kind(train_files, map(kind_of.get, train_files), len(train), kind_weights)
         valid = thinned(valid, [kind_of[c.item] for c in valid])
     train = _with_drawn(train, drawn, side, None)
     valid = _with_drawn(valid, drawn, side, _SEED_OF_SCENES)

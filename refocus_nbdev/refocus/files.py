@@ -86,11 +86,11 @@ class Acquisition(NamedTuple):
     "The scale and the saturation of one channel of a file"
     scale: object     # Its `Scale`, None if all its pixels are the same
     saturated: float  # Share of its pixels that are saturated, 0 to 1
-    found: dict = {}  # Key of each plane to its `Defects`
+    all_defects: dict = {} # Key of each plane to its `Defects`
 
     def defects(self, plane):
         "The `Defects` of a plane, None if they are not known"
-        return self.found.get(_key(plane))
+        return self.all_defects.get(_key(plane))
 
 def acquisitions(
     refocuser:Refocuser, # The model
@@ -120,12 +120,12 @@ def _acquisition(refocuser, image, channel):
         brightest.see(pixels)
         return pixels
     own = {_key(p): rows for p,rows in _checked_planes(image, channel)}
-    found = {key: find_defects(rows) for key,rows in own.items()}
-    planes = [mended(rows, found[key]).map(seen) for key,rows in own.items()]
+    defects = {key: find_defects(rows) for key,rows in own.items()}
+    planes = [mended(rows, defects[key]).map(seen) for key,rows in own.items()]
     scale = refocuser.scale_of(planes)
     if not minima: _read(planes) # a fixed scale is found without them
     is_constant = min(minima)==brightest.value
-    return Acquisition(None if is_constant else scale, brightest.saturated, found)
+    return Acquisition(None if is_constant else scale, brightest.saturated, defects)
 
 # %% ../../nbs/55_refocus.files.ipynb #SharedScale
 @dataclass
@@ -197,13 +197,13 @@ def size_used(
 _RESULT = Remark('result', 'its pixels are results already: refocus what the microscope took')
 
 def input_doubts(
-    image, # An open image, from `open_image`
-    found, # Number of a channel to its `Acquisition`
+    image,        # An open image, from `open_image`
+    acquisitions, # Number of a channel to its `Acquisition`
 ) -> list[Remark]:
     "Doubts about the input image itself"
     several = len(image.channels)>1
     def where(c): return f' of channel {image.channels[c]}' if several else ''
-    doubts = [d for c,a in found.items() for d in saturation_doubts(a.saturated, where(c))]
+    doubts = [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
     if read_provenance(image.software): doubts.append(_RESULT)
     return doubts
 
@@ -270,7 +270,8 @@ class _PlaneRefocuser:
     progress: object      # Function that gets the share of the file done since its last call, or None
     strict: bool          # Refuse planes with doubts?
     with_intervals: bool  # Are half widths of intervals wanted?
-    found: dict = field(default_factory=dict) # Number of a channel to its `Acquisition`, for the defects of its planes
+    # Number of a channel to its `Acquisition`, for the defects of its planes
+    acquisitions: dict = field(default_factory=dict)
     keep: bool = False    # Do defective pixels stay?
 
     def __post_init__(self):
@@ -288,7 +289,7 @@ class _PlaneRefocuser:
 @patch
 def defects_of(self:_PlaneRefocuser, plane):
     "The `Defects` of a plane, None if they are not known"
-    acquisition = self.found.get(plane.channel)
+    acquisition = self.acquisitions.get(plane.channel)
     return acquisition and acquisition.defects(plane)
 
 @patch
