@@ -71,7 +71,7 @@ def test_run_and_score_find_the_same_distance(written, ran, scored, light):
     for name in images:
         um = float(rows[name]['defocus_um'])
         assert abs(files[name]['found_um'][0]-um)<0.01, name
-        assert (um==0)==(rows[name]['in_focus']=='True'), name
+        assert (um<=2)==(rows[name]['in_focus']=='True'), name
         assert float(rows[name]['low_um'])<=um<=float(rows[name]['high_um']), name
     assert float(rows['at0']['defocus_um'])==0 < float(rows['at12']['defocus_um']) < float(rows['at24']['defocus_um'])
 
