@@ -340,19 +340,24 @@ def weighed(self:WidthEstimator,
 
 # %% ../../nbs/46_learn.networks.ipynb #quantile
 @patch
-def quantile(self:WidthEstimator,
-    evidence:Tensor, # (B,bins), see `evidence`
-    share:float,     # 0 to 1
-) -> Tensor:         # (B,) log(width in px + 1/2)
-    "The width below which a share of the distribution lies"
-    believed = self.believed(evidence)
-    below = believed.cumsum(1)-believed/2
+def _quantile(self:WidthEstimator, below, share):
+    "The width (B,) below which a share lies; `below` (B,bins) is the share below the middle of each bin"
     right = (below<share).sum(1).clamp(1, below.shape[1]-1)
     left = right-1
     def at(places): return below.gather(1, places[:,None])[:,0]
     between = (share-at(left))/(at(right)-at(left)).clamp(min=1e-9)
     step = self.log_widths[1]-self.log_widths[0]
     return self.log_widths[left]+between.clamp(0, 1)*step
+
+@patch
+def quantiles(self:WidthEstimator,
+    evidence:Tensor, # (B,bins), see `evidence`
+    shares,          # Each 0 to 1
+) -> list[Tensor]:   # (B,) log(width in px + 1/2), for each share
+    "The widths below which these shares of the distribution lie"
+    believed = self.believed(evidence)
+    below = believed.cumsum(1)-believed/2
+    return [self._quantile(below, share) for share in shares]
 
 _BROAD = 0.5,1. # Breadth of a distribution: difference of its 95th and 5th percentile, log(px)
 _VAGUE = 4.,6.  # The ends of a vague interval differ by more than this factor, and by more px
@@ -371,7 +376,7 @@ def cautious(self:WidthEstimator,
     share:float=0.4, # The quantile for a broad distribution, 0 to 1
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The median width; the broader the distribution, the nearer to a lower quantile"
-    low,careful,median,high = (self.quantile(evidence, s) for s in (0.05, share, 0.5, 0.95))
+    low,careful,median,high = self.quantiles(evidence, (0.05, share, 0.5, 0.95))
     return torch.lerp(median, careful, smoothstep(high-low, *_BROAD))
 
 # %% ../../nbs/46_learn.networks.ipynb #decided

@@ -320,6 +320,7 @@ def load_scene(
 # %% ../../nbs/41_learn.simulated.ipynb #sharp_block
 def _for_validation(held_out_files):
     "A function of an item that returns whether it is for validation"
+    held_out_files = set(held_out_files)
     def is_valid(item):
         if isinstance(item, AnyOf): return False
         if isinstance(item, Drawn): return item.seed is not None
@@ -364,7 +365,7 @@ def _crops_of(files, crops, size):
     def count(f): return crops or crops_that_fit(load_field(Crop(f, 0)).shape[-2:], size)
     return [Crop(f, i) for f in files for i in range(count(f))]
 
-def _with_drawn(crops, share, side, seed):
+def _with_drawn(crops, share, side, seed=None):
     "Crops, and drawn scenes that make up a `share` of all"
     scenes = Drawn(side, seed)
     n = round(len(crops)*share/(1-share))
@@ -400,7 +401,7 @@ def sharp_dls(
         kind_of = dict(zip(files, kinds))
         train = crops_by_kind(train_files, map(kind_of.get, train_files), len(train), kind_weights)
         valid = thinned(valid, [kind_of[c.item] for c in valid])
-    train = _with_drawn(train, drawn, side, None)
+    train = _with_drawn(train, drawn, side)
     valid = _with_drawn(valid, drawn, side, _SEED_OF_SCENES)
-    block = sharp_block(_for_validation(set(valid_files)), size, simulate, shrink)
+    block = sharp_block(_for_validation(valid_files), size, simulate, shrink)
     return crop_dls(block, train+valid, bs, device)

@@ -403,11 +403,15 @@ def _gaps(left, right, full):
 
 def _across_and_down(shape): return shape[1],shape[1],shape[0],shape[0]
 
-def _straight_share(runs, shape):
-    "Share of the border of an area that is straight, and its length, px"
+def _kept(runs, shape):
+    "Runs from the four sides without those by chance"
+    return list(map(_not_by_chance, runs, _across_and_down(shape)))
+
+def _straight_share(runs, kept, shape):
+    "Share of the border of an area that is straight, and its length, px; `kept` are the runs that are not by chance"
     straight = judged = _gaps(*runs[:2], shape[1])+_gaps(*runs[2:], shape[0])
-    for run,full in zip(runs, _across_and_down(shape)):
-        found = _bends(_not_by_chance(run, full), full)
+    for run,full in zip(kept, _across_and_down(shape)):
+        found = _bends(run, full)
         straight += found[0]
         judged += found[1]
     return straight/max(judged, 1),judged
@@ -465,9 +469,9 @@ def _common_values(lengths, values, most=3):
 
 def _straight(runs, shape):
     "Runs of one value without those by chance, if their border is straight and long enough; else None"
-    share,length = _straight_share(runs, shape)
-    if share<_LEAST_STRAIGHT or length<2*_STEP: return None
-    return list(map(_not_by_chance, runs, _across_and_down(shape)))
+    kept = _kept(runs, shape)
+    share,length = _straight_share(runs, kept, shape)
+    return None if share<_LEAST_STRAIGHT or length<2*_STEP else kept
 
 # %% ../../nbs/27_optics.defects.ipynb #rippled
 _RIPPLE = 0.13        # Largest ripple, relative to the median distance of pixels from the value of the area

@@ -6,11 +6,11 @@
 __all__ = ['NEAR_PX', 'AROUND_PX', 'SHRUNK_BY', 'sharpness', 'has_structure', 'shrunk', 'object_contrast', 'prominence']
 
 # %% ../../nbs/23_optics.focus.ipynb #imports
-import numpy as np, torch
+import numpy as np
 from PIL import Image as PILImage
 from scipy.ndimage import gaussian_filter, gaussian_laplace
 from ..io.strips import *
-from .intensity import noise_sigma
+from .intensity import noise_level
 
 # %% ../../nbs/23_optics.focus.ipynb #sharpness
 def _changes(x, sigma):
@@ -33,10 +33,8 @@ def has_structure(
     least:float=5., # Structure exceeds this many standard deviations of the smoothed noise
 )->bool: # False for noise, and for a constant image
     "Whether an image shows more than noise"
-    image = torch.tensor(np.asarray(x, np.float32))
-    noise = noise_sigma(image[None,None]).item()
     smoothing = np.sqrt(2*np.pi)*sigma**3
-    threshold = least*noise/smoothing
+    threshold = least*noise_level(x)/smoothing
     strong = np.percentile(_changes(x, sigma), 99.9)
     return bool(strong>threshold)
 

@@ -9,7 +9,7 @@ __all__ = ['Contrasts', 'contrast_of', 'own_scale', 'range_of_rest', 'times_as_b
 # %% ../../nbs/28_optics.layers.ipynb #imports
 import math
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from .intensity import *
@@ -50,10 +50,11 @@ def _every(shape):
 
 def _noise(q, values):
     "Standard deviation of the noise of a pixel; interpolated pixels show it only in means over some of them"
-    middle = torch.tensor(np.asarray(middle_of(q, 256), np.float32))[None,None]
-    is_small = min(middle.shape[-2:])<3*SHRUNK_BY
-    means = middle[..., :1, :1] if is_small else torch.nn.functional.avg_pool2d(middle, SHRUNK_BY)
-    return max(noise_sigma(middle).item(), SHRUNK_BY*noise_sigma(means).item(), _rounding(values))
+    middle = np.asarray(middle_of(q, 256), np.float32)
+    of_pixels = noise_level(middle)
+    means = in_blocks(middle, SHRUNK_BY).mean((2,3))
+    of_means = noise_level(means) if min(middle.shape)>=3*SHRUNK_BY else 0.
+    return max(of_pixels, SHRUNK_BY*of_means, _rounding(values))
 
 def _rounding(values):
     "Standard deviation of the error of rounding: from the smallest step between different values"

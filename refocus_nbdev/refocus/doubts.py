@@ -8,11 +8,11 @@ __all__ = ['MOST_SATURATED', 'ONLY_NOISE', 'CUT_OFF', 'IN_FOCUS_PX', 'Brightest'
            'processing_doubts', 'is_in_focus', 'known_um', 'doubts_of']
 
 # %% ../../nbs/53_refocus.doubts.ipynb #imports
-import numpy as np, torch
+import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from ..io.provenance import Remark
-from ..optics.intensity import noise_sigma
+from ..optics.intensity import noise_level
 from .processed import *
 from ..optics.defects import Defects
 from ..optics.places import WidthMap, blended, span_of
@@ -101,7 +101,7 @@ def unexplained(
     before,after = (in_blocks(middle_of(o), step).mean((2,3)) for o in (image, result))
     blurred = _blurred(result, after, width, step)
     left,shown = (_without_border(o, wide/step).var() for o in (before-blurred, before))
-    noise = (noise_sigma(torch.tensor(middle_of(image, 256))[None,None]).item()/step)**2
+    noise = (noise_level(middle_of(image, 256))/step)**2
     return float(np.sqrt(max(left-noise, 0)/max(shown-noise, 1e-9)))
 
 # %% ../../nbs/53_refocus.doubts.ipynb #is_clear

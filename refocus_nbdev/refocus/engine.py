@@ -243,7 +243,7 @@ def width_from(self:Refocuser,
     if expected is not None:
         given = together.new_tensor([float(expected)])
         return Width(px(estimator.decided(together, given)))
-    low,high = (px(estimator.quantile(together, share)) for share in (0.05, 0.95))
+    low,high = map(px, estimator.quantiles(together, (0.05, 0.95)))
     return Width(px(estimator.decided(together)), low, high)
 
 # %% ../../nbs/51_refocus.engine.ipynb #found_width
