@@ -80,7 +80,8 @@ def match_rows(
     places = {f: path_parts(os.path.abspath(f)) for f in files}
     rows = _by_ending(table)
     file_places = _by_ending(places.values())
-    known,unsure = {},set()
+    known = {}
+    unsure = set()
     for f,place in places.items():
         nearest = _nearest(place, rows)
         is_mutual = [_nearest(row, file_places)=={place} for row in nearest]
