@@ -597,7 +597,7 @@ class _FileCheck:
             if self.scales.get(before.channel) is not None: yield before,after
 
     def _pixels(self, before, after):
-        "The pixels of both planes, without what is no light; raises `ImageError` where the result has NaN"
+        "The pixels of both planes, their defects replaced; raises `ImageError` where the result has NaN"
         x = self.image.read(before)
         result = MicroscopeImage(self.result.read(after), source=self.source)
         acquisition = self.found.get(before.channel)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST_SATURATED', 'ONLY_NOISE', 'CUT_OFF', 'IN_FOCUS_PX', 'Brightest', 'saturation_doubts', 'defect_remarks',
            'unexplained', 'is_clear', 'farthest_tested_um', 'is_too_far', 'scale_doubts', 'plane_doubts',
-           'processing_doubts', 'is_in_focus', 'known_um', 'doubts_of']
+           'processing_doubts', 'is_in_focus', 'known_um', 'distance_doubts', 'doubts_of']
 
 # %% ../../nbs/53_refocus.doubts.ipynb #imports
 import numpy as np
@@ -244,6 +244,24 @@ def known_um(
     um = refocuser.distance_um(width)
     misleads = CUT_OFF in doubts or _UNSURE in doubts
     return None if misleads and is_in_focus(refocuser, um) else um
+
+# %% ../../nbs/53_refocus.doubts.ipynb #distance_doubts
+_MOST_OTHER = 1.4 # Largest ratio of the width that was used to the width that the user gave, or the other way round
+
+def distance_doubts(
+    refocuser:Refocuser, # The model
+    given, # Width of the blur at the distance that the user gave, px of the model; None if the user gave none
+    used,  # Width of the blur that the model used, px
+) -> list[Remark]: # Empty if there is no doubt
+    "A doubt if an image does not show the distance that the user gave"
+    if given is None or used is None: return []
+    ratio = (float(used)+0.5)/(given+0.5)
+    if 1/_MOST_OTHER<=ratio<=_MOST_OTHER: return []
+    um = refocuser.distance_um(float(used))
+    done = f'refocused for {um:.0f} um' if um else 'left as it is'
+    given_um = given/refocuser.px_per_um
+    return [Remark('distance', f'does not look {given_um:.0f} um out of focus, as was given, and was {done}: '
+                   'check the distance, and the blur of your microscope')]
 
 # %% ../../nbs/53_refocus.doubts.ipynb #doubts_of
 def doubts_of(

@@ -324,6 +324,7 @@ def _refocused(self:_PlaneRefocuser, plane):
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
                                         self._progress_of(plane), partial(self._keep_facts, key))
     self.doubts[key] += processing_doubts(self.refocuser, light, self.widths[key], self.zoom)
+    self.doubts[key] += distance_doubts(self.refocuser, self.width, self.widths[key])
     if self.strict: refuse(self.image.path, self.doubts[key])
     return _with_clipping_counted(rows, put_back(new, rows, defects, self.keep), self.at_top, self.at_0)
 
