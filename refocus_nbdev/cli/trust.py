@@ -35,12 +35,14 @@ def _of_regions(planes, counts):
     share = f'{100*planes.contradicted.mean():.2g} % of the area contradicts the images'
     return f'{share}; regions: {_listed(counts, REGIONS)}' if counts[list(REGIONS)].any() else share
 
-def _of_nuclei(counts):
+def _of_nuclei(planes, counts):
     "What was found of nuclei; empty where none was judged"
     from refocus_nbdev.judge.reblur import SUSPECTS
-    if not counts.nuclei+counts[list(SUSPECTS)].sum(): return ''
+    n = planes.nuclei.notna().sum()
+    if not n: return ''
     nuclei = '1 nucleus' if counts.nuclei==1 else f'{counts.nuclei} nuclei'
-    return f'{nuclei} judged; suspects: {_listed(counts, SUSPECTS)}'
+    where = '' if n==len(planes) else f' in {counted_of(n, len(planes), "plane")}, which show nuclei'
+    return f'{nuclei} judged{where}; suspects: {_listed(counts, SUSPECTS)}'
 
 # %% ../../nbs/76_cli.trust.ipynb #_print_trust
 def _print_trust(planes, files, paths):
@@ -51,7 +53,7 @@ def _print_trust(planes, files, paths):
     counts = planes[numbers[1:]].sum().astype(int)
     checked = f'{counted(len(planes), "plane")} checked in {counted(files, "file")}'
     tables = f'the tables are in {", ".join(map(str, paths))}'
-    parts = checked, _of_regions(planes, counts), _of_nuclei(counts), _left_over(planes), tables
+    parts = checked, _of_regions(planes, counts), _of_nuclei(planes, counts), _left_over(planes), tables
     print('; '.join(filter(None, parts)))
     return _print_unfit(planes)
 

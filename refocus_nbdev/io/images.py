@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'MicroscopeImage', 'PngReader', 'open_image', 'read
            'open_as', 'ImageError']
 
 # %% ../../nbs/17_io.images.ipynb #imports
-import glob, re, struct
+import glob, struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +50,8 @@ _CHUNK_FRAME = 12   # Bytes of a chunk beside its content: length, name and chec
 def _kept_chunks(path):
     "The chunks of a PNG that a copy keeps, as bytes"
     data = Path(path).read_bytes()
-    at,kept = _SIGNATURE,b''
+    at = _SIGNATURE
+    kept = b''
     while at+_CHUNK_FRAME<=len(data):
         length,name = struct.unpack('>I4s', data[at:at+8])
         end = at+_CHUNK_FRAME+length
@@ -351,7 +352,8 @@ def _resolution_options(im):
 
 def _ome_size(im):
     "OME's entries for the size of a pixel"
-    um,unit = im.pixel_um,'µm'
+    um = im.pixel_um
+    unit = 'µm'
     return dict(PhysicalSizeX=um, PhysicalSizeXUnit=unit, PhysicalSizeY=um, PhysicalSizeYUnit=unit)
 
 def _tiff_options(im):

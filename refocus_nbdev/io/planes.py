@@ -118,7 +118,8 @@ def number_channels(
     names,  # A list for each series: the names of its channels; may be too short, and names may be None
 ) -> list[str]: # A name for each channel, or its number from 1
     "Find the channels of a file, and number them"
-    numbers,found = {},[]
+    numbers = {}
+    found = []
     for n,series in groupby(planes, lambda p: p.series):
         series = list(series)
         own_names = names[n] if n<len(names) else []

@@ -80,7 +80,8 @@ def match_rows(
     places = {f: path_parts(os.path.abspath(f)) for f in files}
     rows = _by_ending(table)
     file_places = _by_ending(places.values())
-    known,unsure = {},set()
+    known = {}
+    unsure = set()
     for f,place in places.items():
         nearest = _nearest(place, rows)
         is_mutual = [_nearest(row, file_places)=={place} for row in nearest]
@@ -166,7 +167,7 @@ _TRUSTED = {**_PLACE, **dict(
             '0 where only nuclei are listed, as is surplus',
     surplus='number of regions where the image has less light than the result explains: invented structure',
     nuclei="number of nuclei that were judged; those within a blur's width of the border, and those too faint, "
-           'are not; 0 where only regions are listed',
+           'are not; empty where only regions are listed, as are the four numbers that follow',
     invented='number of nuclei that would fit the image better if they were not there',
     moved='number of nuclei that would fit the image better in another place',
     too_dark='number of nuclei that would fit the image better if they were brighter',

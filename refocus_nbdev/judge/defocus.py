@@ -9,7 +9,7 @@ __all__ = ['laplacian_variance', 'power_slope', 'beliefs', 'score_plane', 'score
 # %% ../../nbs/61_judge.defocus.ipynb #imports
 from itertools import count
 from pathlib import Path
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from skimage.filters import laplace
 from ..io.disk import save_figure
@@ -17,7 +17,7 @@ from ..io.strips import *
 from ..io.planes import ImageError
 from ..io.provenance import *
 from ..io.images import *
-from ..optics.intensity import noise_sigma
+from ..optics.intensity import noise_level
 from ..optics.focus import *
 from ..optics.defects import mended
 from ..plates.names import named_wells
@@ -97,7 +97,7 @@ def beliefs(
     estimator = refocuser.model.estimator
     evidence = evidence.to(refocuser.device)
     below = estimator.believed(evidence).cumsum(1).cpu().numpy()
-    low,high = (_um(refocuser, estimator.quantile(evidence, share)) for share in (0.05, 0.95))
+    low,high = (_um(refocuser, w) for w in estimator.quantiles(evidence, (0.05, 0.95)))
     width = estimator.decided(evidence).exp()-0.5
     distance = refocuser.distance_um(width.cpu().numpy())
     return pd.DataFrame(dict(
@@ -125,8 +125,7 @@ def _shows_more_than_noise(rows, place):
     "Does a tile of a plane show more than noise?"
     strip = rows[place.y:place.y+place.side]
     tile = strip[:, place.x:place.x+place.side]
-    noise = noise_sigma(torch.tensor(tile.astype(np.float32))[None,None]).item()
-    return prominence(tile)>_LEAST_PROMINENCE*noise
+    return prominence(tile)>_LEAST_PROMINENCE*noise_level(tile)
 
 def _tiles_of(refocuser, rows, shape, evidence, zoom):
     "A row for each tile: its place, and `beliefs`, which are NaN where it shows only noise"

@@ -53,16 +53,17 @@ def ssim(
     return float(structural_similarity(t, p, data_range=signal_range(target), **window))
 
 # %% ../../nbs/45_learn.metrics.ipynb #intensity_slope
+_BRIGHT = 0.15 # Pixels below this share of the target's 1 to 99.9 % range are background
+
 def intensity_slope(
-    pred,       # (H,W), any unit
-    target,     # The in-focus image, of the same shape
-    above=0.15, # Pixels below this share of the target's 1 to 99.9 % range are background
-) -> float:     # 1 where brightness is kept, below 1 where contrasts are too weak; 0 where nothing is bright
+    pred,   # (H,W), any unit
+    target, # The in-focus image, of the same shape
+) -> float: # 1 where brightness is kept, below 1 where contrasts are too weak; 0 where nothing is bright
     "Slope of the least-squares line of the image on the target, without the background"
     t = np.asarray(target, np.float64)
     p = np.asarray(pred, np.float64)
     black = np.percentile(target, 1)
-    bright = t>black+above*signal_range(target)
+    bright = t>black+_BRIGHT*signal_range(target)
     if not bright.any(): return 0.
     t = t[bright]
     d = t-t.mean()

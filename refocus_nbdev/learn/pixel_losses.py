@@ -178,12 +178,12 @@ class FidelityLoss(ImageLoss):
         self.structure = structure
         self.slope = slope
         self.fade = fade
-        self.unlike = SSIMLoss()
+        self.ssim_loss = SSIMLoss()
 
     def per_image(self, pred, targ):
         d = pred-targ
         mse = image_mean(d**2)
-        structure = self.structure*self.unlike.per_image(pred, targ)
+        structure = self.structure*self.ssim_loss.per_image(pred, targ)
         slope = self.slope*slope_error(pred, targ, self.fade)
         logarithm = 0.1*torch.log1p(mse/self.floor)
         return image_mean(d.abs()) + logarithm + (structure+slope)

@@ -9,7 +9,6 @@ __all__ = ['specks', 'VaryScene', 'center_crop', 'SimulateDefocus', 'simulate_fo
 # %% ../../nbs/41_learn.simulated.ipynb #imports
 import math, random
 from inspect import signature
-from collections import Counter
 from typing import NamedTuple
 import numpy as np, torch
 from fastai.vision.all import *
@@ -21,22 +20,23 @@ from ..optics.scenes import *
 from .data import *
 
 # %% ../../nbs/41_learn.simulated.ipynb #specks
+_DENSITY = 3e-5   # Specks a pixel
+_LIGHT = 0.3,10.  # Range of the brightest point of a speck, log-uniform
+_WIDTHS = 0.8,8.  # Range of the width of specks, log-uniform, one width for each crop, px
+_RADIUS = 24      # Half width of the square that holds a speck, px
+
 def specks(
     shape,       # (B,1,H,W)
     device=None, # Device of the result
-    density=3e-5,     # Specks a pixel
-    light=(0.3, 10.), # Range of the brightest point of a speck, log-uniform
-    sigma_px=(0.8, 8.), # Range of the width of specks, log-uniform, one width for each crop, px
-    radius=24,   # Half width of the square that holds a speck, px
 ) -> torch.Tensor: # (B,1,H,W), 0 where there is no speck
     "Bright specks at random places"
     n,_,h,w = shape
-    u = torch.rand(n, 1, h+2*radius, w+2*radius, device=device)
-    brightness = _log_within((u/density).clamp(max=1), light)
-    points = (u<density)*brightness
+    u = torch.rand(n, 1, h+2*_RADIUS, w+2*_RADIUS, device=device)
+    brightness = _log_within((u/_DENSITY).clamp(max=1), _LIGHT)
+    points = (u<_DENSITY)*brightness
     widths = torch.rand(n, device=device)
-    sigmas = _log_within(widths, sigma_px)
-    k = jittered_kernels(sigmas/SIGMA_PX_PER_UM, radius=radius)
+    sigmas = _log_within(widths, _WIDTHS)
+    k = jittered_kernels(sigmas/SIGMA_PX_PER_UM, radius=_RADIUS)
     peaks = k.amax((-2,-1), keepdim=True)
     spots = blur(points, k/peaks)
     return spots.clamp(min=0)
@@ -274,11 +274,11 @@ def crops_by_kind(
     files, # Files
     kinds, # The kind of structure in each file
     n,     # Number of crops in all
-    weights={}, # Share of a kind, by name, relative to the kinds that are not named
+    kind_weights={}, # Share of a kind, by name, relative to the kinds that are not named
 ) -> list: # `Crop`s of one `AnyOf` for each kind
     "Crops for training, of each kind the same number to within one, or more or fewer by its weight"
     of_kind = groupby(zip(kinds, files), 0, 1)
-    shares = np.cumsum([weights.get(kind, 1) for kind in of_kind])
+    shares = np.cumsum([kind_weights.get(kind, 1) for kind in of_kind])
     ends = [round(n*share/shares[-1]) for share in shares]
     crops = []
     for start,end,members in zip([0, *ends], ends, of_kind.values()):
@@ -320,6 +320,7 @@ def load_scene(
 # %% ../../nbs/41_learn.simulated.ipynb #sharp_block
 def _for_validation(held_out_files):
     "A function of an item that returns whether it is for validation"
+    held_out_files = set(held_out_files)
     def is_valid(item):
         if isinstance(item, AnyOf): return False
         if isinstance(item, Drawn): return item.seed is not None
@@ -364,7 +365,7 @@ def _crops_of(files, crops, size):
     def count(f): return crops or crops_that_fit(load_field(Crop(f, 0)).shape[-2:], size)
     return [Crop(f, i) for f in files for i in range(count(f))]
 
-def _with_drawn(crops, share, side, seed):
+def _with_drawn(crops, share, side, seed=None):
     "Crops, and drawn scenes that make up a `share` of all"
     scenes = Drawn(side, seed)
     n = round(len(crops)*share/(1-share))
@@ -383,24 +384,24 @@ def sharp_dls(
     simulate=None, # Makes the blurred partner; `SimulateDefocus()` if None
     crops=None,    # Crops of each image in an epoch, on average; None is as many as fit
     kinds=None,    # The kind of structure in each file; each gets as many crops, in validation about as many
-    weights={},    # Share of a kind, by name, relative to the kinds that are not named
+    kind_weights={}, # Share of a kind, by name, relative to the kinds that are not named
     drawn=0.,      # Share of the crops that are drawn scenes, 0 to below 1
     shrink=(0.9,1.3), # Least and largest factor by which training shrinks a region, see `CropAndTurn`
 ) -> DataLoaders:  # Batches of (blurred, sharp), each (bs,1,size,size) float32 in network units
     "`DataLoaders` from sharp images and drawn scenes; raises `ImageError` if no image is large enough"
     simulate = simulate or SimulateDefocus()
-    side = size + 2*simulate.radius
-    valid_files = {f for f,g in zip(files, groups) if g in held_out}
     margin = simulate.radius
+    side = size + 2*margin
+    valid_files = {f for f,g in zip(files, groups) if g in held_out}
     train_files = _large_enough([f for f in files if f not in valid_files], size, margin, False)
     valid_files = _large_enough([f for f in files if f in valid_files], size, margin, True)
     train = _crops_of(train_files, crops, size)
     valid = _crops_of(valid_files, crops, size)
     if kinds:
         kind_of = dict(zip(files, kinds))
-        train = crops_by_kind(train_files, [kind_of[f] for f in train_files], len(train), weights)
+        train = crops_by_kind(train_files, map(kind_of.get, train_files), len(train), kind_weights)
         valid = thinned(valid, [kind_of[c.item] for c in valid])
-    train = _with_drawn(train, drawn, side, None)
+    train = _with_drawn(train, drawn, side)
     valid = _with_drawn(valid, drawn, side, _SEED_OF_SCENES)
-    block = sharp_block(_for_validation(set(valid_files)), size, simulate, shrink)
+    block = sharp_block(_for_validation(valid_files), size, simulate, shrink)
     return crop_dls(block, train+valid, bs, device)

@@ -16,6 +16,7 @@ from .. import __version__
 from ..io.disk import *
 from ..io.planes import ImageError
 from ..io.images import *
+from ..optics.intensity import PERCENTILES
 from ..plates.names import *
 from ..plates.splits import *
 from ..plates.pairs import *
@@ -56,7 +57,8 @@ class Recipe:
     # What to copy from the initial model: 'weights', or a part such as 'estimator'. Empty: train the model itself
     borrow: str=''
     blend: float=0.            # Share of the initial model's weights in the final weights
-    weights: dict=field(default_factory=dict) # Share of a kind of structure relative to others; for in-focus images
+    # Share of a kind of structure relative to others; for in-focus images
+    kind_weights: dict=field(default_factory=dict)
     drawn: float=0.            # Share of the crops that are drawn scenes; for in-focus images
     simulation: dict=field(default_factory=dict) # Other arguments of `SimulateDefocus`; for in-focus images
     shrink: tuple=(0.9,1.3)    # Least and largest factor by which regions are shrunk to crops; for in-focus images
@@ -83,7 +85,7 @@ _BLOG_SHORT_STAGES = (
 _GUIDED = dict(network='guided_unet', loss='fidelity', average=0.999)
 _ALL_KINDS = dict(
     args=dict(sharpen=(1,0.03)), borrow='weights', drawn=0.3, shrink=(0.4,2.5),
-    weights={'nuclei': 3, 'actin and Golgi': 2},
+    kind_weights={'nuclei': 3, 'actin and Golgi': 2},
     simulation=dict(cut_off=0.1, sharpened=0.06, near=0.3, near_um=8., scale_jitter=(0.5,4)))
 _FAST = dict(widths=(48,96,192,256), blocks=(0,1,1,1), taps=TAPS[1:4])
 
@@ -145,7 +147,8 @@ LOSSES = dict(l1=_l1, fidelity=_fidelity, feature=_lesson7, calibrated=_calibrat
 def _unet_learner(dls, loss, metrics, weights, encoder, norm_type, **kwargs):
     "fastai's `unet_learner`; `learn.encoder` names its encoder, `learn.untrained` is True for random weights"
     found = find_weights(encoder, weights)
-    build,cut = found.build,None
+    build = found.build
+    cut = None
     if isinstance(found.weights, Path):
         build = pretrained_encoder(found.build, found.weights)
         cut = encoder_cut(found.build, found.weights)
@@ -465,8 +468,6 @@ def _perceptual(loss):
     "The settings of a `FeatureLoss`, enough to make it again; None for other losses"
     if isinstance(loss, FeatureLoss): return dict(vgg=loss.arch, layers=loss.layers, wgts=loss.wgts, gram=loss.gram)
 
-_SCALE = dict(low=1., high=99.8, noise_floor=20.) # Of the blurred image, see `Scale.of`
-
 @dataclass
 class _StageWriter:
     "Writes the model file after each stage"
@@ -486,7 +487,7 @@ class _StageWriter:
         stages = [*before, *map(asdict, recipe.stages[:n])]
         perceptual = _perceptual(learn.loss_func)
         training = dict(loss=recipe.loss, perceptual=perceptual, average=recipe.average)
-        training['scale'] = recipe.scale or _SCALE
+        training['scale'] = recipe.scale or PERCENTILES
         return make_card(network, learn, self.files, stages=stages, **training, **self.entries)
 
 # %% ../../nbs/49_learn.training.ipynb #stage-writer-call
@@ -678,7 +679,7 @@ def _blur_entry(simulate):
 # %% ../../nbs/49_learn.training.ipynb #train_from_sharp
 def _train_on_sharp(files, groups, valid, out, recipe, simulate, kinds, **kwargs):
     "Train on in-focus images; the groups `valid` are for validation"
-    material = dict(kinds=kinds, weights=recipe.weights, drawn=recipe.drawn, shrink=recipe.shrink)
+    material = dict(kinds=kinds, kind_weights=recipe.kind_weights, drawn=recipe.drawn, shrink=recipe.shrink)
     def dls_of(s): return sharp_dls(files, groups, valid, s.size, s.bs, simulate=simulate, crops=s.crops, **material)
     about = dict(blur=_blur_entry(simulate), groups=len(set(groups)), kinds=_kinds_entry(kinds))
     return train(recipe, dls_of, out, files, **about, **kwargs)

@@ -344,7 +344,9 @@ def _vertical_runs(rows):
     "Runs from the top and from the bottom (W,), and the values that they begin with"
     height,width = rows.shape
     above,below = (rows[a:a+1][0].copy() for a in (0, height-1))
-    top,bottom,first = np.zeros(width, int),np.zeros(width, int),0
+    top = np.zeros(width, int)
+    bottom = np.zeros(width, int)
+    first = 0
     for x in strips(rows):
         top += np.where(top==first, _run((x!=above).T), 0)
         last = _run((x!=below).T[:, ::-1])
@@ -401,11 +403,15 @@ def _gaps(left, right, full):
 
 def _across_and_down(shape): return shape[1],shape[1],shape[0],shape[0]
 
-def _straight_share(runs, shape):
-    "Share of the border of an area that is straight, and its length, px"
+def _kept(runs, shape):
+    "Runs from the four sides without those by chance"
+    return list(map(_not_by_chance, runs, _across_and_down(shape)))
+
+def _straight_share(runs, kept, shape):
+    "Share of the border of an area that is straight, and its length, px; `kept` are the runs that are not by chance"
     straight = judged = _gaps(*runs[:2], shape[1])+_gaps(*runs[2:], shape[0])
-    for run,full in zip(runs, _across_and_down(shape)):
-        found = _bends(_not_by_chance(run, full), full)
+    for run,full in zip(kept, _across_and_down(shape)):
+        found = _bends(run, full)
         straight += found[0]
         judged += found[1]
     return straight/max(judged, 1),judged
@@ -463,9 +469,9 @@ def _common_values(lengths, values, most=3):
 
 def _straight(runs, shape):
     "Runs of one value without those by chance, if their border is straight and long enough; else None"
-    share,length = _straight_share(runs, shape)
-    if share<_LEAST_STRAIGHT or length<2*_STEP: return None
-    return list(map(_not_by_chance, runs, _across_and_down(shape)))
+    kept = _kept(runs, shape)
+    share,length = _straight_share(runs, kept, shape)
+    return None if share<_LEAST_STRAIGHT or length<2*_STEP else kept
 
 # %% ../../nbs/27_optics.defects.ipynb #rippled
 _RIPPLE = 0.13        # Largest ripple, relative to the median distance of pixels from the value of the area
@@ -575,7 +581,8 @@ _FEW_ROWS = 64 # Rows that are filled at a time
 
 def _filled_part(rows, area, usual, a, b):
     "Some rows of a plane whose area mirrors the data beside it"
-    new,mask = rows[a:b].copy(),area.mask(a, b)
+    new = rows[a:b].copy()
+    mask = area.mask(a, b)
     if not mask.any(): return new
     y,x,source_y,source_x = _sources(area, a, mask)
     new[y, x] = usual
@@ -702,11 +709,13 @@ def put_back(
     "A result with the area without data of its plane, and, with `keep`, its defective pixels"
     new,rows = as_rows(new),as_rows(rows)
     if not defects: return new
-    area,spots = defects.area,defects.spots if keep else defects.spots[:0]
+    area = defects.area
+    spots = defects.spots if keep else defects.spots[:0]
     if area is None and not len(spots): return new
     width = rows.shape[1]
     def read(a, b):
-        result,image = new[a:b].copy(),rows[a:b]
+        result = new[a:b].copy()
+        image = rows[a:b]
         low,high = np.searchsorted(spots, (a*width, b*width))
         here = spots[low:high]-a*width
         result.flat[here] = image.flat[here]

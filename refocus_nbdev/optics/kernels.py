@@ -45,8 +45,6 @@ def pupil_psf(
     return real**2 + imaginary**2
 
 # %% ../../nbs/24_optics.kernels.ipynb #_on_pixels
-_HW = (-2,-1) # Axes of height and width
-
 def _radius(radius, device):
     "Distance of each pixel of a kernel from its centre (k,k), pixels"
     y = torch.arange(-radius, radius+1., device=device)
@@ -63,7 +61,7 @@ def _on_pixels(profiles, q):
 # %% ../../nbs/24_optics.kernels.ipynb #_beyond_focus
 def _transfer(k):
     "Spectrum of symmetric kernels (B,n,n), real"
-    return torch.fft.rfft2(torch.fft.ifftshift(k, _HW)).real
+    return torch.fft.rfft2(torch.fft.ifftshift(k, HW)).real
 
 def _beyond_focus(k, focused):
     "Symmetric kernels `k` (B,n,n) without the blur of `focused` (B,n,n)"
@@ -71,7 +69,7 @@ def _beyond_focus(k, focused):
     sharp = _transfer(focused)
     added = whole*sharp/(sharp**2+0.03)
     k = torch.fft.irfft2(added.clamp(-1, 1), k.shape[-2:])
-    return normalised(torch.fft.fftshift(k, _HW))
+    return normalised(torch.fft.fftshift(k, HW))
 
 # %% ../../nbs/24_optics.kernels.ipynb #_delta_near_focus
 def _delta_near_focus(k, d, na=BBBC006_NA, index=1., **_):
@@ -107,29 +105,21 @@ def defocus_kernels(
     return _beyond_focus(_on_pixels(thick, q), _on_pixels(focused, q))
 
 # %% ../../nbs/24_optics.kernels.ipynb #wave_kernels
-def _spread(like, generator, low=0., high=1.):
-    "A uniform number for each element of `like` (n,), drawn on the generator's own device"
-    source = like.device if generator is None else generator.device
-    z = torch.rand(len(like), generator=generator, device=source)
-    z = low + (high-low)*z
-    return z.to(like.device)
-
 def wave_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), um; the side is drawn
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
     width_jitter=0.2,               # Largest relative change of the width, 0 to 1
     aberration=0.4,                 # Largest spherical aberration of the microscope, waves
-    thickness_um=None,              # Largest half thickness of the specimen, um; None: the distance that blurs by 2 px
     **optics                        # Arguments of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1; negative parts sum to -0.3 or more
     "Random kernels of wave optics: either side of focus, aberrated, thick; a delta at focus"
     d = defocus_um.float()
-    draw = partial(_spread, d, generator)
+    draw = partial(uniform_like, d, generator)
     side = torch.where(draw()<0.5, -1., 1.)
     distance = side*d*1.2*draw(1-width_jitter, 1+width_jitter)
     waves = draw(-aberration, aberration)
-    largest = thickness_um or 2/blur_px_per_um(**optics)
+    largest = 2/blur_px_per_um(**optics)
     half = largest*draw()
     half = half + 0.3*d.abs()*draw()
     k = defocus_kernels(distance, waves, half, radius, **optics)
@@ -149,10 +139,10 @@ def _softened(disks, sigma):
     f2 = f[:,None]**2+f**2
     width = sigma.clamp(min=0.3)
     gauss = torch.exp(-2*math.pi**2*width**2*f2)
-    start = torch.fft.ifftshift(disks, _HW)
+    start = torch.fft.ifftshift(disks, HW)
     spectrum = torch.fft.fft2(start)*gauss
     k = torch.fft.ifft2(spectrum).real
-    k = torch.fft.fftshift(k, _HW)
+    k = torch.fft.fftshift(k, HW)
     return k.clamp(min=0)
 
 # %% ../../nbs/24_optics.kernels.ipynb #disk_kernels
@@ -165,7 +155,7 @@ def disk_kernels(
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), non-negative, each sums to 1
     "Random soft disks and rings as wide as the measured blur; a delta at focus"
     d = defocus_um.float()
-    def draw(low, high): return _spread(d, generator, low, high).view(-1,1,1)
+    def draw(low, high): return uniform_like(d, generator, low, high).view(-1,1,1)
     width = draw(1-width_jitter, 1+width_jitter)
     softness = draw(0.25, 0.8)
     ring = draw(0, 0.6)
@@ -177,18 +167,18 @@ def disk_kernels(
 
 # %% ../../nbs/24_optics.kernels.ipynb #random_kernels
 KERNEL_KINDS = (jittered_kernels, wave_kernels, disk_kernels)
+_SHARES = (0.4,0.4,0.2) # How often each of them is drawn
 
 def random_kernels(
     defocus_um:torch.Tensor,        # Distances from focus (B,), um
     generator:torch.Generator=None, # Source of the draws; torch's own if None
     radius:int=64,                  # Half width of the kernels, pixels
-    shares=(0.4,0.4,0.2),           # How often each of `KERNEL_KINDS` is drawn
     **kwargs                        # Arguments of all three: `width_jitter`, and those of `blur_px_per_um`
 )->torch.Tensor: # (B,1,2*radius+1,2*radius+1), each sums to 1
     "Random kernels of all kinds"
     d = defocus_um.float().flatten()
-    bounds = torch.tensor(shares[:-1], device=d.device).cumsum(0)
-    kind = torch.bucketize(_spread(d, generator), bounds)
+    bounds = torch.tensor(_SHARES[:-1], device=d.device).cumsum(0)
+    kind = torch.bucketize(uniform_like(d, generator), bounds)
     size = 2*radius+1
     kernels = d.new_empty(len(d), 1, size, size)
     for i,make in enumerate(KERNEL_KINDS):

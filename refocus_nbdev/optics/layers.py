@@ -9,31 +9,23 @@ __all__ = ['Contrasts', 'contrast_of', 'own_scale', 'range_of_rest', 'times_as_b
 # %% ../../nbs/28_optics.layers.ipynb #imports
 import math
 from typing import NamedTuple
-import numpy as np, torch
-from PIL import Image as PILImage
+import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from .intensity import *
 from .focus import *
 
 # %% ../../nbs/28_optics.layers.ipynb #object_peaks
-_FOLD = 4    # Factor by which the plane is shrunk first
 _SQUARE = 64 # Side of the squares, px
-
-def _shrunk(strip):
-    "A strip (h,W) with a `_FOLD`th of its sides"
-    return resized(strip, [max(n//_FOLD, 1) for n in strip.shape], PILImage.Resampling.BOX)[:]
 
 def _starts(n):
     "The first pixels of about equal parts, each about as long as a square, of a side of `n` pixels of a shrunk strip"
-    parts = max(round(n*_FOLD/_SQUARE), 1)
+    parts = max(round(n*SHRUNK_BY/_SQUARE), 1)
     return np.arange(parts)*n//parts
 
 def _peaks(small):
     "The largest contrast between an object and its surroundings in each square of a shrunk strip, (n,)"
-    near = gaussian_filter(small, NEAR_PX/_FOLD)
-    around = gaussian_filter(small, AROUND_PX/_FOLD)
-    contrast = near-around
+    contrast = object_contrast(small)
     top,left = (_starts(n) for n in small.shape)
     by_columns = np.maximum.reduceat(contrast, left, axis=1)
     return np.maximum.reduceat(by_columns, top, axis=0).ravel()
@@ -58,10 +50,11 @@ def _every(shape):
 
 def _noise(q, values):
     "Standard deviation of the noise of a pixel; interpolated pixels show it only in means over some of them"
-    middle = torch.tensor(np.asarray(middle_of(q, 256), np.float32))[None,None]
-    is_small = min(middle.shape[-2:])<3*_FOLD
-    means = middle[..., :1, :1] if is_small else torch.nn.functional.avg_pool2d(middle, _FOLD)
-    return max(noise_sigma(middle).item(), _FOLD*noise_sigma(means).item(), _rounding(values))
+    middle = np.asarray(middle_of(q, 256), np.float32)
+    of_pixels = noise_level(middle)
+    means = in_blocks(middle, SHRUNK_BY).mean((2,3))
+    of_means = noise_level(means) if min(middle.shape)>=3*SHRUNK_BY else 0.
+    return max(of_pixels, SHRUNK_BY*of_means, _rounding(values))
 
 def _rounding(values):
     "Standard deviation of the error of rounding: from the smallest step between different values"
@@ -81,7 +74,7 @@ def contrast_of(
     every = _every(q.shape)
     values,peaks,tops = [],[],[]
     for strip in strips(q, 512):
-        small = _shrunk(strip)
+        small = shrunk(strip)
         values.append(strip.ravel()[::every])
         peaks.append(_peaks(small))
         tops.append(small.max())

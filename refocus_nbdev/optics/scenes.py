@@ -45,7 +45,8 @@ def _area(shape): return shape[0]*shape[1]
 
 def _inside(shape, *points):
     "Those of some points, given by arrays of y, x and more, whose four neighbours are all in the image"
-    y,x,*_ = points = [np.broadcast_to(a, np.shape(points[0])).ravel() for a in points]
+    points = [np.broadcast_to(a, np.shape(points[0])).ravel() for a in points]
+    y,x = points[:2]
     h,w = shape
     here = (y>=0)&(y<h-1)&(x>=0)&(x<w-1)
     return [a[here] for a in points]
@@ -204,8 +205,12 @@ def _paste(canvas, body, y, x, over):
     columns,body_columns = _window(x-half, len(body), canvas.shape[1])
     here = canvas[rows,columns]
     body = body[body_rows,body_columns]
-    taken = (here>0.2)&(body>0.3)
-    if over or taken.sum()<=0.1*(body>0.3).sum(): here += body if over else body*(here<=0.2)
+    if not over:
+        covered = here>0.2
+        solid = body>0.3
+        if (covered&solid).sum()>0.1*solid.sum(): return
+        body = body*~covered
+    here += body
 
 def _texture(rng, shape, width_px):
     "Relative brightness inside bodies, about 1: fine grain, patches, and holes or spots"

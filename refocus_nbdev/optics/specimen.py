@@ -59,15 +59,17 @@ def wobble(
     return (heights*waves).sum(0)
 
 # %% ../../nbs/21_optics.specimen.ipynb #_blob_shape
-def _blob(rng, major, minor, angle, rough, rim=5):
-    "Thickness, 0 to 1, of a wobbly pancake on a patch; axes are full lengths and `rim` the radius of its edge, pixels"
+_RIM = 5 # Radius of the edge of a pancake, pixels
+
+def _blob(rng, major, minor, angle, rough):
+    "Thickness, 0 to 1, of a wobbly pancake on a patch; axes are full lengths, pixels"
     u,v = _turned(rng.uniform(-0.5, 0.5, 2), angle)
     direction = np.arctan2(v/minor, u/major)
     outline = 1+wobble(rng, direction, rough)
     ellipse = np.hypot(2*u/major, 2*v/minor)
     rho = ellipse/outline.clip(0.3)
     from_outline = np.hypot(u, v)*(1/rho-1)
-    inside = (from_outline/rim).clip(0, 1)
+    inside = (from_outline/_RIM).clip(0, 1)
     edge = np.sqrt(1-(1-inside)**2)
     dome = 1-0.15*rho.clip(0, 1)**2
     return edge*dome

@@ -6,7 +6,7 @@
 __all__ = ['focus_report', 'focus_by_well', 'Shift', 'measure_shift', 'registration_report', 'registered']
 
 # %% ../../nbs/34_plates.registration.ipynb #imports
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 from fastcore.basics import noop
@@ -17,7 +17,7 @@ from skimage.transform import downscale_local_mean
 from ..io.planes import ImageError
 from ..io.images import *
 from ..optics.psf import *
-from ..optics.intensity import noise_sigma
+from ..optics.intensity import noise_level
 from .names import *
 from .pairs import *
 
@@ -150,9 +150,7 @@ def _error(step, weights, sigma):
 # %% ../../nbs/34_plates.registration.ipynb #_unlike
 def _noise(x, k):
     "Variance of the noise that `_shrunk` leaves"
-    plane = torch.as_tensor(x.astype(np.float32))[None,None]
-    noise = noise_sigma(plane).item()
-    return noise**2/(4*np.pi*k**2)
+    return noise_level(x)**2/(4*np.pi*k**2)
 
 def _unlike(b, left, weights, noise):
     "Share of the weighted variance of `b` that is in the residuals `left`, apart from noise"

@@ -100,9 +100,11 @@ class Contradictions:
         return self.least[tuple(np.minimum(np.asarray(p, int)//self.side, n-1) for p,n in places)]
 
 # %% ../../nbs/58_refocus.contradictions.ipynb #differences
+_MARGIN = 2.5 # Width of the border that is not judged, in widths of the blur
+
 def _judged(shape, width):
     "Mask of the blocks that are not near the border"
-    margin = min(round(width), (min(shape)-1)//2)
+    margin = min(round(_MARGIN*width), (min(shape)-1)//2)
     inner = np.zeros(shape, bool)
     bottom,right = (n-margin for n in shape)
     inner[margin:bottom, margin:right] = True

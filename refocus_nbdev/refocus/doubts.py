@@ -8,11 +8,11 @@ __all__ = ['MOST_SATURATED', 'ONLY_NOISE', 'CUT_OFF', 'IN_FOCUS_PX', 'Brightest'
            'processing_doubts', 'is_in_focus', 'known_um', 'doubts_of']
 
 # %% ../../nbs/53_refocus.doubts.ipynb #imports
-import numpy as np, torch
+import numpy as np
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
 from ..io.provenance import Remark
-from ..optics.intensity import noise_sigma
+from ..optics.intensity import noise_level
 from .processed import *
 from ..optics.defects import Defects
 from ..optics.places import WidthMap, blended, span_of
@@ -24,12 +24,16 @@ _ENDS = tuple(2**n-1 for n in (8, 10, 12, 14, 16)) # Where the ranges of cameras
 
 class Brightest:
     "Counts the pixels that have the highest value of several arrays, which come one after the other"
-    def __init__(self): self.value,self.count,self.size = -np.inf,0,0
+    def __init__(self):
+        self.value = -np.inf
+        self.count = self.size = 0
 
     def see(self, x):
         "Count the pixels of one more array, of any shape"
         top = x.max()
-        if top>self.value: self.value,self.count = top,0
+        if top>self.value:
+            self.value = top
+            self.count = 0
         if top==self.value: self.count += int((x==top).sum())
         self.size += x.size
 
@@ -97,7 +101,7 @@ def unexplained(
     before,after = (in_blocks(middle_of(o), step).mean((2,3)) for o in (image, result))
     blurred = _blurred(result, after, width, step)
     left,shown = (_without_border(o, wide/step).var() for o in (before-blurred, before))
-    noise = (noise_sigma(torch.tensor(middle_of(image, 256))[None,None]).item()/step)**2
+    noise = (noise_level(middle_of(image, 256))/step)**2
     return float(np.sqrt(max(left-noise, 0)/max(shown-noise, 1e-9)))
 
 # %% ../../nbs/53_refocus.doubts.ipynb #is_clear
@@ -247,7 +251,8 @@ def doubts_of(
     x:np.ndarray, # (H,W): uint8, uint16 or float32; not constant
 ) -> list[Remark]: # Empty if there is no doubt
     "Refocus a plane, and return the reasons not to trust the result"
-    rows,doubts = mended_planes(x)[0],[]
+    rows = mended_planes(x)[0]
+    doubts = []
     def note(image, result, width, *seen):
         doubts.extend(plane_doubts(refocuser, image, result, width, *seen))
         doubts.extend(processing_doubts(refocuser, rows, width))

@@ -66,10 +66,14 @@ class Refocuser:
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.card,self.sha256 = card,sha256
-        self.tile,self.batch = tile,batch
-        self.own_blur,self.turns = blur_per_um,turns
-        self.lock,self.remarks = threading.Lock(),[]
+        self.card = card
+        self.sha256 = sha256
+        self.tile = tile
+        self.batch = batch
+        self.own_blur = blur_per_um
+        self.turns = turns
+        self.lock = threading.Lock()
+        self.remarks = []
         if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
         if tile<_TILE and self.guided: tiles_along(1, tile, 2*reach(model), 1)
@@ -239,7 +243,7 @@ def width_from(self:Refocuser,
     if expected is not None:
         given = together.new_tensor([float(expected)])
         return Width(px(estimator.decided(together, given)))
-    low,high = (px(estimator.quantile(together, share)) for share in (0.05, 0.95))
+    low,high = map(px, estimator.quantiles(together, (0.05, 0.95)))
     return Width(px(estimator.decided(together)), low, high)
 
 # %% ../../nbs/51_refocus.engine.ipynb #found_width
@@ -317,7 +321,7 @@ def _evidence_of_windows(self:Refocuser, strip, lefts, side):
     return self._compute(self.model.estimator.evidence, windows).double().numpy()
 
 @patch
-def width_map(self:Refocuser,
+def map_of_widths(self:Refocuser,
     q, # (H,W), `Rows` or array: a plane in network units
 ): # A `WidthMap`, or None if one width will do
     "The widths of the blur by place, if they differ"
@@ -338,7 +342,7 @@ def map_if_needed(self:Refocuser,
     cells, # Its evidence, from `cell_evidence`
 ): # A `WidthMap`, or None if one width will do
     "The widths of the blur by place; a plane whose tiles agree is not looked at again"
-    return self.width_map(q) if self._may_differ(cells) else None
+    return self.map_of_widths(q) if self._may_differ(cells) else None
 
 @patch
 def width_by_place(self:Refocuser,
@@ -370,11 +374,11 @@ def scale_of(self:Refocuser,
 ) -> Scale:
     "The scale of an acquisition, as the card of the model defines it"
     given = self.card.get('scale', {})
+    if given.get('offset') is not None: return Scale.given(torch.zeros(1,1,1,1), **given)
     pixels = sum(p.shape[0]*p.shape[1] for p in planes)
     planes = [self.without_background(p) for p in planes]
     values = (_float(x) for p in planes for x in strips(p))
-    if given.get('offset') is None: return Scale.of_planes(values, pixels, **given)
-    return Scale.given(Scale.of_planes(values, pixels).offset, **given)
+    return Scale.of_planes(values, pixels, **given)
 
 # %% ../../nbs/51_refocus.engine.ipynb #mended_planes
 def check_hot_pixels(
@@ -460,7 +464,8 @@ def _need_less(self:Refocuser, e):
         self.tile = max(self.tile//2, least)
         change = f'with tiles of {self.tile} px'
     elif self.device.type!='cpu':
-        self.device,self.model = torch.device('cpu'),self.model.cpu()
+        self.device = torch.device('cpu')
+        self.model = self.model.cpu()
         change = 'on the CPU'
     else:
         side = self.tile
@@ -494,7 +499,8 @@ def _for_network(self:Refocuser, width):
 
 @patch
 def _network_once(self:Refocuser, q, expected, folder, progress):
-    canvas,before,after = KeptRows(q.shape, folder),0.,0.
+    canvas = KeptRows(q.shape, folder)
+    before = after = 0.
     width = self.width_by_place(q, expected) if self.guided else None
     for a,y in self._parts(q, self._for_network(width)):
         canvas[a:a+len(y)] = y
@@ -534,9 +540,10 @@ def own_range(
 
 def own_prominence(
     q, # (H,W), `Rows` or array, in network units
+    contrasts=None, # Its `Contrasts`, if they are known: they hold its prominence
 ) -> float: # Exact up to STANDS_OUT[1]; above, it may be more
     "`prominence` of a plane, as a share of its own range"
-    found = prominence(q)
+    found = prominence(q) if contrasts is None else contrasts.highest
     return found if found>=STANDS_OUT[1] else found/own_range(q)
 
 @patch
@@ -560,8 +567,8 @@ class Seen(NamedTuple):
 @patch(as_prop=True)
 def may_rescale(self:Refocuser):
     "Was the model trained with a scale that each image finds in itself, as `Scale.of` does?"
-    usual = dict(low=1., high=99.8, noise_floor=20.)
-    return {**usual, **self.card.get('scale', {})}==usual
+    given = self.card.get('scale', {})
+    return PERCENTILES|given==PERCENTILES
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-seen-def
 @patch
@@ -638,7 +645,7 @@ def refocused_rows(self:Refocuser,
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
     y,width,contrasts = self._result(q, expected, folder, progress)
-    shown = own_prominence(q) if note or self.guided else None
+    shown = own_prominence(q, contrasts) if note or self.guided else None
     share = self.share_changed(shown)
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
     if note: note(q, _sum(q, change), width, shown, contrasts)
@@ -659,7 +666,9 @@ def refocus(self:Refocuser,
     hot_pixels='replace', # One of `HOT_PIXELS`: what becomes of hot and dead pixels, and of cosmic rays
 ) -> np.ndarray:  # Same shape and data type
     "Refocus every plane of an array; raises `ValueError` for a distance or pixels that do not suit the model"
-    expected,zoom,keep = self.expected_width(defocus_um),self.zoom(pixel_um),check_hot_pixels(hot_pixels)
+    expected = self.expected_width(defocus_um)
+    zoom = self.zoom(pixel_um)
+    keep = check_hot_pixels(hot_pixels)
     found = [find_defects(p) for p in array_planes(x)]
     planes,scale = self.planes_and_scale(x, found)
     if scale is None: return x.copy()

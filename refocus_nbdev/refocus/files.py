@@ -86,11 +86,11 @@ class Acquisition(NamedTuple):
     "The scale and the saturation of one channel of a file"
     scale: object     # Its `Scale`, None if all its pixels are the same
     saturated: float  # Share of its pixels that are saturated, 0 to 1
-    found: dict = {}  # Key of each plane to its `Defects`
+    all_defects: dict = {} # Key of each plane to its `Defects`
 
     def defects(self, plane):
         "The `Defects` of a plane, None if they are not known"
-        return self.found.get(_key(plane))
+        return self.all_defects.get(_key(plane))
 
 def acquisitions(
     refocuser:Refocuser, # The model
@@ -106,19 +106,26 @@ def _checked_planes(image, channel):
     own = [(p, image.rows(p).map(checked)) for p in image.planes if p.channel==channel]
     return own if len(own)>1 else [(p, held(rows)) for p,rows in own]
 
+def _read(planes):
+    "Read all pixels of planes"
+    for p in planes:
+        for _ in strips(p): pass
+
 def _acquisition(refocuser, image, channel):
     "Read the planes of one channel, and find their scale and saturation, and the defects of each plane"
-    minima,brightest = [],Brightest()
+    minima = []
+    brightest = Brightest()
     def seen(pixels):
         minima.append(pixels.min())
         brightest.see(pixels)
         return pixels
     own = {_key(p): rows for p,rows in _checked_planes(image, channel)}
-    found = {key: find_defects(rows) for key,rows in own.items()}
-    planes = [mended(rows, found[key]).map(seen) for key,rows in own.items()]
+    defects = {key: find_defects(rows) for key,rows in own.items()}
+    planes = [mended(rows, defects[key]).map(seen) for key,rows in own.items()]
     scale = refocuser.scale_of(planes)
+    if not minima: _read(planes) # a fixed scale is found without them
     is_constant = min(minima)==brightest.value
-    return Acquisition(None if is_constant else scale, brightest.saturated, found)
+    return Acquisition(None if is_constant else scale, brightest.saturated, defects)
 
 # %% ../../nbs/55_refocus.files.ipynb #SharedScale
 @dataclass
@@ -190,13 +197,13 @@ def size_used(
 _RESULT = Remark('result', 'its pixels are results already: refocus what the microscope took')
 
 def input_doubts(
-    image, # An open image, from `open_image`
-    found, # Number of a channel to its `Acquisition`
+    image,        # An open image, from `open_image`
+    acquisitions, # Number of a channel to its `Acquisition`
 ) -> list[Remark]:
     "Doubts about the input image itself"
     several = len(image.channels)>1
     def where(c): return f' of channel {image.channels[c]}' if several else ''
-    doubts = [d for c,a in found.items() for d in saturation_doubts(a.saturated, where(c))]
+    doubts = [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
     if read_provenance(image.software): doubts.append(_RESULT)
     return doubts
 
@@ -263,7 +270,8 @@ class _PlaneRefocuser:
     progress: object      # Function that gets the share of the file done since its last call, or None
     strict: bool          # Refuse planes with doubts?
     with_intervals: bool  # Are half widths of intervals wanted?
-    found: dict = field(default_factory=dict) # Number of a channel to its `Acquisition`, for the defects of its planes
+    # Number of a channel to its `Acquisition`, for the defects of its planes
+    acquisitions: dict = field(default_factory=dict)
     keep: bool = False    # Do defective pixels stay?
 
     def __post_init__(self):
@@ -281,7 +289,7 @@ class _PlaneRefocuser:
 @patch
 def defects_of(self:_PlaneRefocuser, plane):
     "The `Defects` of a plane, None if they are not known"
-    acquisition = self.found.get(plane.channel)
+    acquisition = self.acquisitions.get(plane.channel)
     return acquisition and acquisition.defects(plane)
 
 @patch
@@ -309,7 +317,8 @@ def _progress_of(self:_PlaneRefocuser, plane):
 @patch
 def _refocused(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, `Rows`; raises `ImageError` for a plane with doubts if `strict`"
-    rows,key = held(self.image.rows(plane)),_key(plane)
+    rows = held(self.image.rows(plane))
+    key = _key(plane)
     defects = self.defects_of(plane)
     light = held(mended(rows, defects)) if defects else rows
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
@@ -382,7 +391,8 @@ def _half_widths_of(self:_PlaneRefocuser, result):
     results = dict(zip(map(_key, self.image.planes), result.planes))
     def half_widths(plane):
         if self.progress: self.progress(0)
-        new,scale = result.rows(results[_key(plane)]),self.scales.get(plane.channel)
+        new = result.rows(results[_key(plane)])
+        scale = self.scales.get(plane.channel)
         if not scale: return new.map(np.zeros_like)
         defects = self.defects_of(plane)
         light = held(mended(new, defects))

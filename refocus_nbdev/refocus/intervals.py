@@ -73,7 +73,8 @@ def half_width(
     unit=1., # That plane's own range, network units: below 1 if other planes of its acquisition are brighter
 ) -> Rows:   # (H,W) float32, network units
     "Half of the interval of each pixel of a result; raises `ValueError` for a model without a table"
-    result,table = as_rows(result),interval_table(refocuser)
+    result = as_rows(result)
+    table = interval_table(refocuser)
     def read(a, b):
         top = max(a-_MARGIN, 0)
         bright = brightness(result[top:b+_MARGIN])[a-top:b-top]
@@ -108,7 +109,8 @@ def refocus_with_interval(
 ) -> tuple[np.ndarray, np.ndarray]: # The result, and half widths in counts, both of the same shape and data type as `x`
     "Refocus, and return half of the interval of each pixel; raises `ValueError` for a model without a table"
     interval_table(refocuser)
-    expected,zoom = refocuser.expected_width(defocus_um),refocuser.zoom(pixel_um)
+    expected = refocuser.expected_width(defocus_um)
+    zoom = refocuser.zoom(pixel_um)
     found = [find_defects(p) for p in array_planes(x)]
     planes,scale = refocuser.planes_and_scale(x, found)
     if scale is None: return x.copy(),np.zeros_like(x)

@@ -84,7 +84,8 @@ def plan_run(
 
 def _images_and_places(inputs, out, recursive):
     "The images that the inputs name, each with the place of its result; without the results of earlier runs"
-    images,results = {},[]
+    images = {}
+    results = []
     for given in inputs:
         result_folders = _result_folders_in(given, out)
         for file,place in found_images(given, recursive):

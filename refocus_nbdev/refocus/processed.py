@@ -125,13 +125,17 @@ def _in_blocks(x):
     "The pixels of whole blocks, (blocks, pixels)"
     return in_blocks(x, _BLOCK).reshape(-1, _BLOCK**2)
 
+def _noise_in_blocks(x):
+    "Standard deviation of the noise in each whole block, (blocks,)"
+    return _noise_from(_in_blocks(second_differences(x)), 1)
+
 def _noise_growth(x):
     "Noise in bright blocks relative to dark ones; noise in dark blocks, counts; contrast of the blocks, counts"
     x = np.asarray(x, np.float32)
     blocks = _in_blocks(x[1:-1, 1:-1])
     is_whole = blocks.max(1)<x.max() # without saturated pixels
     means = blocks.mean(1)[is_whole]
-    noise = _noise_from(_in_blocks(second_differences(x)), 1)[is_whole]
+    noise = _noise_in_blocks(x)[is_whole]
     low,high = np.quantile(means, [0.3, 0.95])
     dark = float(np.median(noise[means<=low]))
     return float(np.median(noise[means>=high]))/max(dark, 1e-9), dark, float(high-low)
@@ -166,7 +170,7 @@ def _blocks_of(x):
     "The blocks of an image (H,W) float32"
     pixels = _in_blocks(x[1:-1, 1:-1])
     noise = _in_blocks((x-uniform_filter(x, 5))[1:-1, 1:-1])
-    variance = _noise_from(_in_blocks(second_differences(x)), 1)**2
+    variance = _noise_in_blocks(x)**2
     blocks = _Blocks(pixels.mean(1), variance, noise)
     return blocks.of((variance>0) & (pixels.min(1)>x.min()))
 

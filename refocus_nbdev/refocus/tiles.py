@@ -10,6 +10,7 @@ import functools, itertools, math
 from dataclasses import dataclass
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
 from fastcore.basics import patch
+from scipy.fft import next_fast_len
 from ..io.strips import *
 from ..optics.places import WidthMap
 from ..learn.networks import *
@@ -35,7 +36,8 @@ def _reach(levels, blocks, fold):
 
 def _pixels_seen(model, here):
     "Numbers of the rows and columns of pixels that the output of one cell depends on"
-    n,fold = 32*model.cell//model.fold,model.fold
+    fold = model.fold
+    n = 32*model.cell//fold
     x = torch.rand(1, fold**2, n, n, requires_grad=True)
     y = F.pixel_shuffle(model.correction(x, torch.rand(1, 32)), fold)
     y[..., here, here].square().sum().backward()
@@ -53,7 +55,8 @@ def seen_at(
 ) -> np.ndarray:  # (b-a,), numbers of pixels of the image
     "The pixels that the deconvolution of a whole image uses at the positions from `a` to before `b`"
     padded = reflected(n, 0, -n%multiple)
-    margin,size = taps.margin,taps.padded(len(padded))
+    margin = taps.margin
+    size = taps.padded(len(padded))
     around = reflected(len(padded), margin, size-len(padded)-margin)
     return padded[around[(torch.arange(a, b)+margin)%size]].numpy()
 
@@ -159,8 +162,9 @@ class _Cut:
     "A tile, and the pixels that are cut out for it, along one side of an image"
     def __init__(self, tile, n, model):
         size = tile.stop-tile.start
-        room = 4*fast_size(math.ceil((size+2*FAR_PX)/4))
-        self.tile,self.size = tile,size
+        room = 4*next_fast_len(math.ceil((size+2*FAR_PX)/4), real=True)
+        self.tile = tile
+        self.size = size
         self.before = (room-size)//8*4
         first = tile.start-self.before
         self.pixels = seen_at(model.taps, n, model.multiple, first, first+room)
@@ -216,7 +220,8 @@ def _used(pixels, down, across):
 
 def _line(rows, cut, columns, run, widths):
     "A row of tiles that fade into each other"
-    strip,t = rows_at(rows, cut.pixels),cut.tile
+    strip = rows_at(rows, cut.pixels)
+    t = cut.tile
     W = columns[-1][-1].tile.stop
     line = np.zeros((t.last-t.first, W), np.float32)
     for batch in columns:
