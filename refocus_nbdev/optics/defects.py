@@ -260,7 +260,7 @@ def _spots(x, noise):
 
 # %% ../../nbs/27_optics.defects.ipynb #lines
 _SEGMENT = 128  # Rows in which a defective column is looked for, px
-_LEAST_LINE = 0.65 # Least mean difference of a defective column from those beside it, in standard deviations of the noise of a pixel
+_LEAST_LINE = 0.65 # Least mean of a column's differences, in standard deviations of the noise of a pixel
 
 def _changes(x):
     "How much brighter pixels of an array (h,W) are than the two beside them, (h,W-2)"
