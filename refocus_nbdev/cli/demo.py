@@ -102,7 +102,7 @@ def demo(
 ):
     """Refocus a simulated plate, and compare the results with the plane in focus.
 
-    Writes the refocused images and a picture. Needs neither images nor a network.
+    Writes the refocused images and a picture. Needs no images of yours, and no network connection.
 
     Example: refocus demo
     """

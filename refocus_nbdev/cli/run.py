@@ -203,7 +203,7 @@ def run(
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
-    defocus_um:str='', # Distance from focus, um, a number or a CSV file (columns file, defocus_um), weighed against the image
+    defocus_um:str='', # Distance from focus, um: a number, or a CSV file (columns file, defocus_um); estimated if empty
     blur_per_um:float|None=None, # Your microscope's blur, um per um out of focus, from refocus score; else the model's
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty

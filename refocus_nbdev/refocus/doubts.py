@@ -204,7 +204,7 @@ CUT_OFF = Remark('cut off', 'its darkest part was cut off, as by subtracting a b
                  'refocus the image as it was before')
 _SMOOTHED = Remark('smoothed', 'it was smoothed, deconvolved or resampled before: '
                    'refocus the image as the camera took it')
-_GAMMA = Remark('gamma', 'its grey levels were changed for the screen (gamma): '
+_GAMMA = Remark('gamma', 'its noise does not grow with its brightness, as if its grey levels were changed (gamma): '
                 'refocus the intensities that the camera measured')
 _PROJECTION = Remark('projection', 'its noise is that of a maximum projection of a stack, or of a camera that '
                      'multiplies electrons: of a stack, refocus single planes or the mean')
