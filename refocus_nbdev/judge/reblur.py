@@ -646,8 +646,8 @@ def check_file(
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
     objects='auto', # What to list: nuclei, regions, or what suits model and result, see `views_of`
     # A row for each plane: file, series, channel, its place, width (px), left_over, unexplained, contradicted (share of
-    # its area), the number of each of `REGIONS`, nuclei judged, the number of each of `SUSPECTS` (empty where nuclei are
-    # not asked for), and note: why not to believe them. And the rows of `suspects_of`
+    # its area), the number of each of `REGIONS`, nuclei judged, the number of each of `SUSPECTS` (empty where nuclei
+    # are not asked for), and note: why not to believe them. And the rows of `suspects_of`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Blur a result again, and compare it with its image; raises `ImageError` if planes differ, and for half widths"
     find = segmenter_of(segmenter)

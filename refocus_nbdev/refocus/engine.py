@@ -10,7 +10,7 @@ __all__ = ['UNET_MULTIPLE', 'NOISE_PROMINENCE', 'STANDS_OUT', 'best_device', 'Re
 import threading
 from typing import NamedTuple
 import numpy as np, torch
-from fastcore.basics import patch
+from fastcore.basics import patch, store_attr
 from ..io.disk import *
 from ..io.strips import *
 from ..io.provenance import HOT_PIXELS
@@ -66,12 +66,8 @@ class Refocuser:
     ):
         self.device = best_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last)
-        self.card = card
-        self.sha256 = sha256
-        self.tile = tile
-        self.batch = batch
+        store_attr('card,sha256,tile,batch,turns')
         self.own_blur = blur_per_um
-        self.turns = turns
         self.lock = threading.Lock()
         self.remarks = []
         if turns!=1: self._check_turns()

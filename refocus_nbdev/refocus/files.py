@@ -100,6 +100,7 @@ def acquisitions(
     "Read the planes of some channels once, and find their scales; raises `ImageError` for NaN or infinite pixels"
     return {c: _acquisition(refocuser, image, c) for c in sorted(channels)}
 
+# %% ../../nbs/55_refocus.files.ipynb #_acquisition
 def _checked_planes(image, channel):
     "The planes of one channel, each with its `Rows`, which raise `ImageError` for NaN; a single one in memory"
     def checked(pixels): return check_finite(MicroscopeImage(pixels, source=image.path)).pixels
@@ -123,7 +124,7 @@ def _acquisition(refocuser, image, channel):
     defects = {key: find_defects(rows) for key,rows in own.items()}
     planes = [mended(rows, defects[key]).map(seen) for key,rows in own.items()]
     scale = refocuser.scale_of(planes)
-    if not minima: _read(planes) # a fixed scale is found without them
+    if not minima: _read(planes)
     is_constant = min(minima)==brightest.value
     return Acquisition(None if is_constant else scale, brightest.saturated, defects)
 
