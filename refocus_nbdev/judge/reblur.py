@@ -11,7 +11,7 @@ __all__ = ['SUSPECTS', 'MOST_UNEXPLAINED', 'NOT_FITTING', 'UNCHANGED', 'OBJECTS'
 import textwrap
 from dataclasses import dataclass, field
 from typing import NamedTuple
-import numpy as np, pandas as pd, torch
+import numpy as np, pandas as pd
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy import ndimage as ndi
@@ -24,7 +24,7 @@ from ..io.strips import as_rows
 from ..io.planes import ImageError
 from ..io.provenance import *
 from ..io.images import *
-from ..optics.intensity import noise_sigma
+from ..optics.intensity import noise_level
 from ..optics.defects import mended
 from ..refocus.contradictions import *
 from ..learn.metrics import *
@@ -301,11 +301,6 @@ def _rms(x):
     mean_square = np.mean(x**2)
     return float(np.sqrt(mean_square))
 
-def _noise_of(image):
-    "The noise of an image (H,W), counts"
-    batch = torch.tensor(image)[None,None]
-    return noise_sigma(batch).item()
-
 def _check_size(blurred, pred):
     if np.shape(blurred)==np.shape(pred): return
     raise ValueError(f'the image has {np.shape(blurred)} pixels, the prediction {np.shape(pred)}: '
@@ -362,7 +357,7 @@ def check_reblur(
     pred = np.asarray(pred, np.float32)
     if labels is None: labels = find_nuclei(pred, diameter)
     labels = np.asarray(labels).astype(int)
-    own_noise = _noise_of(image)
+    own_noise = noise_level(image)
     noise = own_noise or 1.
     width = _width_between(image, pred, width, own_noise)
     residual = _residual(image, pred, width)

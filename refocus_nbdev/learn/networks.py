@@ -232,6 +232,7 @@ class WidthEstimator(nn.Module):
     within = 0.1 # Relative error of a width given by the user
     wrong = 0.02 # Share of the given widths that are entirely wrong
     doubt = 0.1  # Relative error of the estimate, because real blurs differ from those in training
+    careful = 0.4 # The quantile to which `cautious` leans for a broad distribution, 0 to 1
 
     def __init__(self,
         widths=(48,64,96,128,128), # Channels of each level
@@ -373,10 +374,9 @@ def is_vague(
 @patch
 def cautious(self:WidthEstimator,
     evidence:Tensor, # (B,bins), see `evidence`
-    share:float=0.4, # The quantile for a broad distribution, 0 to 1
 ) -> Tensor:         # (B,) log(width in px + 1/2)
     "The median width; the broader the distribution, the nearer to a lower quantile"
-    low,careful,median,high = self.quantiles(evidence, (0.05, share, 0.5, 0.95))
+    low,careful,median,high = self.quantiles(evidence, (0.05, self.careful, 0.5, 0.95))
     return torch.lerp(median, careful, smoothstep(high-low, *_BROAD))
 
 # %% ../../nbs/46_learn.networks.ipynb #decided
