@@ -11,7 +11,9 @@ from .io.disk import *
 from .io.strips import *
 from .io.planes import *
 from .io.provenance import *
+from .io.sizes import *
 from .io.tiff import *
+from .io.tiffcopy import *
 from .io.ngff import *
 from .io.vendors import *
 from .io.images import *
