@@ -17,9 +17,15 @@ from ..refocus.inputs import image_files, no_images
 _KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr',
               czi='CZI', nd2='ND2', lif='LIF')
 
+def _by_source(um, size): return f'{um:.4g} um by {size.source}'
+
 def _size_in_words(image):
-    try: return f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give'
+    "The size of the pixels and where it stands, and the sizes that differ"
+    try: um = image.pixel_um
     except ImageError as e: return str(e).removeprefix(f'{image.path}: ')
+    if not um: return 'of a size that the file does not give'
+    others = [_by_source(size.um, size) for size in image.other_sizes]
+    return '; but '.join([_by_source(um, image.all_sizes[0]), *others])
 
 def _facts(image):
     "Names and values of the facts about an open image"

@@ -63,12 +63,11 @@ def _warn_of_model(refocuser):
     if is_worse_than_nothing(refocuser.card): print(_WORSE.format(name=refocuser.name), file=sys.stderr)
 
 # %% ../../nbs/71_cli.run.ipynb #_reading_lines
-_SIZED_BY = dict(user='by --pixel-um', file='by metadata')
-
 def _reading_in_words(reading):
     "The axes, channels and pixel size of a file, in words"
     size = 'no known size'
-    if reading.sized_by in _SIZED_BY: size = f'{reading.pixel_um:.4g} um {_SIZED_BY[reading.sized_by]}'
+    source = dict(user='--pixel-um', file=reading.size_source).get(reading.sized_by)
+    if source: size = f'{reading.pixel_um:.4g} um by {source}'
     channels = f'; channels refocused: {", ".join(reading.channels) or "none"}' if 'C' in reading.axes else ''
     return f'axes {reading.axes}{channels}; pixels of {size}'
 

@@ -69,6 +69,8 @@ class Plane:
 # %% ../../nbs/02_io.planes.ipynb #Reader
 class Reader:
     "Base of the readers of all formats; each adds `planes`, `rows`, `copy`, `channels` and `sizes_um`"
+    unlike = () # Planes of another kind than the others, which are no part of the acquisition; a copy keeps them
+
     def __enter__(self): return self
     def __exit__(self, *args): pass
 
