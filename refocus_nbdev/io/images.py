@@ -146,11 +146,9 @@ def copy(self:PngReader,
     _save_png(path, pixels, {**self.words, 'Software':made}, self.kept)
 
 # %% ../../nbs/09_io.images.ipynb #_size_problem
-_DTYPES = tuple(map(np.dtype, (np.uint8, np.uint16, np.float32)))
-
 def _dtype_problem(image):
     "A sentence about pixels of another data type than ours in an open image; None if there are none"
-    odd = next((p for p in image.planes if image.rows(p).dtype not in _DTYPES), None)
+    odd = next((p for p in image.planes if image.rows(p).dtype not in DTYPES), None)
     if odd is None: return None
     dtype = image.rows(odd).dtype
     if not image.planes[-1].series: return f'pixels are {dtype}; convert to uint8, uint16 or float32 first'

@@ -242,11 +242,19 @@ def _check_planes(path, tif, planes):
         raise ImageError(f'{path}: has {len(tif.pages)} pages, but its description counts {len(planes)} planes: '
                          f'page {unnamed[0]} is in no image; save it again, in ImageJ for example')
 
+def _check_types(path, all_series):
+    "Raises `ImageError` if the planes of one series differ in their data type"
+    for n,series in enumerate(all_series):
+        types = sorted({str(p.page.dtype) for p in series.planes})
+        if len(types)>1:
+            raise ImageError(f'{path}: planes of series {n} are {" and ".join(types)}: it is damaged; '
+                             'or save them as files of their own')
+
 def _by_type(planes):
-    "The planes of the data type with the most pixels, and the others"
+    "The planes of the data type with the most pixels, if it can be one that is refocused; and the others"
     pixels = Counter()
     for p in planes: pixels[p.page.dtype] += p.size
-    main = pixels.most_common(1)[0][0]
+    main = max(pixels, key=lambda dtype: (dtype in DTYPES, pixels[dtype]))
     return [p for p in planes if p.page.dtype==main], [p for p in planes if p.page.dtype!=main]
 
 # %% ../../nbs/05_io.tiff.ipynb #_sizes_and_names
@@ -306,6 +314,7 @@ class TiffPages(Reader):
         self.series = _all_series(self.path, self.tif, self.given)
         planes = [p for series in self.series for p in series.planes]
         _check_planes(self.path, self.tif, planes)
+        _check_types(self.path, self.series)
         self.planes,self.unlike = _by_type(planes)
 
     def __exit__(self, *args): self.close()
