@@ -198,7 +198,7 @@ def _scale_of_file(load, path, axes):
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
          how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty')
 def run(
-    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, paths from its folder on
+    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
