@@ -345,8 +345,8 @@ def copy_name(
 ) -> str:
     "Name for a copy of a file: its own, or one that ends in .ome.tif if we cannot write its format"
     path = Path(path)
-    is_vendor = path.suffix.lower() in VENDORS
-    return path.stem+'.ome.tif' if is_vendor else path.name
+    becomes_ome = path.suffix.lower() in (*VENDORS, '.stk')
+    return path.stem+'.ome.tif' if becomes_ome else path.name
 
 # %% ../../nbs/09_io.images.ipynb #_tiff_options
 def _resolution_options(im):

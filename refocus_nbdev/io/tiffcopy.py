@@ -326,13 +326,18 @@ def write_ome(
             tags = first if i==0 else dict(software=False)
             out.write(pixels, photometric='minisblack', metadata=None, **tags, **options)
 
+def _first_text(tif):
+    "The first text in the description of a file, without signs that XML cannot hold; MetaMorph writes one for each plane"
+    text,_,_ = tif.pages.first.description.partition('\0')
+    return ''.join(c for c in text if c.isprintable() or c in '\n\t')
+
 @patch
 def _copy_as_ome(self:TiffReader, path, change, text):
     "Write an OME-TIFF of the planes of the first series"
     axes,shape = self.axes,self.shape
     xml = tifffile.OmeXml()
     pages = len(self.planes), 1, 1, *shape[-2:], 1
-    about = dict(ome_size(next(iter(self.all_sizes), None)), Description=self.tif.pages.first.description)
+    about = dict(ome_size(next(iter(self.all_sizes), None)), Description=_first_text(self.tif))
     xml.addimage(self.dtype, shape, pages, axes=axes, **about)
     planes = (self.changed(p, change)[:] for p in self.planes)
     nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
