@@ -129,6 +129,7 @@ def given_distances(
 _PLACE = dict(
     file='the image',
     series='number of the series in the file, from 0',
+    scene='name of the series in the file, which may be a well',
     channel='name of the channel in the file, or its number from 1',
     t='number of the time point, from 0',
     z='number of the plane, from 0; for a plate in BBBC006 layout, the number of its folder')
