@@ -283,7 +283,7 @@ COLUMNS = {
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
-_MAYBE = {'t', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE = {'scene', 't', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):
