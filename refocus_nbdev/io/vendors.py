@@ -29,7 +29,7 @@ class Scene:
     axes: str     # One letter for each axis
     shape: tuple  # Lengths of the axes
     dtype: object # Data type of the pixels
-    # Function from the place of a plane, such as {'T':0, 'Z':2}, its first row and the row after the last, to an array (h,W)
+    # Function from the place of a plane, such as {'Z':2}, its first row and the row after the last, to an array (h,W)
     read: object = field(repr=False)
     name: str = ''    # As the maker's software shows it
     names: list = ()  # Names of its channels
