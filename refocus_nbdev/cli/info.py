@@ -8,14 +8,15 @@ __all__ = ['info']
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
 from .app import *
-from ..io.images import IMAGE_SUFFIXES, open_image
+from ..io.images import IMAGE_SUFFIXES, KINDS_READ, open_image
 from ..io.planes import ImageError
+from ..io.vendors import VENDORS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files, no_images
 
 # %% ../../nbs/81_cli.info.ipynb #_image_facts
 _KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr',
-              czi='CZI', nd2='ND2', lif='LIF')
+              **{suffix[1:]: maker.name for suffix,maker in VENDORS.items()})
 
 def _by_source(um, size): return f'{um:.4g} um by {size.source}'
 
@@ -53,7 +54,7 @@ def _files(inputs):
     if not files: raise ImageError(no_images(', '.join(inputs)))
     return files
 
-_READ = 'info reads images (TIFF, PNG, OME-Zarr, CZI, ND2, LIF), and tables (CSV) that refocus has written'
+_READ = f'info reads images ({KINDS_READ}), and tables (CSV) that refocus has written'
 
 def _print_facts(path, axes):
     suffix = path.suffix.lower()

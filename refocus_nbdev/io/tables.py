@@ -173,6 +173,7 @@ def given_distances(
 _PLACE = dict(
     file='the image',
     series='number of the series in the file, from 0',
+    scene='name of the series in the file, which may be a well',
     channel='name of the channel in the file, or its number from 1',
     t='number of the time point, from 0',
     z='number of the plane, from 0; for a plate in BBBC006 layout, the number of its folder')
@@ -326,7 +327,7 @@ COLUMNS = {
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
-_MAYBE = {'t', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE = {'scene', 't', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):

@@ -460,7 +460,7 @@ class Refocused:
 # %% ../../nbs/55_refocus.files.ipynb #refocus_file
 def refocus_file(
     refocuser:Refocuser, # The model
-    source, # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a CZI, ND2 or LIF
+    source, # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a file of `VENDORS`
     target, # Path of the copy; the folder must exist
     channels=None,   # Names, or numbers from 1, of the channels to refocus; all if None
     defocus_um=None, # Distance from focus, um, on either side; None: the model estimates it
