@@ -236,7 +236,7 @@ class Size(NamedTuple):
 @patch(as_prop=True)
 def all_sizes(self:Reader):
     "Every `Size` that the file gives for its first series, the one that is used first; may be empty"
-    return [Size('the file', *size) for size in self.sizes_um[:1] if any(size)]
+    return [Size('metadata', *size) for size in self.sizes_um[:1] if any(size)]
 
 @patch(as_prop=True)
 def other_sizes(self:Reader):

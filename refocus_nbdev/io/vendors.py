@@ -18,9 +18,9 @@ import numpy as np, tifffile
 from fastcore.basics import patch
 from .strips import *
 from .planes import *
-from .provenance import annotated, as_words
+from .provenance import as_words
 from .tiff import quiet_tifffile
-from .tiffcopy import reword
+from .tiffcopy import reword, write_ome
 
 # %% ../../nbs/08_io.vendors.ipynb #Scene
 @dataclass
@@ -460,9 +460,6 @@ def _metadata_of(scene):
     return dict(found, **units, **time, Name=scene.name, Channel=_channel_names(scene))
 
 # %% ../../nbs/08_io.vendors.ipynb #VendorReader-copy
-_DESCRIPTION,_ASCII = 270,2 # Codes of a tag and of its type
-_BIG = 3.9e9 # Bytes, from which a TIFF needs larger offsets
-
 @patch
 def _xml(self:VendorReader):
     "OME-XML of all scenes"
@@ -476,14 +473,9 @@ def _xml(self:VendorReader):
 @patch
 def _write(self:VendorReader, path, change, text):
     "Write all planes, page after page"
-    described = _DESCRIPTION, _ASCII, 0, annotated(self._xml(), text), False
-    first = dict(software=text, extratags=[described])
-    size = sum(p.size for p in self.planes)*self.dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=size>_BIG, ome=False, shaped=False) as out:
-        for i,p in enumerate(self.planes):
-            pixels = self.changed(p, change)[:]
-            tags = first if i==0 else dict(software=False)
-            out.write(pixels, photometric='minisblack', compression='zlib', metadata=None, **tags)
+    planes = (self.changed(p, change)[:] for p in self.planes)
+    nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
+    write_ome(path, planes, nbytes, self._xml(), text, compression='zlib')
 
 # %% ../../nbs/08_io.vendors.ipynb #VendorReader-copy-2
 @patch
