@@ -40,9 +40,13 @@ def _resolution_options(page):
     unit = tags['ResolutionUnit'].value if 'ResolutionUnit' in tags else _INCH
     return dict(resolution=both, resolutionunit=int(unit))
 
+_MOST_IN_STRIP = 64e6 # Bytes
+
 def _part_options(page):
     "Arguments for its strips or tiles; tifffile cannot write tiles whose sides are not multiples of 16"
-    if not page.is_tiled: return dict(rowsperstrip=strip_rows(page))
+    if not page.is_tiled:
+        most = _MOST_IN_STRIP*page.imagelength//page.nbytes
+        return dict(rowsperstrip=max(min(strip_rows(page), int(most)), 1))
     sides = page.tilelength,page.tilewidth
     return dict(tile=sides) if all(n%16==0 for n in sides) else {}
 
@@ -142,6 +146,16 @@ def _tiles(rows, height, width):
         strip = rows[top:top+height]
         for left in range(0, rows.shape[1], width): yield np.ascontiguousarray(strip[:, left:left+width])
 
+def _whole(pixels):
+    "All pixels of an array or `Rows`, computed some rows at a time"
+    if not isinstance(pixels, Rows): return pixels
+    x = np.empty(pixels.shape, pixels.dtype)
+    first = 0
+    for part in strips(pixels):
+        x[first:first+len(part)] = part
+        first += len(part)
+    return x
+
 def _write_page(out, pixels, page, **kwargs):
     "Write `pixels`, an array or `Rows`, as a page with the layout of `page`"
     options = _layout(page)|kwargs
@@ -150,7 +164,7 @@ def _write_page(out, pixels, page, **kwargs):
         def in_order(x): return x.astype(dtype)
         options.update(shape=pixels.shape, dtype=dtype)
         pixels = _tiles(pixels.map(in_order), *options['tile'])
-    else: pixels = pixels[:]
+    else: pixels = _whole(pixels)
     out.write(pixels, **options)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #reword
