@@ -196,7 +196,7 @@ def test_an_imagej_hyperstack_stays_one(stacks):
 
 def tags(path):
     "Of all pages, but for places in the file and what the result says of itself"
-    own = {'StripOffsets', 'StripByteCounts', 'Software', 'ImageDescription', 'IJMetadata', 'IJMetadataByteCounts', 'ImageWidth', 'ImageLength'}
+    own = {'StripOffsets', 'StripByteCounts', 'ProcessingSoftware', 'ImageDescription', 'IJMetadata', 'IJMetadataByteCounts', 'ImageWidth', 'ImageLength'}
     with tifffile.TiffFile(path) as tif: return [{t.name: str(t.value) for t in p.aspage().tags if t.name not in own} for p in tif.pages]
 
 @pytest.mark.parametrize('kind', STACKS)
@@ -231,7 +231,7 @@ def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind)
 
 @pytest.mark.parametrize('when', ['before its words are replaced', 'within that'])
 def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_path, blurred, monkeypatch, when):
-    from refocus_nbdev.io import tiff
+    from refocus_nbdev.io import tiffcopy
     deep = np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     tifffile.imwrite(tmp_path/'deep.tif', deep, photometric='minisblack')
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'whole').code==0
@@ -240,7 +240,7 @@ def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_pat
         stopped.append(when)
         raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(*((tiff, 'reword') if when!='within that' else (tifffile.TiffTag, 'overwrite')), stop)
+        m.setattr(*((tiffcopy, 'reword') if when!='within that' else (tifffile.TiffTag, 'overwrite')), stop)
         assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==130 and contents(tmp_path/'out')=={} and stopped
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==0
     assert contents(tmp_path/'out')==contents(tmp_path/'whole')
