@@ -136,6 +136,7 @@ class _Series(NamedTuple):
     planes: list     # `Plane`s in this file
     offset: int|None # The byte at which all planes begin, if they lie behind one page
     kind: str        # tifffile's name for its kind
+    names: list = () # Names of the channels, as far as they stand outside OME-XML
 
     @property
     def is_part(self):
@@ -216,9 +217,53 @@ def _images_here(tif):
 
 def _all_series(path, tif, given):
     "Every series of a file"
+    if tif.is_ndtiff and not given: return _all_nd_series(tif)
     if given or not _is_of_set(tif):
         return [_series_of(path, n, series, given if n==0 else None) for n,series in enumerate(tif.series)]
     return [_series_in_set(tif, n, pixels, _data_here(tif, pixels)[0]) for n,pixels in enumerate(_images_here(tif))]
+
+# %% ../../nbs/05_io.tiff.ipynb #ndtiff
+_ND_LETTERS = dict(time='T', channel='C', z='Z')
+
+def _nd_places(tif):
+    "The place of each plane of a file of an NDTiff, by the byte at which its pixels begin"
+    index = Path(tif.filehandle.path).with_name('NDTiff.index')
+    return {at: axes for axes,name,at,*_ in tifffile.read_ndtiff_index(index) if name==tif.filename}
+
+def _numbered(values):
+    "The values of an axis and their numbers: words in the order in which they come, numbers by size"
+    distinct = dict.fromkeys(values)
+    are_words = any(isinstance(value, str) for value in distinct)
+    return {value: i for i,value in enumerate(distinct if are_words else sorted(distinct))}
+
+def _nd_series(n, pages):
+    "Series number `n` from its pages, each with its place"
+    used = [axis for axis in _ND_LETTERS if len({place.get(axis) for _,place in pages})>1]
+    numbers = {axis: _numbered(place.get(axis) for _,place in pages) for axis in used}
+    lengths = [len(numbers[axis]) for axis in used]
+    planes = []
+    for page,place in pages:
+        where = {_ND_LETTERS[axis]: numbers[axis][place.get(axis)] for axis in used}
+        index = int(np.ravel_multi_index(list(where.values()), lengths)) if used else 0
+        planes.append(Plane(n, index, where, page.shape, page))
+    names = [str(name) for name in numbers.get('channel', {pages[0][1].get('channel', ''): 0})]
+    axes = ''.join(_ND_LETTERS[axis] for axis in used)+'YX'
+    return _Series(axes, (*lengths, *planes[0].shape), sorted(planes, key=lambda p: p.index), None, 'ndtiff', names)
+
+def _all_nd_series(tif):
+    "The series of one file of an NDTiff: one for each position"
+    places = _nd_places(tif)
+    positions = {}
+    for page in map(_as_page, tif.pages):
+        place = places.get(page.dataoffsets[0])
+        if place is None or not _is_grey(page): continue
+        key = tuple(sorted((axis,value) for axis,value in place.items() if axis not in _ND_LETTERS))
+        positions.setdefault(key, []).append((page, place))
+    found = [_nd_series(n, pages) for n,pages in enumerate(positions.values())]
+    lacking = sum(int(np.prod(s.shape[:-2]))-len(s.planes) for s in found)
+    if not lacking: return found
+    raise ImageError(f'{tif.filehandle.path}: lacks {lacking} planes of its grid of times, channels and depths: '
+                     'export what there is as OME-TIFF, in Micro-Manager')
 
 # %% ../../nbs/05_io.tiff.ipynb #_check_planes
 def _why_not_grey(page):
@@ -281,7 +326,7 @@ def _alike(images):
 def _sizes_and_names(tif, all_series):
     "Every `Size` of each series; and the names of the channels of each series"
     sizes = [sizes_in(tif, series.planes[0].page) if series.planes else [] for series in all_series]
-    if not tif.is_ome: return sizes, []
+    if not tif.is_ome: return sizes, [list(series.names) for series in all_series]
     images = _images_here(tif)
     names = [_ome_names(pixels) for pixels in images]
     is_whole = len(images)==len(all_series) and all_series[0].kind=='ome'
@@ -309,9 +354,9 @@ class TiffPages(Reader):
 
     def _find_planes(self):
         "Look through the pages and series of the file"
-        if not self.tif.series: raise ImageError(f'{self.path}: the TIFF holds no image; is it complete?')
         for p in self.tif.pages: check_page(self.path, p.aspage())
         self.series = _all_series(self.path, self.tif, self.given)
+        if not self.series: raise ImageError(f'{self.path}: the TIFF holds no image; is it complete?')
         planes = [p for series in self.series for p in series.planes]
         _check_planes(self.path, self.tif, planes)
         _check_types(self.path, self.series)

@@ -331,14 +331,15 @@ def write_ome(
     nbytes, # Bytes of all pixels
     xml,    # OME-XML that describes them
     text,   # What made the pixels
+    tags=(), # A list of other tags for each page, as tifffile takes them; empty for none
     **options # For each page, see `tifffile.TiffWriter.write`
 ):
     "Write planes as an OME-TIFF, page after page"
-    first = dict(software=text, extratags=[_text_tag(_DESCRIPTION, annotated(xml, text))])
+    described = _text_tag(_DESCRIPTION, annotated(xml, text))
     with tifffile.TiffWriter(path, bigtiff=nbytes>_MOST_BYTES, ome=False, shaped=False) as out:
         for i,pixels in enumerate(planes):
-            tags = first if i==0 else dict(software=False)
-            out.write(pixels, photometric='minisblack', metadata=None, **tags, **options)
+            own = [described]*(i==0)+list(tags[i] if tags else [])
+            out.write(pixels, photometric='minisblack', metadata=None, software=text if i==0 else False, extratags=own, **options)
 
 def _first_text(tif):
     "The first text in the description of a file, without signs that XML cannot hold; MetaMorph writes one for each plane"
@@ -346,16 +347,25 @@ def _first_text(tif):
     return ''.join(c for c in text if c.isprintable() or c in '\n\t')
 
 @patch
-def _copy_as_ome(self:TiffReader, path, change, text):
-    "Write an OME-TIFF of the planes of the first series"
-    axes,shape = self.axes,self.shape
+def _xml(self:TiffReader):
+    "OME-XML of all series"
     xml = tifffile.OmeXml()
-    pages = len(self.planes), 1, 1, *shape[-2:], 1
-    about = dict(ome_size(next(iter(self.all_sizes), None)), Description=_first_text(self.tif))
-    xml.addimage(self.dtype, shape, pages, axes=axes, **about)
+    for series,sizes in zip(self.series, self.sizes):
+        pages = len(series.planes), 1, 1, *series.shape[-2:], 1
+        about = ome_size(next(iter(sizes), None))
+        if any(series.names): about['Channel'] = dict(Name=list(series.names))
+        about['Description'] = _first_text(self.tif)
+        xml.addimage(self.dtype, series.shape, pages, axes=series.axes, **about)
+    return xml.tostring()
+
+@patch
+def _copy_as_ome(self:TiffReader, path, change, text):
+    "Write an OME-TIFF of all series; each page that is a plane keeps its tags"
     planes = (self.changed(p, change)[:] for p in self.planes)
     nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
-    write_ome(path, planes, nbytes, xml.tostring(), made_by(text, self.software))
+    has_pages = len(self.tif.pages)==len(self.planes)
+    tags = [_raw_tags(p.page, lambda tag: tag.code==_DESCRIPTION) for p in self.planes] if has_pages else ()
+    write_ome(path, planes, nbytes, self._xml(), made_by(text, self.software), tags)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy
 @patch
@@ -369,7 +379,7 @@ def copy(self:TiffReader,
     early = words()
     is_stack = any(series.offset is not None for series in self.series)
     write = self._copy_stack if is_stack else self._copy_pages
-    if is_stack and self.tif.is_stk: write = self._copy_as_ome
+    if (is_stack and self.tif.is_stk) or self.tif.is_ndtiff: write = self._copy_as_ome
     with quiet_tifffile(): write(path, change, early)
     late = words()
     if late!=early: reword(path, early, late)
