@@ -67,9 +67,16 @@ _ALPHA = 'is grey with transparency; save it as a grey image of 8 or 16 bits, wi
 _MASK = 'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits first'
 _NOT_GREY = {'1':_MASK, 'LA':_ALPHA, 'La':_ALPHA, 'PA':_ALPHA} # By PIL's names for kinds of pixels
 
+def _is_grey_in_colour(im):
+    "Is a PNG, opened by PIL, a grey picture, saved as red, green and blue that are equal? Constant ones are not"
+    if im.mode!='RGB': return False
+    red,green,blue = np.moveaxis(np.array(im), -1, 0)
+    return bool((red==green).all() and (red==blue).all() and red.min()<red.max())
+
 def _check_png(path, im):
     "Raises `ImageError` if a PNG, opened by PIL, is in colour or holds several pictures"
-    if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
+    is_grey = im.mode in ('L','I;16','I') or _is_grey_in_colour(im)
+    if not is_grey: raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
     pictures = getattr(im, 'n_frames', 1)
     if pictures>1:
         raise ImageError(f'{path}: is an animation of {pictures} pictures; save each as a file of its own first')
@@ -94,6 +101,8 @@ class PngReader(Reader):
             self.words = dict(im.text)
             self.kept = _kept_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
+        self.in_colour = x.ndim==3
+        if self.in_colour: x = x[...,0]
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
         self.planes = [Plane(0, 0, {}, self.pixels.shape)]
 
@@ -142,6 +151,7 @@ def copy(self:PngReader,
 ):
     "Write a PNG that differs only in its pixels"
     pixels = self.changed(self.planes[0], change)[:]
+    if self.in_colour: pixels = np.stack([pixels]*3, -1)
     made = made_by(as_words(text)(), self.software)
     _save_png(path, pixels, {**self.words, 'Software':made}, self.kept)
 

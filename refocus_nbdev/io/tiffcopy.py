@@ -230,11 +230,18 @@ def planes_of_levels(
     return found
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy-pages-2
+def _in_colour(grey, page):
+    "Grey pixels (H,W) as red, green and blue, with the transparency of the page if it has one, (H,W,samples)"
+    pixels = page.asarray().copy()
+    pixels[...,:3] = grey[...,None]
+    return pixels
+
 @patch
 def _new_pixels(self:TiffReader, plane, change):
     "New pixels for the page of a plane, None if they stay"
     new = change(plane)
     if new is None: return None
+    if plane.page.axes=='YXS': return _in_colour(as_rows(new)[:], plane.page)
     def inverted(x): return inverted_as(x, plane.page)
     return as_rows(new).map(inverted)
 
