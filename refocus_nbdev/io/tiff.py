@@ -141,6 +141,7 @@ def is_grey_in_colour(
     red,green,blue = np.moveaxis(page.asarray()[...,:3], -1, 0)
     return bool((red==green).all() and (red==blue).all() and red.min()<red.max())
 
+# %% ../../nbs/05_io.tiff.ipynb #_Series
 class _Series(NamedTuple):
     "Planes that belong together"
     axes: str        # A letter for each axis, Y and X last
@@ -153,8 +154,10 @@ class _Series(NamedTuple):
     @property
     def is_part(self):
         "Does this file lack some of its planes?"
-        return self.offset is None and len(self.planes)<np.prod(self.shape[:-2])
+        if self.offset is not None: return False
+        return len(self.planes)<np.prod(self.shape[:-2])
 
+# %% ../../nbs/05_io.tiff.ipynb #axes-of-series
 def _axes_and_shape(path, series, given=None):
     "Letters for the axes of a series, and its shape; raises `ImageError` for `given` letters that do not fit"
     axes,shape = series.axes,series.shape
@@ -205,19 +208,25 @@ def _places_of(data, pixels, count):
         place = np.unravel_index(start+i, sizes, order='F')
         yield first+i, dict(zip(order, map(int, place)))
 
+def _index(where, lengths):
+    "Number of a plane in its series, from its place on the axes with these lengths"
+    return int(np.ravel_multi_index(list(where.values()), lengths)) if lengths else 0
+
 def _series_in_set(tif, n, pixels, here):
     "Series number `n`: the planes of an image of a set that are in this file"
     axes = [axis for axis in reversed(pixels['DimensionOrder'][2:]) if pixels[f'Size{axis}']>1]
     lengths = [pixels[f'Size{axis}'] for axis in axes]
-    places = {i: where for data in here for i,where in _places_of(data, pixels, len(tif.pages))}
+    places = [found for data in here for found in _places_of(data, pixels, len(tif.pages))]
+    pages = _grey_pages([tif.pages[i] for i,_ in places])
     planes = []
-    for i,page in _grey_pages([tif.pages[i] for i in places]).items():
-        where = {axis: list(places.values())[i][axis] for axis in axes}
-        index = int(np.ravel_multi_index(list(where.values()), lengths)) if axes else 0
-        planes.append(Plane(n, index, where, page.shape, page))
+    for i,page in pages.items():
+        _,place = places[i]
+        where = {axis: place[axis] for axis in axes}
+        planes.append(Plane(n, _index(where, lengths), where, page.shape, page))
     shape = *lengths, *planes[0].shape
     return _Series(''.join(axes)+'YX', shape, planes, None, 'ome')
 
+# %% ../../nbs/05_io.tiff.ipynb #all-series
 def _is_of_set(tif):
     "Does the OME-XML of a file describe planes in other files?"
     return tif.is_ome and any(_data_here(tif, pixels)[1] for pixels in _elements_of(_ome_xml(tif)))
@@ -246,7 +255,8 @@ _ND_LETTERS = dict(time='T', channel='C', z='Z')
 def _nd_places(tif):
     "The place of each plane of a file of an NDTiff, by the byte at which its pixels begin"
     index = Path(tif.filehandle.path).with_name('NDTiff.index')
-    return {at: axes for axes,name,at,*_ in tifffile.read_ndtiff_index(index) if name==tif.filename}
+    entries = tifffile.read_ndtiff_index(index)
+    return {at: axes for axes,name,at,*_ in entries if name==tif.filename}
 
 def _numbered(values):
     "The values of an axis and their numbers: words in the order in which they come, numbers by size"
@@ -254,20 +264,23 @@ def _numbered(values):
     are_words = any(isinstance(value, str) for value in distinct)
     return {value: i for i,value in enumerate(distinct if are_words else sorted(distinct))}
 
+# %% ../../nbs/05_io.tiff.ipynb #nd-series
 def _nd_series(n, pages):
     "Series number `n` from its pages, each with its place"
-    used = [axis for axis in _ND_LETTERS if len({place.get(axis) for _,place in pages})>1]
-    numbers = {axis: _numbered(place.get(axis) for _,place in pages) for axis in used}
-    lengths = [len(numbers[axis]) for axis in used]
+    numbers = {axis: _numbered(place.get(axis) for _,place in pages) for axis in _ND_LETTERS}
+    names = [str(name) for name in numbers['channel'] if name is not None]
+    numbers = {axis: found for axis,found in numbers.items() if len(found)>1}
+    lengths = [len(found) for found in numbers.values()]
     planes = []
     for page,place in pages:
-        where = {_ND_LETTERS[axis]: numbers[axis][place.get(axis)] for axis in used}
-        index = int(np.ravel_multi_index(list(where.values()), lengths)) if used else 0
-        planes.append(Plane(n, index, where, page.shape, page))
-    names = [str(name) for name in numbers.get('channel', {pages[0][1].get('channel', ''): 0})]
-    axes = ''.join(_ND_LETTERS[axis] for axis in used)+'YX'
-    return _Series(axes, (*lengths, *planes[0].shape), sorted(planes, key=lambda p: p.index), None, 'ndtiff', names)
+        where = {_ND_LETTERS[axis]: found[place.get(axis)] for axis,found in numbers.items()}
+        planes.append(Plane(n, _index(where, lengths), where, page.shape, page))
+    planes.sort(key=lambda plane: plane.index)
+    shape = *lengths, *planes[0].shape
+    axes = ''.join(planes[0].where)+'YX'
+    return _Series(axes, shape, planes, None, 'ndtiff', names)
 
+# %% ../../nbs/05_io.tiff.ipynb #all-nd-series
 def _all_nd_series(tif):
     "The series of one file of an NDTiff: one for each position"
     places = _nd_places(tif)
@@ -295,7 +308,8 @@ def _why_not_grey(page):
 def _unnamed_pages(tif, planes):
     "Numbers, from 1, of the grey pages that are in no series"
     named = {p.page.index for p in planes}
-    return [page.index+1 for page in map(_as_page, tif.pages) if _is_grey(page) and page.index not in named]
+    grey = [page.index for page in map(_as_page, tif.pages) if _is_grey(page)]
+    return [i+1 for i in grey if i not in named]
 
 def _check_planes(path, tif, planes):
     "Raises `ImageError` if no plane is grey, or if grey pages are in no series"
@@ -386,9 +400,12 @@ class TiffPages(Reader):
 @patch(as_prop=True)
 def sizes_um(self:TiffPages):
     "Width and height of the pixels of each series with planes, um; None for what the file does not give"
-    used = [self.sizes[n] for n in sorted({p.series for p in self.planes})]
-    firsts = [sizes[0] if sizes else Size('', None, None) for sizes in used]
-    return [(first.width, first.height) for first in firsts]
+    numbers = sorted({p.series for p in self.planes})
+    found = []
+    for sizes in map(self.sizes.__getitem__, numbers):
+        first = sizes[0] if sizes else Size('', None, None)
+        found.append((first.width, first.height))
+    return found
 
 @patch(as_prop=True)
 def all_sizes(self:TiffPages):
@@ -406,7 +423,8 @@ def axes(self:TiffPages):
 def shape(self:TiffPages):
     "Lengths of the axes of the first series"
     first = self.series[self.planes[0].series]
-    return (len(first.planes), *first.shape[-2:]) if first.is_part else first.shape
+    if not first.is_part: return first.shape
+    return len(first.planes), *first.shape[-2:]
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages-about
 @patch(as_prop=True)

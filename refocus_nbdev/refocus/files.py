@@ -125,6 +125,7 @@ def _is_mask(rows):
         tops.add(int(x.max()))
     return len(tops-{0})==1
 
+# %% ../../nbs/55_refocus.files.ipynb #acquisition-scale
 def _read(planes):
     "Read all pixels of planes"
     for p in planes:
@@ -246,6 +247,7 @@ def _disagreeing(image, pixel_um):
     return [Remark('sizes differ', f'its pixels are {first.um:.4g} um by its {first.source}, and {listed}: '
                                    'the first size was used; --pixel-um gives another')]
 
+# %% ../../nbs/55_refocus.files.ipynb #one-model
 def _one_model(image, channels, name):
     "A remark if all of several channels were refocused, because a model is made for one stain"
     if len(image.channels)==1 or channels is not None: return []
@@ -523,8 +525,13 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser.name)
-    remarks += _not_images(image, planes.acquisitions)+_overruled(image, pixel_um)+_disagreeing(image, pixel_um)
-    remarks += planes.remarks_on_defects()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales, planes.acquisitions)
+    remarks += _not_images(image, planes.acquisitions)
+    remarks += _overruled(image, pixel_um)
+    remarks += _disagreeing(image, pixel_um)
+    remarks += planes.remarks_on_defects()
+    remarks += doubts
+    remarks += places_remark(planes.ranges_um())
+    remarks += _constant(image, planes.scales, planes.acquisitions)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     um,by = size_used(planes.refocuser, image, pixel_um)
     reading = Reading(image.axes, names, um, by, source_of(image, by))
