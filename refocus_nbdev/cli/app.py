@@ -10,7 +10,7 @@ __all__ = ['app', 'StainChannel', 'HotPixels', 'Device', 'command_line', 'comman
            'tables_to_write', 'write_tables', 'check_pictures']
 
 # %% ../../nbs/70_cli.app.ipynb #imports
-import os, re, shlex, sys
+import os, re, shlex, sys, warnings
 from contextlib import chdir, contextmanager
 from contextvars import ContextVar
 from functools import partialmethod
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 from .. import __version__
-from ..io.disk import atomically
+from ..io.disk import DiskWarning, atomically
 from ..io.planes import ImageError
 from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
@@ -118,6 +118,19 @@ def _guarded(f, kwargs):
         return _exit_code(error)
     finally: _LINE.reset(token)
 
+# %% ../../nbs/70_cli.app.ipynb #disk-warnings
+@contextmanager
+def _disk_warnings_printed():
+    "Print each different `DiskWarning` as one line, as long as this context lasts"
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *args, **kwargs):
+            if issubclass(category, DiskWarning): print(f'WARNING: {message}', file=sys.stderr)
+            else: usual(message, category, *args, **kwargs)
+        warnings.simplefilter('default', DiskWarning)
+        warnings.showwarning = show
+        yield
+
 # %% ../../nbs/70_cli.app.ipynb #_Command
 class _Command(TyperCommand):
     "A command that lists `--help` among its last options"
@@ -128,7 +141,9 @@ class _Command(TyperCommand):
 
 def _callback(f, groups):
     "The function that typer calls for a command"
-    def callback(**kwargs): raise typer.Exit(_guarded(f, kwargs))
+    def callback(**kwargs):
+        with _disk_warnings_printed(): code = _guarded(f, kwargs)
+        raise typer.Exit(code)
     callback.__signature__ = _signature(f, groups)
     callback.__annotations__ = {name: p.annotation for name,p in callback.__signature__.parameters.items()}
     return callback

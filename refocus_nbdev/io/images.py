@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image', 'chosen_channels',
-           'size_of', 'source_of', 'Reading', 'reading_of', 'check_finite', 'to_dtype', 'copy_image', 'copy_name',
-           'write_image', 'as_refocused', 'open_as', 'ImageError']
+           'size_of', 'source_of', 'Reading', 'reading_of', 'remarks_on_fields', 'check_finite', 'to_dtype',
+           'copy_image', 'copy_name', 'write_image', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, struct
@@ -234,7 +234,8 @@ def read_image(
     "Read one file; raises `ImageError` as `open_image` does, and if pixels are not square"
     with open_image(path, axes) as f:
         first = f.planes[0].series
-        planes = [p for p in f.planes if p.series==first]
+        planes = [p for p in (*f.planes, *f.sparse) if p.series==first]
+        planes.sort(key=lambda p: p.index)
         if len({p.shape for p in planes})>1:
             raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
         pixels = np.stack([f.read(p) for p in planes]).reshape(f.shape)
@@ -314,6 +315,29 @@ def reading_of(
     names = [image.channels[c] for c in sorted(chosen_channels(image, channels))]
     um,by = size_of(image, pixel_um)
     return Reading(image.axes, names, um or model_um, by, source_of(image, by))
+
+# %% ../../nbs/09_io.images.ipynb #remarks_on_fields
+def _some(names, most=5):
+    "Names in words, not too many"
+    more = f' and {len(names)-most} more' if len(names)>most else ''
+    return ', '.join(names[:most])+more
+
+def _plane_in_words(image, plane):
+    "The place of a plane in its file, in words"
+    field = image.names_of(plane).get('field')
+    places = [f'{axis} {i}' for axis,i in plane.where.items()]
+    return ' '.join([field, *places] if field else places)
+
+def remarks_on_fields(
+    image, # An open one, from `open_image`
+) -> list[Remark]:
+    "Remarks on the fields that a file lacks, and on planes without pixels"
+    remarks = []
+    if image.left_out: remarks.append(Remark('left out', f'without {_some([*image.left_out])}: cannot be read'))
+    if image.sparse:
+        planes = _some([_plane_in_words(image, p) for p in image.sparse])
+        remarks.append(Remark('sparse', f'no pixels are stored for {planes}: left as it is'))
+    return remarks
 
 # %% ../../nbs/09_io.images.ipynb #check_finite
 def check_finite(

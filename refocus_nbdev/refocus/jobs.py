@@ -27,11 +27,12 @@ class Job:
     target: Path
     half_width_path: Path|None = None # Path for the half widths of intervals, if they are wanted
     defocus_um: float|None = None     # Distance from focus that the user gave, um
-    status: str = 'to do'             # then: done, skipped or failed
+    status: str = 'to do'             # then: done, incomplete, skipped or failed
     note: str = ''                    # The reason, or remarks for the user
     reading: Reading|None = None      # How the file was read
     result: object = None             # The `Refocused`, if the file was refocused in this run
     doubts: list = field(default_factory=list) # `Remark`s: reasons not to trust its result
+    missing: list = field(default_factory=list) # Sentences on fields that an incomplete result lacks
 
     @property
     def targets(self):
@@ -43,8 +44,13 @@ class Job:
         "Number of pixels that were refocused in this run"
         return self.result.pixels if self.result else 0
 
+    @property
+    def is_made(self):
+        "Was a result made in this run, complete or not?"
+        return self.status=='done' or (self.status=='incomplete' and self.result is not None)
+
     def ended(self,
-        status, # done, skipped or failed
+        status, # done, incomplete, skipped or failed
         note,   # The reason, or remarks for the user
     ):          # The job itself
         "Note how the job ended"
@@ -206,12 +212,13 @@ def run_job(
     with _failures_noted(job):
         if not overwrite and _done_before(job, lambda: refocuser, strict, options):
             _read_head(job, options, refocuser.card.get('pixel_um'))
-            return job.ended('skipped', 'done before')
+            return job.ended('incomplete' if job.missing else 'skipped', 'done before')
         for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
         job.result = refocus_file(refocuser, job.source, job.target, defocus_um=job.defocus_um, progress=progress,
                                   strict=strict, half_width_path=job.half_width_path, **options)
         job.reading,job.doubts = job.result.reading,job.result.doubts
-        job.ended('done', '; '.join(texts_of(job.result.remarks)))
+        job.missing = [f'missing in the result: {reason}' for reason in job.result.left_out]
+        job.ended('incomplete' if job.missing else 'done', '; '.join(texts_of(job.result.remarks)))
     return job
 
 @contextmanager
@@ -224,7 +231,9 @@ def _done_before(job, load, strict, options):
     "Do all outputs exist? Raises `ImageError` for another file at their path, and for doubts if `strict`"
     earlier = _earlier_provenances(job, load, options)
     _note_earlier_doubts(job, earlier[0], strict)
-    return all(earlier)
+    if not all(earlier): return False
+    job.missing = _missing_before(job, earlier[0])
+    return True
 
 def _earlier_provenances(job, load, options):
     "The provenance of each output, None if it does not exist; loads the model only if there is an output"
@@ -234,6 +243,12 @@ def _earlier_provenances(job, load, options):
     earlier = [made_before(job.target, wanted)]
     if job.half_width_path: earlier.append(made_before(job.half_width_path, replace(wanted, half_widths=True)))
     return earlier
+
+def _missing_before(job, made):
+    "Sentences on the fields that an earlier result lacks, from its provenance"
+    texts = [r.text for r in made.remarks if r.code=='left out']
+    return [f'{job.target}: was made before, {text}; repair {job.source}, or try again with --overwrite'
+            for text in texts]
 
 def _note_earlier_doubts(job, result, strict):
     "Note the doubts about an earlier result, from its provenance; raises `ImageError` for doubts if `strict`"
@@ -261,7 +276,7 @@ def preview_job(
     "Find out what `run_job` would do with a file"
     with _failures_noted(job):
         done = not overwrite and _done_before(job, load, strict, options)
-        if done: job.ended('skipped', f'{job.source}: done before')
+        if done: job.ended('incomplete' if job.missing else 'skipped', f'{job.source}: done before')
         size = _read_head(job, options)
         if job.status=='to do': job.note = size
     return job
