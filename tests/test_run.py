@@ -696,3 +696,22 @@ def test_an_area_without_data_stays_and_changes_nothing_else(refocus, blurred, t
     good,new = (read_image(tmp_path/'out'/f'{n}.tif').pixels.astype(float) for n in ('good', 'strip'))
     assert (new[:, :24]==value).all()
     assert np.abs(new-good)[:, 90:].mean()<0.2*good.std()
+
+def test_files_that_refocus_did_not_make_are_never_replaced(refocus, folder, tmp_path, blurred):
+    out = tmp_path/'out'
+    out.mkdir()
+    tifffile.imwrite(out/'field0.tif', blurred)
+    before = contents(out)
+    for how in ([], ['--overwrite'], ['--overwrite', '--dry-run']):
+        said = refocus('run', folder, '--out', out, *how)
+        assert said.code==1 and said.text.count('field0.tif: exists, and is no result of refocus')==1
+        assert contents(out)['field0.tif']==before['field0.tif']
+    again = refocus('run', folder/'field1.tif', '--out', out, '--overwrite', '--dry-run')
+    assert again.code==0 and 'replaces the earlier result' in again.text
+
+def test_pictures_beside_images_are_left_out_and_counted(refocus, folder, tmp_path):
+    for name in ('field0_thumb.tif', '@eaDir/field0.tif', '.snapshot/field0.tif'):
+        (folder/name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder/'field0.tif', folder/name)
+    said = refocus('run', folder, '--recursive', '--out', tmp_path/'out', '--dry-run')
+    assert said.code==0 and said.text.count(' -> ')==2 and 'left out: 1 file (thumbnails)' in said.text
