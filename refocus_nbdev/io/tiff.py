@@ -386,7 +386,8 @@ class TiffPages(Reader):
 
     def _find_planes(self):
         "Look through the pages and series of the file"
-        for p in self.tif.pages: check_page(self.path, p.aspage())
+        count = len(self.tif.pages) # Finds pages that lead back to earlier ones, which would never end otherwise
+        for p in self.tif.pages[:count]: check_page(self.path, p.aspage())
         self.series = _all_series(self.path, self.tif, self.given)
         if not self.series: raise ImageError(f'{self.path}: the TIFF holds no image; is it complete?')
         planes = [p for series in self.series for p in series.planes]
