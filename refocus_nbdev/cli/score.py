@@ -13,7 +13,7 @@ from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
-from ..refocus.inputs import given_files, no_images
+from ..refocus.inputs import given_files
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/75_cli.score.ipynb #_known_distances
@@ -89,12 +89,8 @@ def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
     files = given_files(inputs, recursive)
     warn_of_labels(inputs, recursive)
-    if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
+    check_found(files, inputs, not recursive)
     return files
-
-def _check_found(files):
-    "Raise `ImageError` if none of the files exists"
-    if not any(f.exists() for f in files): open_image(files[0])
 
 def _score(files, paths, pictures, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
@@ -140,7 +136,6 @@ def score(
     """
     files = _files(inputs, recursive)
     if dry_run: return print(*files, sep='\n')
-    _check_found(files)
     check_um('--pixel-um', pixel_um, 'size')
     known = _known_distances(defocus_um, step_um, files, axes)
     paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], overwrite)
