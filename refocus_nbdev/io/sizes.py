@@ -138,7 +138,8 @@ def _keyence(tif):
 
 # %% ../../nbs/04_io.sizes.ipynb #operetta
 _INDEX_NAMES = 'Index.idx.xml', 'Index.xml', 'Index.ref.xml'
-_HARMONY = 65500 # Code of the tag in which Operetta describes the microscope
+_HARMONY = 65500      # Code of the tag in which Operetta describes the microscope
+_HARMONY_UM = 6.4504 # The size that stands in its tags for the resolution, um
 
 def _index_beside(path):
     "The index of an Operetta beside an image or one folder above it; None if there is none"
@@ -204,10 +205,11 @@ def _size_by(tif, source):
 
 def _by_tags(tif, page):
     "The size by ImageJ's unit or the tags for the resolution; None if they give none, or are known to be wrong"
-    if _HARMONY in page.tags: return None
     if tif.is_imagej: size = Size("ImageJ's unit", *_imagej_size(tif))
     else: size = Size('resolution tags', *_by_resolution(page, _tag_unit(page)))
-    return size if size.width or size.height else None
+    if not size.um: return None
+    is_wrong = _HARMONY in page.tags and abs(size.um/_HARMONY_UM-1)<1e-3
+    return None if is_wrong else size
 
 # %% ../../nbs/04_io.sizes.ipynb #sizes_in-2
 def sizes_in(

@@ -7,6 +7,7 @@ __all__ = ['GREY', 'imagej_entries', 'quiet_tifffile', 'reading_tiff', 'strip_ro
 
 # %% ../../nbs/05_io.tiff.ipynb #imports
 import logging, math, threading
+from collections import Counter
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -34,22 +35,10 @@ def _ome_names(pixels):
     "Names of the channels, None for those without one"
     return [c.get('Name') for c in _as_list(pixels.get('Channel'))]
 
-def _files_of(pixels):
-    "Names of the files in which the planes of an element `Pixels` are, as far as it gives them"
-    uuids = [uuid for data in _as_list(pixels.get('TiffData')) for uuid in _as_list(data.get('UUID'))]
-    return {uuid.get('FileName') for uuid in uuids if isinstance(uuid, dict)}
-
-class _OmeImage(NamedTuple):
-    "An image in some OME-XML"
-    size: tuple # Width and height of a pixel, um, None for what is not given
-    names: list # Of the channels, None for those without one
-    files: set  # Names of the files with its planes, as far as they are given
-
-def _ome_images(xml):
-    "The images that some OME-XML describes"
+def _elements_of(xml):
+    "The elements `Pixels` of some OME-XML, one for each image"
     root = tifffile.xml2dict(xml)['OME']
-    every = [pixels for image in _as_list(root.get('Image')) for pixels in _as_list(image.get('Pixels'))]
-    return [_OmeImage(_ome_size(pixels), _ome_names(pixels), _files_of(pixels)) for pixels in every]
+    return [pixels for image in _as_list(root.get('Image')) for pixels in _as_list(image.get('Pixels'))]
 
 # %% ../../nbs/05_io.tiff.ipynb #companion
 def _ome_xml(tif):
@@ -60,11 +49,24 @@ def _ome_xml(tif):
     beside = Path(tif.filehandle.path).parent/Path(companion.get('MetadataFile', '')).name
     return beside.read_text(encoding='utf-8-sig') if beside.is_file() else xml
 
-def _images_in(tif):
-    "The images that the OME-XML of a file describes; where it names files, only those with planes in this one"
-    images = _ome_images(_ome_xml(tif))
-    name = Path(tif.filehandle.path).name
-    return [image for image in images if name in image.files] or images
+def _own_uuid(tif):
+    "The identifier of a file in OME-XML, None if it has none"
+    root = tifffile.xml2dict(tif.ome_metadata)['OME']
+    return root.get('UUID') or root.get('BinaryOnly', {}).get('UUID')
+
+def _is_here(data, name, uuid):
+    "Are the planes of an element `TiffData` in the file of this name and identifier?"
+    of_file = data.get('UUID')
+    if of_file is None: return True
+    if not isinstance(of_file, dict): return of_file==uuid
+    return of_file.get('FileName')==name or of_file.get('value')==uuid
+
+def _data_here(tif, pixels):
+    "The elements `TiffData` of an image, for planes in this file; and the number of those for others"
+    name,uuid = Path(tif.filehandle.path).name,_own_uuid(tif)
+    every = _as_list(pixels.get('TiffData'))
+    here = [data for data in every if _is_here(data, name, uuid)]
+    return here,len(every)-len(here)
 
 # %% ../../nbs/05_io.tiff.ipynb #_imagej_entries
 _COUNTS = 'ImageJ', 'images', 'hyperstack', 'frames', 'slices', 'channels'
@@ -121,9 +123,24 @@ def check_page(
 # %% ../../nbs/05_io.tiff.ipynb #_axes_and_shape
 GREY = 'MINISBLACK', 'MINISWHITE', 'PALETTE' # tifffile's names for pixels of one value
 
+def _as_page(page): return page.aspage()
+
 def _is_grey(page):
     "Is a page a grey picture in full size?"
     return page.photometric.name in GREY and page.axes=='YX' and not page.is_reduced
+
+class _Series(NamedTuple):
+    "Planes that belong together"
+    axes: str        # A letter for each axis, Y and X last
+    shape: tuple     # Lengths of the axes
+    planes: list     # `Plane`s in this file
+    offset: int|None # The byte at which all planes begin, if they lie behind one page
+    kind: str        # tifffile's name for its kind
+
+    @property
+    def is_part(self):
+        "Does this file lack some of its planes?"
+        return self.offset is None and len(self.planes)<np.prod(self.shape[:-2])
 
 def _axes_and_shape(path, series, given=None):
     "Letters for the axes of a series, and its shape; raises `ImageError` for `given` letters that do not fit"
@@ -133,6 +150,7 @@ def _axes_and_shape(path, series, given=None):
     kept = [(a,n) for a,n in zip(axes, shape) if a in 'YX' or n>1]
     return ''.join(a for a,_ in kept), tuple(n for _,n in kept)
 
+# %% ../../nbs/05_io.tiff.ipynb #_planes_of
 def _pages_of(series, shape):
     "The page of each plane of a series; None for planes that are not in this file"
     if not series.is_truncated: return series.pages
@@ -144,18 +162,14 @@ def _where(index, axes, shape):
     place = np.unravel_index(index, shape[:-2])
     return dict(zip(axes[:-2], map(int, place)))
 
-# %% ../../nbs/05_io.tiff.ipynb #_planes_of
 def _grey_pages(pages):
     "The grey pages, by their numbers in the list"
-    found = {}
-    for i,page in enumerate(pages):
-        if page is None: continue
-        page = page.aspage()
-        if _is_grey(page): found[i] = page
-    return found
+    found = {i: page.aspage() for i,page in enumerate(pages) if page is not None}
+    return {i: page for i,page in found.items() if _is_grey(page)}
 
-def _planes_of(path, n, series, axes, shape):
-    "The grey planes of series number `n`; raises `ImageError` if it claims too much, or its axes do not end in YX"
+def _series_of(path, n, series, given=None):
+    "Series number `n`; raises `ImageError` if it claims too much, or its axes do not end in YX"
+    axes,shape = _axes_and_shape(path, series, given)
     claimed = series.nbytes
     if series.is_truncated and claimed>path.stat().st_size:
         raise ImageError(f'{path}: claims {claimed/1e9:.3g} GB of pixels, and is smaller: it is damaged')
@@ -163,7 +177,48 @@ def _planes_of(path, n, series, axes, shape):
     if pages and axes[-2:]!='YX':
         raise ImageError(f'{path}: axes {axes}; the last two must be Y and X: save it so, '
                          'or give --axes if the file is wrong about them')
-    return [Plane(n, i, _where(i, axes, shape), page.shape, page) for i,page in pages.items()]
+    planes = [Plane(n, i, _where(i, axes, shape), page.shape, page) for i,page in pages.items()]
+    offset = series.dataoffset if series.is_truncated else None
+    return _Series(axes, shape, planes, offset, series.kind)
+
+# %% ../../nbs/05_io.tiff.ipynb #set-series
+def _places_of(data, pixels, count):
+    "Yields the number of a page and the place of its plane, for an element `TiffData` in a file of `count` pages"
+    order = pixels['DimensionOrder'][2:]
+    sizes = [pixels[f'Size{axis}'] for axis in order]
+    start = np.ravel_multi_index([data.get(f'First{axis}', 0) for axis in order], sizes, order='F')
+    first = data.get('IFD', 0)
+    for i in range(data.get('PlaneCount', 1 if 'IFD' in data else count)):
+        place = np.unravel_index(start+i, sizes, order='F')
+        yield first+i, dict(zip(order, map(int, place)))
+
+def _series_in_set(tif, n, pixels, here):
+    "Series number `n`: the planes of an image of a set that are in this file"
+    axes = [axis for axis in reversed(pixels['DimensionOrder'][2:]) if pixels[f'Size{axis}']>1]
+    lengths = [pixels[f'Size{axis}'] for axis in axes]
+    places = {i: where for data in here for i,where in _places_of(data, pixels, len(tif.pages))}
+    planes = []
+    for i,page in _grey_pages([tif.pages[i] for i in places]).items():
+        where = {axis: list(places.values())[i][axis] for axis in axes}
+        index = int(np.ravel_multi_index(list(where.values()), lengths)) if axes else 0
+        planes.append(Plane(n, index, where, page.shape, page))
+    shape = *lengths, *planes[0].shape
+    return _Series(''.join(axes)+'YX', shape, planes, None, 'ome')
+
+def _is_of_set(tif):
+    "Does the OME-XML of a file describe planes in other files?"
+    return tif.is_ome and any(_data_here(tif, pixels)[1] for pixels in _elements_of(_ome_xml(tif)))
+
+def _images_here(tif):
+    "The elements `Pixels` with planes in this file; all of them if the XML names no files"
+    every = _elements_of(_ome_xml(tif))
+    return [pixels for pixels in every if _data_here(tif, pixels)[0]] or every
+
+def _all_series(path, tif, given):
+    "Every series of a file"
+    if given or not _is_of_set(tif):
+        return [_series_of(path, n, series, given if n==0 else None) for n,series in enumerate(tif.series)]
+    return [_series_in_set(tif, n, pixels, _data_here(tif, pixels)[0]) for n,pixels in enumerate(_images_here(tif))]
 
 # %% ../../nbs/05_io.tiff.ipynb #_check_planes
 def _why_not_grey(page):
@@ -174,46 +229,65 @@ def _why_not_grey(page):
                 'save each as a grey image of its own first')
     return 'this is a colour picture; save each channel as a grey image of 8 or 16 bits first'
 
+def _unnamed_pages(tif, planes):
+    "Numbers, from 1, of the grey pages that are in no series"
+    named = {p.page.index for p in planes}
+    return [page.index+1 for page in map(_as_page, tif.pages) if _is_grey(page) and page.index not in named]
+
 def _check_planes(path, tif, planes):
-    "Raises `ImageError` if no plane is grey, or if ImageJ's description counts fewer planes than there are pages"
+    "Raises `ImageError` if no plane is grey, or if grey pages are in no series"
     if not planes: raise ImageError(f'{path}: {_why_not_grey(tif.pages.first)}')
-    if tif.is_imagej and len(planes)<len(tif.pages):
+    unnamed = _unnamed_pages(tif, planes)
+    if unnamed:
         raise ImageError(f'{path}: has {len(tif.pages)} pages, but its description counts {len(planes)} planes: '
-                         'open it in ImageJ and save it again')
+                         f'page {unnamed[0]} is in no image; save it again, in ImageJ for example')
+
+def _check_types(path, all_series):
+    "Raises `ImageError` if the planes of one series differ in their data type"
+    for n,series in enumerate(all_series):
+        types = sorted({str(p.page.dtype) for p in series.planes})
+        if len(types)>1:
+            raise ImageError(f'{path}: planes of series {n} are {" and ".join(types)}: it is damaged; '
+                             'or save them as files of their own')
+
+def _by_type(planes):
+    "The planes of the data type with the most pixels, if it can be one that is refocused; and the others"
+    pixels = Counter()
+    for p in planes: pixels[p.page.dtype] += p.size
+    main = max(pixels, key=lambda dtype: (dtype in DTYPES, pixels[dtype]))
+    return [p for p in planes if p.page.dtype==main], [p for p in planes if p.page.dtype!=main]
 
 # %% ../../nbs/05_io.tiff.ipynb #_sizes_and_names
-def _shared_names(names, axes_and_shapes):
+def _shared_names(names, all_series):
     "For each series, the names that all images in the OME-XML have; none if their number is not that of its channels"
     first = names[0] if names else []
     if any(own!=first for own in names): first = []
     found = []
-    for axes,shape in axes_and_shapes:
-        count = dict(zip(axes, shape)).get('C', 1)
+    for series in all_series:
+        count = dict(zip(series.axes, series.shape)).get('C', 1)
         found.append(first if len(first)==count else [])
     return found
 
-def _images_and_names(tif, axes_and_shapes):
-    "The images that the OME-XML of a file describes, and the names of the channels of each series"
-    images = _images_in(tif)
-    names = [image.names for image in images]
-    is_whole = len(images)==len(tif.series) and tif.series[0].kind=='ome'
-    if not is_whole: return images, _shared_names(names, axes_and_shapes)
-    return images, names
+def _with_ome_size(pixels, others):
+    "Every size of a series: that in an element `Pixels` first"
+    size = Size('OME-XML', *_ome_size(pixels))
+    return [size, *others] if size.um else others
 
-def _with_ome_size(image, others):
-    "Every size of a series: that of an image in OME-XML first"
-    return [Size('OME-XML', *image.size), *others] if any(image.size) else others
+def _alike(images):
+    "The first of some elements `Pixels`, in a list, if all have pixels of the same size; else none"
+    sizes = {_ome_size(pixels) for pixels in images}
+    return images[:1] if len(sizes)==1 else []
 
-def _sizes_and_names(tif, planes, axes_and_shapes):
-    "Every `Size` of each series with planes; and the names of the channels of each series"
-    first_pages = {p.series: p.page for p in reversed(planes)}
-    numbers = sorted(first_pages)
-    sizes = [sizes_in(tif, first_pages[n]) for n in numbers]
+def _sizes_and_names(tif, all_series):
+    "Every `Size` of each series; and the names of the channels of each series"
+    sizes = [sizes_in(tif, series.planes[0].page) if series.planes else [] for series in all_series]
     if not tif.is_ome: return sizes, []
-    images,names = _images_and_names(tif, axes_and_shapes)
-    if len(images)==len(tif.series): images = [images[n] for n in numbers]
-    elif images: sizes = sizes[:1]*len(images)
-    if images: sizes = [_with_ome_size(image, others) for image,others in zip(images, sizes)]
+    images = _images_here(tif)
+    names = [_ome_names(pixels) for pixels in images]
+    is_whole = len(images)==len(all_series) and all_series[0].kind=='ome'
+    if not is_whole: names = _shared_names(names, all_series)
+    if len(images)!=len(all_series): images = _alike(images)*len(all_series)
+    if images: sizes = [_with_ome_size(pixels, others) for pixels,others in zip(images, sizes)]
     return sizes, names
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages
@@ -229,7 +303,7 @@ class TiffPages(Reader):
         with reading_tiff(path), ExitStack() as opened:
             self.tif = opened.enter_context(tifffile.TiffFile(path, _multifile=False))
             self._find_planes()
-            self.sizes,self.names = _sizes_and_names(self.tif, self.planes, self.axes_and_shapes)
+            self.sizes,self.names = _sizes_and_names(self.tif, self.series)
             self.channels = number_channels(self.planes, self.names)
             self.close = opened.pop_all().close
 
@@ -237,12 +311,11 @@ class TiffPages(Reader):
         "Look through the pages and series of the file"
         if not self.tif.series: raise ImageError(f'{self.path}: the TIFF holds no image; is it complete?')
         for p in self.tif.pages: check_page(self.path, p.aspage())
-        self.axes_and_shapes,self.planes = [],[]
-        for n,series in enumerate(self.tif.series):
-            axes,shape = _axes_and_shape(self.path, series, self.given if n==0 else None)
-            self.axes_and_shapes.append((axes, shape))
-            self.planes += _planes_of(self.path, n, series, axes, shape)
-        _check_planes(self.path, self.tif, self.planes)
+        self.series = _all_series(self.path, self.tif, self.given)
+        planes = [p for series in self.series for p in series.planes]
+        _check_planes(self.path, self.tif, planes)
+        _check_types(self.path, self.series)
+        self.planes,self.unlike = _by_type(planes)
 
     def __exit__(self, *args): self.close()
 
@@ -250,35 +323,27 @@ class TiffPages(Reader):
 @patch(as_prop=True)
 def sizes_um(self:TiffPages):
     "Width and height of the pixels of each series with planes, um; None for what the file does not give"
-    firsts = [sizes[0] if sizes else Size('', None, None) for sizes in self.sizes]
+    used = [self.sizes[n] for n in sorted({p.series for p in self.planes})]
+    firsts = [sizes[0] if sizes else Size('', None, None) for sizes in used]
     return [(first.width, first.height) for first in firsts]
 
 @patch(as_prop=True)
 def all_sizes(self:TiffPages):
-    "Every `Size` that the file gives for its first series, the one that is used first; may be empty"
-    return self.sizes[0]
+    "Every `Size` that the file gives for its first series with planes, the one that is used first; may be empty"
+    return self.sizes[self.planes[0].series]
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages-axes
-@patch
-def _is_part(self:TiffPages, n):
-    "Does this file lack planes of series number `n`?"
-    return None in self.tif.series[n].pages
-
 @patch(as_prop=True)
 def axes(self:TiffPages):
     "One letter for each axis of the first series, Y and X last; IYX if this file lacks some of its planes"
-    n = self.planes[0].series
-    axes,_ = self.axes_and_shapes[n]
-    return 'IYX' if self._is_part(n) else axes
+    first = self.series[self.planes[0].series]
+    return 'IYX' if first.is_part else first.axes
 
 @patch(as_prop=True)
 def shape(self:TiffPages):
     "Lengths of the axes of the first series"
-    n = self.planes[0].series
-    _,shape = self.axes_and_shapes[n]
-    if not self._is_part(n): return shape
-    here = sum(p.series==n for p in self.planes)
-    return here, *self.tif.series[n].shape[-2:]
+    first = self.series[self.planes[0].series]
+    return (len(first.planes), *first.shape[-2:]) if first.is_part else first.shape
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages-about
 @patch(as_prop=True)
@@ -303,8 +368,8 @@ def compression(self:TiffPages):
 def software(self:TiffPages):
     "What made the file, None if the file does not say it; for a result, what this package wrote"
     tags = self.tif.pages.first.tags
-    words = [str(tags[name].value) for name in ('ProcessingSoftware','Software') if name in tags]
-    return next(filter(read_provenance, words), tags['Software'].value if 'Software' in tags else None)
+    words = {name: str(tags[name].value) for name in ('ProcessingSoftware','Software') if name in tags}
+    return next(filter(is_ours, words.values()), words.get('Software'))
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages-metadata
 @patch(as_prop=True)
@@ -402,9 +467,8 @@ def rows(self:TiffPages,
     plane:Plane, # One of `planes`
 ) -> Rows:       # (H,W), in the file's own data type, never scaled or clipped; large is bright
     "The pixels of a plane, some rows at a time; raises `ImageError` if they are damaged"
-    series = self.tif.series[plane.series]
+    offset = self.series[plane.series].offset
     page = plane.page
-    at = None
-    if series.is_truncated: at = series.dataoffset+plane.index*page.nbytes
+    at = None if offset is None else offset+plane.index*page.nbytes
     def inverted(x): return inverted_as(x, page)
     return self.page_rows(page, at).map(inverted)
