@@ -42,8 +42,8 @@ class Meter:
     ):
         self.label = label
         self.total = total
+        self.first_s = SECONDS_A_LINE if first_s is None else first_s
         self.begin(0.)
-        self.next_line = time.monotonic()+(SECONDS_A_LINE if first_s is None else first_s)
         self.bar = _bar(label, total, in_bytes) if sys.stderr.isatty() else None
 
     def __enter__(self):
@@ -61,6 +61,7 @@ def begin(self:Meter,
     "Begin to measure the time"
     self.before = self.done = done
     self.start = time.monotonic()
+    self.next_line = self.start+self.first_s
 
 @patch
 def advance(self:Meter,

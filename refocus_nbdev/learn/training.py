@@ -175,8 +175,9 @@ def recipe_learner(
     weights='imagenet', # Weights of encoder and VGG: 'imagenet', 'random', or a folder, see `find_weights`
     model=None,         # A network to start from; a new one if None
 ) -> Learner:
-    "The learner of a recipe; raises `ModelError` where weights do not fit, `OSError` where their download fails"
+    "The learner of a recipe; raises `UsageError` where weights do not fit, `OSError` where their download fails"
     try: return _learner(recipe, dls, weights, model)
+    except ModelError as e: raise UsageError(e) from e
     except OSError as e:
         remedy = 'name the folder that holds it with --weights, or start from --weights random'
         raise OSError(f'{e}: {remedy}') from e
@@ -245,26 +246,26 @@ def save(self:Checkpoint,
 
 # %% ../../nbs/49_learn.training.ipynb #Checkpoint-load
 def _read_checkpoint(path, device='cpu'):
-    "The state in a checkpoint file; raises `ModelError` if it cannot be read"
+    "The state in a checkpoint file; raises `UsageError` if it cannot be read"
     try: return torch.load(path, weights_only=True, map_location=device)
     except Exception as e:
         kind = type(e).__name__
-        raise ModelError(f'{path}: not a checkpoint that can be read ({kind}); train without --resume') from e
+        raise UsageError(f'{path}: not a checkpoint that can be read ({kind}); train without --resume') from e
 
 @patch
 def load(self:Checkpoint) -> dict: # The state
-    "Read the file; its state is restored when its stage begins; raises `ModelError` if it does not fit"
+    "Read the file; its state is restored when its stage begins; raises `UsageError` if it does not fit"
     self.state = _read_checkpoint(self.path, self.dls.device)
     if self.state.get('plan')==self.plan: return self.state
     reason = 'the checkpoint of another recipe, other images or another split'
-    raise ModelError(f'{self.path}: {reason}; train with the same, or without --resume')
+    raise UsageError(f'{self.path}: {reason}; train with the same, or without --resume')
 
 @patch
 def restore(self:Checkpoint) -> int: # The epoch of the checkpoint
-    "Put weights, optimizer and averages back into the learner; raises `ModelError` if the network is another"
+    "Put weights, optimizer and averages back into the learner; raises `UsageError` if the network is another"
     try: self.model.load_state_dict(self.state['model'])
     except RuntimeError as e:
-        raise ModelError(f'{self.path}: the checkpoint of another network; train without --resume') from e
+        raise UsageError(f'{self.path}: the checkpoint of another network; train without --resume') from e
     self.learn.create_opt()
     opt = self.opt.state_dict()
     opt['state'] = self.state['opt']
@@ -295,7 +296,7 @@ def checkpoint_place(
     path,   # A checkpoint file
     stages, # The `Stage`s of its training
 ) -> str:   # Such as `stage 1 of 2, in epoch 3 of 6`
-    "How far the training of a checkpoint has come; raises `ModelError` if the file cannot be read"
+    "How far the training of a checkpoint has come; raises `UsageError` if the file cannot be read"
     return _place_text(_read_checkpoint(path), stages)
 
 # %% ../../nbs/49_learn.training.ipynb #fit-stage
@@ -321,7 +322,7 @@ def _stage_to_resume(saver, stages):
     "The number of the stage in a checkpoint, 0 if there is no checkpoint; prints how far it has come"
     if saver is None or not saver.path.exists(): return 0
     state = saver.load()
-    print(f'goes on from {saver.path}: {_place_text(state, stages)}')
+    print(f'goes on from {saver.path.name}: {_place_text(state, stages)}')
     return state['stage']
 
 # %% ../../nbs/49_learn.training.ipynb #fit_stages
@@ -345,7 +346,7 @@ def fit_stages(
     learn.add_cbs([Bf16(), Average(average), ChannelsLast(), *watchers])
     first = _stage_to_resume(saver, stages) if resume else 0
     for i in range(first, len(stages)):
-        learn.stage = i
+        learn.stage_number = i
         if i: learn.dls = dls_of(stages[i])
         _fit_stage(learn, stages[i], i, saver)
         last = learn.average.weights()
@@ -424,14 +425,14 @@ def _with_weights(recipe, init, known):
     model = build_network(recipe.network, **recipe.args)
     try: model.load_state_dict(known.state_dict())
     except RuntimeError as e:
-        raise ModelError(f'{init}: the weights of another network; start from another model, or from none') from e
+        raise UsageError(f'{init}: the weights of another network; start from another model, or from none') from e
     return model
 
 def _borrowed(recipe, init, known):
     "The network of a recipe, with what is copied from a model"
     if recipe.borrow=='weights': return _with_weights(recipe, init, known)
     if not hasattr(known, recipe.borrow):
-        raise ModelError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
+        raise UsageError(f'{init}: this model has no {recipe.borrow} to borrow; start from another one, or from none')
     model = build_network(recipe.network, **recipe.args)
     part = getattr(known, recipe.borrow)
     getattr(model, recipe.borrow).load_state_dict(part.state_dict())
@@ -473,28 +474,30 @@ def _with_plain_rows(learn):
 
 # %% ../../nbs/49_learn.training.ipynb #ShareDone
 class ShareDone(Callback):
-    "Tells a meter how many percent of all stages are done"
+    "Tells how many percent of all stages are done"
     order = Checkpoint.order+1
     def __init__(self,
-        meter,  # Its method `begin` gets the percentage before the first batch, `reach` that after each batch
         stages, # The `Stage`s of the training
+        begin,  # Called with the percentage before the first batch
+        reach,  # Called with the percentage after each batch
     ):
-        self.meter = meter
+        self.begin = begin
+        self.reach = reach
         work = np.cumsum([0, *(s.epochs*(s.crops or 1)*s.size**2 for s in stages)])
         self.percents = 100*work/work[-1]
         self.has_begun = False
 
     def percent(self):
         "How many percent are done"
-        first,last = self.percents[self.learn.stage:self.learn.stage+2]
+        first,last = self.percents[self.stage_number:self.stage_number+2]
         return first+self.pct_train*(last-first)
 
     def before_train(self):
-        if not self.has_begun: self.meter.begin(self.percent())
+        if not self.has_begun: self.begin(self.percent())
         self.has_begun = True
 
     def after_batch(self):
-        if self.training: self.meter.reach(self.percent())
+        if self.training: self.reach(self.percent())
 
 # %% ../../nbs/49_learn.training.ipynb #plan
 def _some(n, what): return f'{n} {what}{"s"*(n>1)}'
@@ -572,7 +575,8 @@ def train(
 ) -> Learner:        # With the weights of the last stage, averaged
     """Train, and write the model file after the first stage and after each later stage that did not make it worse
 
-    Raises `ModelError` if `init` or the weights cannot be used, or if the loss is not finite."""
+    Raises `UsageError` if `init`, the weights or the checkpoint do not fit, `ModelError` if a file cannot be written or
+    the loss is not finite."""
     model,card = _begin(recipe, init)
     checkpoint = Path(checkpoint or f'{out}.checkpoint')
     resume = resume and checkpoint.exists()
