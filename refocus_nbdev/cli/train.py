@@ -95,8 +95,8 @@ def _registered(pairs):
     return good
 
 # %% ../../nbs/73_cli.train.ipynb #_warn_of_focus
-_OUT_OF_FOCUS = ('WARNING: {sample}{images} out of focus, such as {worst}, by {um:.0f} um: a model learns to make such '
-                 'images; find them all with refocus score, and train on the others')
+_OUT_OF_FOCUS = ('WARNING: a look at {images} finds {n} out of focus, such as {worst}, by {um:.0f} um: a model learns to '
+                 'make such images; find them all with refocus score, and train on the others')
 
 def _some(files, most=12):
     "Some of many files, evenly spread"
@@ -120,9 +120,8 @@ def _warn_of_focus(files, pixel_um):
     far = [f for f in um if um[f]]
     if not far: return
     worst = max(far, key=um.get)
-    images = counted_with_verb(len(far), len(um), 'image', 'is', 'are')
-    sample = '' if len(um)==len(files) else f'in a sample of {counted(len(files), "image")}, '
-    print(_OUT_OF_FOCUS.format(sample=sample, images=images, worst=worst, um=um[worst]), file=sys.stderr)
+    images = counted(len(um), 'image')
+    print(_OUT_OF_FOCUS.format(images=images, n=len(far), worst=worst, um=um[worst]), file=sys.stderr)
 
 # %% ../../nbs/73_cli.train.ipynb #_kinds
 def _kinds(table, files):
@@ -204,6 +203,7 @@ def _with_meter(train, data, recipe, options):
     "Train, and show how much is done; after Ctrl-C, say what is kept"
     from refocus_nbdev.learn.training import ShareDone
     training = _training_options(options)
+    print(f'recipe {options.stages}: {_RECIPES[options.stages]}')
     meter = Meter('percent of the training', 100, first_s=10)
     with ExitStack() as until_the_end, on_interrupt(lambda: _kept(options, recipe)):
         def begin(percent):
@@ -233,7 +233,6 @@ def _train(options):
         raise UsageError('--kinds is for in-focus images: give --sharp-only too')
     recipe = _recipe(options)
     data = _images(options.data) if options.sharp_only else _pairs(options)
-    print(f'recipe {options.stages}: {_RECIPES[options.stages]}')
     _with_meter(_train_on_sharp if options.sharp_only else _train_on_pairs, data, recipe, options)
     if options.dry_run: print(f'would write {options.out}')
     else: _report(options.out)

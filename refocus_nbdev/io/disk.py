@@ -52,8 +52,9 @@ def _reason(path, error):
     kind = type(error).__name__
     if not isinstance(error, OSError): return f'{kind}: {error}'
     text = f'{kind}: {error.strerror or error}'
-    folder = path.parent
-    is_full = folder.is_dir() and shutil.disk_usage(folder).free<1e5
+    if not path.parent.is_dir(): return text
+    disk = shutil.disk_usage(path.parent)
+    is_full = disk.total and disk.free<1e5
     return text+'; the disk is full' if is_full else text
 
 def _flush_to_disk(path):
