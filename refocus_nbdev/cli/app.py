@@ -10,7 +10,7 @@ __all__ = ['app', 'StainChannel', 'HotPixels', 'Device', 'on_interrupt', 'comman
            'check_replaced', 'tables_to_write', 'write_tables', 'check_pictures']
 
 # %% ../../nbs/70_cli.app.ipynb #imports
-import os, re, shlex, sys
+import os, re, shlex, sys, warnings
 from contextlib import chdir, contextmanager
 from contextvars import ContextVar
 from functools import partialmethod
@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from typer.core import TyperCommand
 from .. import __version__
-from ..io.disk import atomically, check_writable
+from ..io.disk import DiskWarning, atomically, check_writable
 from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
-from ..refocus.inputs import labels_among, no_images
+from ..refocus.inputs import labels_among, no_images, pictures_among
 
 # %% ../../nbs/70_cli.app.ipynb #app
 _EXIT_CODES = {
@@ -135,6 +135,19 @@ def _guarded(f, kwargs):
         return _exit_code(error)
     finally: _LINE.reset(token)
 
+# %% ../../nbs/70_cli.app.ipynb #disk-warnings
+@contextmanager
+def _disk_warnings_printed():
+    "Print each different `DiskWarning` as one line, as long as this context lasts"
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        def show(message, category, *args, **kwargs):
+            if issubclass(category, DiskWarning): print(f'WARNING: {message}', file=sys.stderr)
+            else: usual(message, category, *args, **kwargs)
+        warnings.simplefilter('default', DiskWarning)
+        warnings.showwarning = show
+        yield
+
 # %% ../../nbs/70_cli.app.ipynb #_Command
 class _Command(TyperCommand):
     "A command that lists `--help` among its last options"
@@ -145,7 +158,9 @@ class _Command(TyperCommand):
 
 def _callback(f, groups):
     "The function that typer calls for a command"
-    def callback(**kwargs): raise typer.Exit(_guarded(f, kwargs))
+    def callback(**kwargs):
+        with _disk_warnings_printed(): code = _guarded(f, kwargs)
+        raise typer.Exit(code)
     callback.__signature__ = _signature(f, groups)
     callback.__annotations__ = {name: p.annotation for name,p in callback.__signature__.parameters.items()}
     return callback
@@ -307,7 +322,9 @@ def warn_of_labels(
     inputs,          # Files, folders, globs or CSV files
     recursive=False, # Search subfolders too?
 ):
-    "Print how many label images a search leaves out"
+    "Print how many label images and other pictures a search leaves out"
+    for kind,count in pictures_among(inputs, recursive).items():
+        print(f'left out: {counted(count, "file")} ({kind})', file=sys.stderr)
     n = len(labels_among(inputs, recursive))
     if not n: return
     verb = 'is' if n==1 else 'are'
@@ -395,8 +412,12 @@ def target_of(
 def _other_channel(plate, channel):
     "A hint at the channel that a plate has, where it does not have the one that the user chose"
     from refocus_nbdev.plates.names import channel_files
-    there = [c for c in ('w1','w2') if any(channel_files(d, channel_of(c)) for d in Path(plate).glob('*'))]
-    return '' if not there or channel in (*there, 'both') else f'; it has channel {there[0]}: give --channel {there[0]}'
+    if channel=='both': return ''
+    other = dict(w1='w2', w2='w1')[channel]
+    folders = list(Path(plate).glob('*'))
+    has_one,has_other = (any(channel_files(d, channel_of(c)) for d in folders) for c in (channel, other))
+    if has_one or not has_other: return ''
+    return f'; it has channel {other}: give --channel {other}'
 
 def plate_pairs(
     plate,   # A plate in BBBC006 layout

@@ -52,15 +52,21 @@ def _table_facts(path):
 def _training_text(card):
     "How a model was trained, in words"
     stages = card.get('stages', [])
-    epochs = counted(sum(s['epochs'] for s in stages), 'epoch')
-    return f'{epochs} in {counted(len(stages), "stage")}; loss {card.get("loss", "not given")}'
+    epochs = sum(s['epochs'] for s in stages)
+    loss = card.get('loss', 'not given')
+    return f'{counted(epochs, "epoch")} in {counted(len(stages), "stage")}; loss {loss}'
 
 def _images_text(card):
     "What a model was trained on, in words"
-    kinds = ', '.join(f'{n} of {kind}' for kind,n in card.get('kinds', {}).items())
-    several = f' ({kinds})' if kinds else ''
+    files = counted(card.get('files', 0), 'file')
+    groups = counted(card.get('groups', 0), 'group')
     source = card.get('source') or 'a source that the card does not give'
-    return f'{counted(card.get("files", 0), "file")} of {counted(card.get("groups", 0), "group")}{several} from {source}'
+    return f'{files} of {groups}, from {source}{_kinds_text(card)}'
+
+def _kinds_text(card):
+    "How many files of each kind of structure a model was trained on; empty if they are of one kind"
+    kinds = [f'{n} of {kind}' for kind,n in card.get('kinds', {}).items()]
+    return f': {", ".join(kinds)}' if kinds else ''
 
 def _blur_text(card):
     "The blur that a model was trained for, in words"
@@ -117,7 +123,8 @@ def info(
 ):
     """Print facts about files: axes, pixels, channels, and what made them.
 
-    For a table that refocus wrote, print the meaning of its columns. For a model, print what it is for and how good it is.
+    For a table that refocus wrote, print the meaning of its columns.
+    For a model, print what it is for, and how good it is.
 
     Example: refocus info refocused/a01.tif
     Example: refocus info scores.csv

@@ -74,14 +74,14 @@ def _reading_in_words(reading):
 
 def _reading_lines(jobs, most=5):
     "Lines on how the files were read, the most frequent first"
-    counts = Counter(_reading_in_words(j.reading) for j in jobs if j.status=='done')
+    counts = Counter(_reading_in_words(j.reading) for j in jobs if j.is_made)
     for words,n in counts.most_common(most): yield f'{counted(n, "file")}: {words}'
     if len(counts)>most: yield f'and {counted(len(counts)-most, "other kind")} of files; --json tells them all'
 
 # %% ../../nbs/71_cli.run.ipynb #_remarks
 def _remarks(jobs, refocuser):
     "Lines on all files together"
-    done = [j for j in jobs if j.status=='done' and j.pixels]
+    done = [j for j in jobs if j.is_made and j.pixels]
     yield from _about_sizes(done, refocuser)
     doubtful = sum(is_doubtful([d.code for d in j.doubts]) for j in done)
     if doubtful:
@@ -120,7 +120,7 @@ _STALE = ('WARNING: {folder} holds intervals of earlier results of {n} of these 
 
 def _has_stale_intervals(job, out):
     earlier = half_folder(out)/job.target.relative_to(out)
-    return job.status=='done' and job.half_width_path is None and earlier.exists()
+    return job.is_made and job.half_width_path is None and earlier.exists()
 
 def _stale(jobs, out):
     "A line on intervals of earlier results, if any lie beside new results"
@@ -134,26 +134,32 @@ def _notes(jobs, most=5):
     "Lines on single files; one line for more than `most` files with the same note"
     files_by_note = {}
     for j in jobs:
-        if j.status=='done' and j.note: files_by_note.setdefault(j.note, []).append(j.source)
+        if j.is_made and j.note: files_by_note.setdefault(j.note, []).append(j.source)
     for note,files in files_by_note.items():
         if len(files)>most: yield f'{files[0]} and {len(files)-1} more: {note}'
         else: yield from [f'{f}: {note}' for f in files]
+
+def _failures(jobs):
+    "A sentence on each file that failed, and on each field that a result lacks"
+    return [text for j in jobs for text in ([j.note] if j.status=='failed' else j.missing)]
 
 def _print_summary(jobs, out, seconds, remarks):
     "Print a report for people"
     for line in [*_notes(jobs), *_reading_lines(jobs), *remarks]: print(line)
     n = Counter(j.status for j in jobs)
-    if n['failed']: list_failed([j.note for j in jobs if j.status=='failed'])
-    speed = f' ({_megapixels(jobs)/seconds:.2f} Mpx/s)' if n['done'] else ''
-    place = f'; results are in {out}' if n['done']+n['skipped'] else ''
-    print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed in {seconds:.1f} s{speed}{place}')
+    if failures := _failures(jobs): list_failed(failures)
+    speed = f' ({_megapixels(jobs)/seconds:.2f} Mpx/s)' if _megapixels(jobs) else ''
+    place = f'; results are in {out}' if len(jobs)>n['failed'] else ''
+    incomplete = f', {n["incomplete"]} incomplete' if n['incomplete'] else ''
+    print(f'{n["done"]} done{incomplete}, {n["skipped"]} skipped, {n["failed"]} failed '
+          f'in {seconds:.1f} s{speed}{place}')
 
 # %% ../../nbs/71_cli.run.ipynb #_print_json
 def _file_facts(j):
     "Facts about a file, for programs"
     reading = j.reading._asdict() if j.reading else dict.fromkeys(('axes','channels','pixel_um','sized_by'))
     return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note,
-                defocus_um=j.defocus_um, **reading)
+                missing=j.missing, defocus_um=j.defocus_um, **reading)
 
 def _result_facts(j):
     "Facts about a file and its result, for programs"
@@ -171,14 +177,19 @@ def _print_json(jobs, out, seconds, remarks):
 # %% ../../nbs/71_cli.run.ipynb #_refocus
 _KEPT = 'the files that are done are kept: run it again to go on'
 
-def _all_went_well(jobs): return not any(j.status=='failed' for j in jobs)
+def _all_went_well(jobs): return not any(j.status=='failed' or j.missing for j in jobs)
+
+def _preview_lines(job):
+    "What a run would do with a file, and what is missing in an earlier result"
+    yield f'{job.source} -> {job.target}  ({job.note})' if job.status=='to do' else job.note
+    yield from job.missing
 
 def _preview(jobs, load, json, options):
     "Print what a run would do with each file, and the size of its image"
     for j in jobs:
         if j.status=='to do': preview_job(j, load, **options)
     if json: print(dumps(dict(files=[_file_facts(j) for j in jobs])))
-    else: print(*(f'{j.source} -> {j.target}  ({j.note})' if j.status=='to do' else j.note for j in jobs), sep='\n')
+    else: print(*(line for j in jobs for line in _preview_lines(j)), sep='\n')
     return int(not _all_went_well(jobs))
 
 def _refocus(jobs, refocuser, out, json, options):

@@ -17,6 +17,7 @@ from .app import *
 from ..io.disk import check_writable
 from ..io.images import read_image
 from ..io.progress import Meter, tracked
+from ..io.strips import middle_of
 from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
 from ..plates.names import planes_in
 from ..refocus.inputs import given_files
@@ -95,21 +96,22 @@ def _registered(pairs):
     return good
 
 # %% ../../nbs/73_cli.train.ipynb #_warn_of_focus
-_OUT_OF_FOCUS = ('WARNING: a look at {images} finds {n} out of focus, such as {worst}, by {um:.0f} um: a model learns to '
-                 'make such images; find them all with refocus score, and train on the others')
+_OUT_OF_FOCUS = ('WARNING: a look at {images} finds {n} out of focus, such as {worst}, by {um:.0f} um: a model learns '
+                 'to make such images; find them all with refocus score, and train on the others')
 
 def _some(files, most=12):
     "Some of many files, evenly spread"
     return files[::math.ceil(len(files)/most)]
 
-def _distance(file, refocuser, zoom, side=512):
+def _distance(file, refocuser, zoom):
     "Distance of the middle of a file from focus, um; 0 for one in focus, or one that does not show it"
     from refocus_nbdev.judge.defocus import score_plane
     plane = read_image(file).planes[0]
-    top,left = (max(n-side, 0)//2 for n in plane.shape)
-    middle = plane[top:top+side, left:left+side]
-    whole,_ = score_plane(refocuser, middle, refocuser.scale_of([middle]), zoom)
-    return 0. if whole['in_focus'] is not False else whole['defocus_um']
+    middle = middle_of(plane, 512)
+    scale = refocuser.scale_of([middle])
+    whole,_ = score_plane(refocuser, middle, scale, zoom)
+    is_out = whole['in_focus'] is False
+    return whole['defocus_um'] if is_out else 0.
 
 def _warn_of_focus(files, pixel_um):
     "Warn if some of the in-focus images are out of focus"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image', 'chosen_channels',
-           'size_of', 'source_of', 'Reading', 'reading_of', 'check_finite', 'to_dtype', 'copy_image', 'copy_name',
-           'write_image', 'as_refocused', 'open_as', 'ImageError']
+           'size_of', 'source_of', 'Reading', 'reading_of', 'remarks_on_fields', 'check_finite', 'to_dtype',
+           'copy_image', 'copy_name', 'write_image', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, struct
@@ -67,9 +67,16 @@ _ALPHA = 'is grey with transparency; save it as a grey image of 8 or 16 bits, wi
 _MASK = 'has 1 bit a pixel, as masks have; save it as a grey image of 8 bits first'
 _NOT_GREY = {'1':_MASK, 'LA':_ALPHA, 'La':_ALPHA, 'PA':_ALPHA} # By PIL's names for kinds of pixels
 
+def _is_grey_in_colour(im):
+    "Is a PNG, opened by PIL, a grey picture, saved as red, green and blue that are equal? Constant ones are not"
+    if im.mode!='RGB': return False
+    red,green,blue = np.moveaxis(np.array(im), -1, 0)
+    return bool((red==green).all() and (red==blue).all() and red.min()<red.max())
+
 def _check_png(path, im):
     "Raises `ImageError` if a PNG, opened by PIL, is in colour or holds several pictures"
-    if im.mode not in ('L','I;16','I'): raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
+    is_grey = im.mode in ('L','I;16','I') or _is_grey_in_colour(im)
+    if not is_grey: raise ImageError(f'{path}: {_NOT_GREY.get(im.mode, _COLOUR)}')
     pictures = getattr(im, 'n_frames', 1)
     if pictures>1:
         raise ImageError(f'{path}: is an animation of {pictures} pictures; save each as a file of its own first')
@@ -94,6 +101,8 @@ class PngReader(Reader):
             self.words = dict(im.text)
             self.kept = _kept_chunks(path)
         if axes and axes.upper()!='YX': raise ImageError(f'{path}: axes {axes} do not fit a PNG, which has YX')
+        self.in_colour = x.ndim==3
+        if self.in_colour: x = x[...,0]
         self.pixels = x.astype(np.uint16) if x.dtype==np.int32 else x
         self.planes = [Plane(0, 0, {}, self.pixels.shape)]
 
@@ -142,6 +151,7 @@ def copy(self:PngReader,
 ):
     "Write a PNG that differs only in its pixels"
     pixels = self.changed(self.planes[0], change)[:]
+    if self.in_colour: pixels = np.stack([pixels]*3, -1)
     made = made_by(as_words(text)(), self.software)
     _save_png(path, pixels, {**self.words, 'Software':made}, self.kept)
 
@@ -224,7 +234,8 @@ def read_image(
     "Read one file; raises `ImageError` as `open_image` does, and if pixels are not square"
     with open_image(path, axes) as f:
         first = f.planes[0].series
-        planes = [p for p in f.planes if p.series==first]
+        planes = [p for p in (*f.planes, *f.sparse) if p.series==first]
+        planes.sort(key=lambda p: p.index)
         if len({p.shape for p in planes})>1:
             raise ImageError(f'{f.path}: its planes differ in size; save them as files of their own')
         pixels = np.stack([f.read(p) for p in planes]).reshape(f.shape)
@@ -304,6 +315,29 @@ def reading_of(
     names = [image.channels[c] for c in sorted(chosen_channels(image, channels))]
     um,by = size_of(image, pixel_um)
     return Reading(image.axes, names, um or model_um, by, source_of(image, by))
+
+# %% ../../nbs/09_io.images.ipynb #remarks_on_fields
+def _some(names, most=5):
+    "Names in words, not too many"
+    more = f' and {len(names)-most} more' if len(names)>most else ''
+    return ', '.join(names[:most])+more
+
+def _plane_in_words(image, plane):
+    "The place of a plane in its file, in words"
+    field = image.names_of(plane).get('field')
+    places = [f'{axis} {i}' for axis,i in plane.where.items()]
+    return ' '.join([field, *places] if field else places)
+
+def remarks_on_fields(
+    image, # An open one, from `open_image`
+) -> list[Remark]:
+    "Remarks on the fields that a file lacks, and on planes without pixels"
+    remarks = []
+    if image.left_out: remarks.append(Remark('left out', f'without {_some([*image.left_out])}: cannot be read'))
+    if image.sparse:
+        planes = _some([_plane_in_words(image, p) for p in image.sparse])
+        remarks.append(Remark('sparse', f'no pixels are stored for {planes}: left as it is'))
+    return remarks
 
 # %% ../../nbs/09_io.images.ipynb #check_finite
 def check_finite(

@@ -6,7 +6,8 @@
 __all__ = ['is_zarr', 'ZarrReader']
 
 # %% ../../nbs/07_io.ngff.ipynb #imports
-import shutil
+import math, os, shutil, warnings
+from itertools import groupby, product
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
@@ -34,18 +35,48 @@ def _ome_attributes(group):
     return group.attrs.get('ome') or dict(group.attrs)
 
 # %% ../../nbs/07_io.ngff.ipynb #_images
-def _by_number(item):
-    "Key for sorting groups: numbers come first, by their value"
-    name,_ = item
-    return not name.isdigit(), int(name) if name.isdigit() else name
+def _by_number(path):
+    "Key for sorting paths: numbers come first, by their value"
+    return [(not name.isdigit(), int(name) if name.isdigit() else name) for name in path.split('/')]
 
-def _image_groups(group):
-    "The groups that are images, in the order of their paths"
-    if 'multiscales' in _ome_attributes(group): return [group]
-    inside = [(name,g) for name,g in group.groups() if name!='labels']
-    images = []
-    for _,g in sorted(inside, key=_by_number): images += _image_groups(g)
-    return images
+def _member(root, path):
+    "A group or array by its path; the root itself for an empty one"
+    return root[path] if path else root
+
+def _names_in(folder, group):
+    "The names of the groups in a group: those on the disk, and those that a plate or a well lists"
+    about = _ome_attributes(group)
+    listed = [*about.get('plate', {}).get('wells', []), *about.get('well', {}).get('images', [])]
+    on_disk = [p.name for p in folder.iterdir() if is_zarr(p)]
+    return {*on_disk, *(o['path'] for o in listed)}-{'labels'}
+
+def _opened(root, folder, path):
+    "A group or array by its path, and the names of the groups in it; raises `ImageError`"
+    where = folder/path
+    if not where.is_dir(): raise ImageError(f'{where}: is listed in the metadata, but not there')
+    with reading(where, 'OME-Zarr'):
+        group = _member(root, path)
+        is_parent = hasattr(group, 'groups') and 'multiscales' not in _ome_attributes(group)
+        return group, _names_in(where, group) if is_parent else ()
+
+# %% ../../nbs/07_io.ngff.ipynb #_image_groups
+def _groups_below(root, folder, path=''):
+    "The images in a group by their paths, or the `ImageError` that a group raises"
+    try: group,names = _opened(root, folder, path)
+    except ImageError as e:
+        if path: return {path: e}
+        raise
+    if 'multiscales' in _ome_attributes(group): return {path: group}
+    found = {}
+    for name in names: found |= _groups_below(root, folder, f'{path}/{name}' if path else name)
+    return found
+
+def _image_groups(root, folder):
+    "All images in a Zarr by their paths, in order, or the `ImageError` that a group raises"
+    found = _groups_below(root, folder)
+    images = [path for path,group in found.items() if not isinstance(group, ImageError)]
+    def has_images(path): return any(image.startswith(f'{path}/') for image in images)
+    return {path: found[path] for path in sorted(found, key=_by_number) if not has_images(path)}
 
 def _multiscale(group):
     "The description of an image"
@@ -106,6 +137,25 @@ def _check_single(path, group):
     if count>1: raise ImageError(f'{path}: {group.name} holds {count} multiscales; save each as a group of its own')
 
 # %% ../../nbs/07_io.ngff.ipynb #ZarrReader
+_MOST_CHUNKS = 10_000 # Of a plane in which we look for chunks
+
+def _chunk_files(folder, plane, first_row=0, end_row=None):
+    "Yields the path of each chunk, or shard, that some rows of a plane may have"
+    array,at = plane.page
+    *before,height,width = getattr(array, 'shards', None) or array.chunks
+    first = [i//side for i,side in zip(at, before)]
+    end_row = plane.shape[0] if end_row is None else end_row
+    rows = range(first_row//height, math.ceil(end_row/height))
+    columns = range(math.ceil(plane.shape[1]/width))
+    for y,x in product(rows, columns): yield folder/array.path/array.metadata.encode_chunk_key((*first,y,x))
+
+def _is_stored(folder, plane):
+    "Is any chunk of a plane on the disk?"
+    for i,file in enumerate(_chunk_files(folder, plane)):
+        if file.is_file() or i>=_MOST_CHUNKS: return True
+    return False
+
+# %% ../../nbs/07_io.ngff.ipynb #ZarrReader-class
 def _letters(group, ndim):
     "Letters for the axes of an image"
     axes = _multiscale(group).get('axes', 'tczyx'[-ndim:])
@@ -121,13 +171,14 @@ class ZarrReader(Reader):
     ):
         self.path = Path(path)
         self.given = axes
-        self.planes = []
+        self.images,self.planes,self.sparse,self.left_out = [],[],[],{}
         zarr = _zarr_package(path)
         with reading(path, 'OME-Zarr'):
-            self.root = zarr.open(str(path), mode='r')
+            self.root = zarr.open(str(path), mode='r', use_consolidated=False)
             self._find_images()
             self.sizes_um = [_zarr_size(_multiscale(g)) for g in self.images]
-            self.channels = number_channels(self.planes, [_channel_names(g) for g in self.images])
+            all_planes = sorted([*self.planes, *self.sparse], key=lambda p: (p.series,p.index))
+            self.channels = number_channels(all_planes, [_channel_names(g) for g in self.images])
 
 # %% ../../nbs/07_io.ngff.ipynb #ZarrReader-2
 @patch
@@ -136,13 +187,26 @@ def _find_images(self:ZarrReader):
     if not hasattr(self.root, 'groups'):
         raise ImageError(f'{self.path}: this Zarr is an array alone, without a description of its axes: '
                          'save it as OME-Zarr')
-    self.images = _image_groups(self.root)
-    for n,group in enumerate(self.images): self._find_planes(n, group)
-    if not self.planes: raise ImageError(f'{self.path}: this Zarr holds no OME image (no group in it has multiscales)')
+    for path,group in _image_groups(self.root, self.path).items():
+        try: self._add_image(group)
+        except ImageError as e: self.left_out[path] = str(e)
+    if not self.planes: self.planes,self.sparse = self.sparse,[]
+    if self.planes: return
+    if self.left_out: raise ImageError(next(iter(self.left_out.values())))
+    raise ImageError(f'{self.path}: this Zarr holds no OME image (no group in it has multiscales)')
 
 @patch
-def _find_planes(self:ZarrReader, n, group):
-    "Add the planes of image number `n`"
+def _add_image(self:ZarrReader, group):
+    "Add the planes of an image; raises `ImageError` for a damaged one"
+    if isinstance(group, ImageError): raise group
+    with reading(self.path/group.path, 'OME-Zarr'): planes = self._planes_in(group)
+    self.images.append(group)
+    for plane in planes: (self.planes if _is_stored(self.path, plane) else self.sparse).append(plane)
+
+@patch
+def _planes_in(self:ZarrReader, group):
+    "The planes of an image"
+    n = len(self.images)
     _check_single(self.path, group)
     levels = _levels(group)
     full = levels[0]
@@ -150,9 +214,59 @@ def _find_planes(self:ZarrReader, n, group):
     if n==0:
         if self.given: axes = fitting_axes(self.path, self.given, full.shape, axes)
         self.axes = axes
-    _check_image(self.path, axes, levels)
+    _check_image(self.path/group.path, axes, levels)
     places = np.ndindex(full.shape[:-2])
-    self.planes += [Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)) for i,at in enumerate(places)]
+    return [Plane(n, i, dict(zip(axes, at)), full.shape[-2:], (full, at)) for i,at in enumerate(places)]
+
+# %% ../../nbs/07_io.ngff.ipynb #names_of
+def _well_of(path):
+    "The well of a field of a plate, such as B07 for B/07/1"
+    row,column,_ = path.split('/')
+    return row+column.zfill(2)
+
+@patch
+def path_of(self:ZarrReader,
+    plane:Plane, # One of `planes`
+) -> Path:
+    "The folder of the image of a plane"
+    return self.path/self.images[plane.series].path
+
+@patch
+def names_of(self:ZarrReader,
+    plane:Plane, # One of `planes`
+) -> dict: # well, on a plate; and field, if the Zarr holds several images
+    "The well and the path of the image of a plane, for a row of a table"
+    path = self.images[plane.series].path
+    if not path: return {}
+    on_plate = 'plate' in _ome_attributes(self.root) and path.count('/')==2
+    return dict(well=_well_of(path), field=path) if on_plate else dict(field=path)
+
+@patch
+def leave_out(self:ZarrReader,
+    plane:Plane, # One of `planes`
+    error,       # The `ImageError` that it raises
+):
+    "Leave out the image of a plane; raises the error if no other is left, or if the memory did not suffice"
+    rest = [p for p in self.planes if p.series!=plane.series]
+    if not rest or isinstance(error.__cause__, MemoryError): raise error
+    self.left_out.setdefault(self.images[plane.series].path, str(error))
+    self.planes = rest
+
+# %% ../../nbs/07_io.ngff.ipynb #_check_whole
+def _is_blosc(array):
+    "Does Blosc write the chunk files of an array?"
+    last = array.compressors[-1:]
+    return not getattr(array, 'shards', None) and any(type(c).__name__.startswith('Blosc') for c in last)
+
+def _check_whole(path, file):
+    "Raises `ImageError` for a chunk of Blosc that is shorter than its header says"
+    if not file.is_file(): return
+    with open(file, 'rb') as f: header = f.read(16)
+    size = file.stat().st_size
+    needed = int.from_bytes(header[12:], 'little')
+    if size>=max(needed, 16): return
+    raise ImageError(f'{path}: its chunk {file.relative_to(path).as_posix()} is torn ({size} of {needed} bytes); '
+                     'copy the image again')
 
 # %% ../../nbs/07_io.ngff.ipynb #ZarrReader-rows
 @patch
@@ -168,8 +282,11 @@ def rows(self:ZarrReader,
     "The pixels of a plane, some rows at a time; raises `ImageError` if they are damaged"
     array,at = plane.page
     dtype = array.dtype.newbyteorder('=')
+    is_blosc = _is_blosc(array)
     def read(first, end):
-        with reading(self.path, 'OME-Zarr'): x = np.asarray(array[(*at, slice(first, end))])
+        if is_blosc:
+            for file in _chunk_files(self.path, plane, first, end): _check_whole(self.path_of(plane), file)
+        with reading(self.path_of(plane), 'OME-Zarr'): x = np.asarray(array[(*at, slice(first, end))])
         return x.astype(dtype, copy=False)
     return Rows(plane.shape, dtype, read)
 
@@ -199,6 +316,64 @@ def compression(self:ZarrReader):
 def software(self:ZarrReader):
     "The words for a copy, if this package made the file; else None"
     return self.root.attrs.get('refocus_nbdev')
+
+# %% ../../nbs/07_io.ngff.ipynb #_store_at
+def _store_at(path):
+    "A store for a new Zarr, which writes each file straight"
+    from zarr.storage import LocalStore, WrapperStore
+    class Straight(WrapperStore):
+        async def set(self, key, value):
+            file = path/key
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(value.to_bytes())
+    return Straight(LocalStore(path))
+
+def _copy_files(source, target, left_out):
+    "Copy a folder without some of the folders in it, by their paths"
+    without = {source/path for path in left_out}
+    for folder,names,files in os.walk(source, followlinks=True):
+        here = Path(folder)
+        there = target/here.relative_to(source)
+        names[:] = [name for name in names if here/name not in without]
+        there.mkdir()
+        for name in files: shutil.copyfile(here/name, there/name)
+
+# %% ../../nbs/07_io.ngff.ipynb #_unlist
+def _set_ome(group, about):
+    "Write the attributes that OME defines, of a group"
+    group.attrs.update(dict(ome=about) if 'ome' in group.attrs else about)
+
+def _remove_from(group, kind, name, path):
+    "Remove a path from a list in the attributes of a plate or a well; returns how many paths are left in it"
+    about = _ome_attributes(group)
+    if kind not in about: return 0
+    kept = [o for o in about[kind][name] if o['path']!=path]
+    _set_ome(group, {**about, kind: {**about[kind], name: kept}})
+    return len(kept)
+
+def _unlist(root, path):
+    "Remove a field or a well that was left out from the lists of a plate, a well or a collection"
+    parent,_,name = path.rpartition('/')
+    if parent and parent in root:
+        others = _remove_from(root[parent], 'well', 'images', name)
+        if others or any(g for g,_ in root[parent].groups() if g!='labels'): return
+        del root[parent]
+    _remove_from(root, 'plate', 'wells', parent if path.count('/')==2 else path)
+    if 'OME' not in root: return
+    about = _ome_attributes(root['OME'])
+    if 'series' in about: _set_ome(root['OME'], {**about, 'series': [o for o in about['series'] if o!=path]})
+
+# %% ../../nbs/07_io.ngff.ipynb #_writable
+def _writable(path, **options):
+    "The root group of a new Zarr"
+    return _zarr_package(path).open_group(_store_at(path), mode='r+', **options)
+
+def _consolidate_again(path):
+    "Make the consolidated metadata of a Zarr anew, if it has any"
+    if _writable(path).metadata.consolidated_metadata is None: return
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        _zarr_package(path).consolidate_metadata(_store_at(path))
 
 # %% ../../nbs/07_io.ngff.ipynb #_fill
 _PIXELS_AT_ONCE = 4_000_000
@@ -230,12 +405,15 @@ def copy(self:ZarrReader,
     change, # Function from one of `planes` to an array (H,W) or `Rows` of its data type; None if it stays
     text,   # What made the new pixels, or a function that returns it (see `as_words`); is written into the copy
 ):
-    "Write an OME-Zarr that differs only in the pixels of its planes"
-    zarr = _zarr_package(path)
-    shutil.copytree(self.path, path)
-    new = zarr.open_group(str(path), mode='r+')
-    images = [_levels(g) for g in _image_groups(new)]
-    for plane in self.planes:
-        pixels = change(plane)
-        if pixels is not None: _write_levels(images[plane.series], plane, as_rows(pixels))
-    new.attrs['refocus_nbdev'] = made_by(as_words(text)(), self.software)
+    "Write an OME-Zarr that differs only in the pixels of its planes, without the images that were left out"
+    path = Path(path)
+    _copy_files(self.path, path, self.left_out)
+    new = _writable(path, use_consolidated=False)
+    for left in self.left_out: _unlist(new, left)
+    for series,planes in groupby(self.planes, lambda p: p.series):
+        levels = _levels(_member(new, self.images[series].path))
+        for plane in planes:
+            pixels = change(plane)
+            if pixels is not None: _write_levels(levels, plane, as_rows(pixels))
+    _writable(path).attrs['refocus_nbdev'] = made_by(as_words(text)(), self.software)
+    if self.left_out: _consolidate_again(path)

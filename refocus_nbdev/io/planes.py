@@ -72,6 +72,8 @@ class Plane:
 class Reader:
     "Base of the readers of all formats; each adds `planes`, `rows`, `copy`, `channels` and `sizes_um`"
     unlike = () # Planes of another kind than the others, which are no part of the acquisition; a copy keeps them
+    left_out = {} # Path of each field that cannot be read in this file, and a sentence on the reason
+    sparse = ()   # Planes of which the file holds no pixels; they are not among `planes`
 
     def __enter__(self): return self
     def __exit__(self, *args): pass
@@ -92,14 +94,37 @@ class Reader:
 
 # %% ../../nbs/02_io.planes.ipynb #Reader-place
 @patch
+def names_of(self:Reader,
+    plane:Plane, # One of `planes`
+) -> dict: # Such as well and field; empty if the file does not name its fields
+    "The names that a file gives to the field of a plane, for a row of a table"
+    return {}
+
+@patch
 def place(self:Reader,
     plane:Plane, # One of `planes`
-) -> dict: # series, channel, and the number on each other axis but Y and X
+) -> dict: # series, well and field if the file names them, channel, and the number on each other axis but Y and X
     "Where a plane is, for a row of a table"
-    place = dict(series=plane.series, channel=self.channels[plane.channel])
+    place = dict(series=plane.series, **self.names_of(plane), channel=self.channels[plane.channel])
     for axis,i in plane.where.items():
         if axis!='C': place[axis.lower()] = i
     return place
+
+# %% ../../nbs/02_io.planes.ipynb #leave_out
+@patch
+def path_of(self:Reader,
+    plane:Plane, # One of `planes`
+):               # A path
+    "The path of a plane, for messages: its file, or its field in a folder"
+    return self.path
+
+@patch
+def leave_out(self:Reader,
+    plane:Plane, # One of `planes`
+    error,       # The `ImageError` that it raises
+):
+    "Remove the field of a plane from `planes`, and note it in `left_out`; raises the error if the format cannot do so"
+    raise error
 
 # %% ../../nbs/02_io.planes.ipynb #number_channels
 def _place_on_c(plane):

@@ -80,6 +80,7 @@ def reach(self:Meter,
     if self.bar: self.bar.update(self.bar.task_ids[0], completed=done, total=self.total)
     elif time.monotonic()>self.next_line: self._print_line()
 
+# %% ../../nbs/11_io.progress.ipynb #Meter-lines
 @patch
 def _print_line(self:Meter):
     "Print how much is done, and about how long the rest will take"

@@ -25,7 +25,8 @@ _DEFLATE = 8
 _INCH = 2
 _LOSSLESS = {1:1, 5:5, 8:8, 32773:32773, 32946:8, 34925:34925, 50000:50000} # Code of a page: code of its copy
 
-_CARRIED = 'OME-XML', 'MetaSeries XML', "ImageJ's unit", 'resolution tags', 'FluoView tags', 'Aperio line', 'SCN XML', 'Philips XML'
+_CARRIED = ('OME-XML', 'MetaSeries XML', "ImageJ's unit", 'resolution tags', 'FluoView tags', 'Aperio line', 'SCN XML',
+            'Philips XML') # Where a copy still has the size of a pixel
 
 def _resolution_of(size):
     "Arguments of `TiffWriter.write` for a `Size`"
@@ -170,8 +171,10 @@ def _write_page(out, pixels, page, **kwargs):
 # %% ../../nbs/06_io.tiffcopy.ipynb #reword
 def _tag_of_words(tags):
     "The tag that says what made a copy"
-    found = [tags[name] for name in ('ProcessingSoftware','Software') if name in tags]
-    return next((tag for tag in found if is_ours(str(tag.value))), found[0])
+    names = 'ProcessingSoftware','Software'
+    found = [tags[name] for name in names if name in tags]
+    ours = [tag for tag in found if is_ours(str(tag.value))]
+    return (ours or found)[0]
 
 def _replace_words(tag, early, late):
     "Replace words in the value of a tag"
@@ -198,8 +201,10 @@ def reword(
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy-pages
 def _is_larger(plane, page):
     "Could a page be a smaller version of a plane, by the ratios of their sides?"
-    ratios = [large/small for large,small in zip(plane.shape, page.shape)]
-    return min(ratios)>1 and max(ratios)<1.1*min(ratios)
+    height,width = plane.shape
+    ratios = height/page.shape[0], width/page.shape[1]
+    least = min(ratios)
+    return least>1 and max(ratios)<1.1*least
 
 def _levels_by_size(pages, planes):
     "Smaller versions, by their shape and that of the planes before them: the pages, and the planes of that shape"
@@ -230,11 +235,18 @@ def planes_of_levels(
     return found
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy-pages-2
+def _in_colour(grey, page):
+    "Grey pixels (H,W) as red, green and blue, with the transparency of the page if it has one, (H,W,samples)"
+    pixels = page.asarray().copy()
+    pixels[...,:3] = grey[...,None]
+    return pixels
+
 @patch
 def _new_pixels(self:TiffReader, plane, change):
     "New pixels for the page of a plane, None if they stay"
     new = change(plane)
     if new is None: return None
+    if plane.page.axes=='YXS': return _in_colour(as_rows(new)[:], plane.page)
     def inverted(x): return inverted_as(x, plane.page)
     return as_rows(new).map(inverted)
 
@@ -290,10 +302,12 @@ def _copy_pages(self:TiffReader, path, change, text):
     with tifffile.TiffWriter(path, bigtiff=big, byteorder=tif.byteorder, ome=False, shaped=False) as out:
         for page in pages:
             i = page.index
-            new = self._new_pixels(planes[i], change) if i in planes else None
+            new = None
+            if i in planes: new = self._new_pixels(planes[i], change)
             if i in kept: kept[i] = new
+            pixels = new
             if i in larger: pixels = self._smaller_version(page, kept[larger[i]])
-            else: pixels = self._old_pixels(page) if new is None else new
+            if pixels is None: pixels = self._old_pixels(page)
             self._copy_page(out, page, pixels, new, text)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy-stack
@@ -331,31 +345,49 @@ def write_ome(
     nbytes, # Bytes of all pixels
     xml,    # OME-XML that describes them
     text,   # What made the pixels
+    tags=(), # A list of other tags for each page, as tifffile takes them; empty for none
     **options # For each page, see `tifffile.TiffWriter.write`
 ):
     "Write planes as an OME-TIFF, page after page"
-    first = dict(software=text, extratags=[_text_tag(_DESCRIPTION, annotated(xml, text))])
+    described = _text_tag(_DESCRIPTION, annotated(xml, text))
     with tifffile.TiffWriter(path, bigtiff=nbytes>_MOST_BYTES, ome=False, shaped=False) as out:
         for i,pixels in enumerate(planes):
-            tags = first if i==0 else dict(software=False)
-            out.write(pixels, photometric='minisblack', metadata=None, **tags, **options)
+            own = list(tags[i]) if tags else []
+            made = False
+            if i==0:
+                own.append(described)
+                made = text
+            out.write(pixels, photometric='minisblack', metadata=None, software=made, extratags=own, **options)
 
+# %% ../../nbs/06_io.tiffcopy.ipynb #copy-as-ome
 def _first_text(tif):
-    "The first text in the description of a file, without signs that XML cannot hold; MetaMorph writes one for each plane"
+    "The first text in the description of a file, for XML; MetaMorph writes one for each plane"
     text,_,_ = tif.pages.first.description.partition('\0')
-    return ''.join(c for c in text if c.isprintable() or c in '\n\t')
+    kept = [c for c in text if c.isprintable() or c in '\n\t']
+    return ''.join(kept)
+
+@patch
+def _xml(self:TiffReader):
+    "OME-XML of all series"
+    xml = tifffile.OmeXml()
+    for series,sizes in zip(self.series, self.sizes):
+        pages = len(series.planes), 1, 1, *series.shape[-2:], 1
+        about = ome_size(next(iter(sizes), None))
+        if any(series.names): about['Channel'] = dict(Name=list(series.names))
+        about['Description'] = _first_text(self.tif)
+        xml.addimage(self.dtype, series.shape, pages, axes=series.axes, **about)
+    return xml.tostring()
 
 @patch
 def _copy_as_ome(self:TiffReader, path, change, text):
-    "Write an OME-TIFF of the planes of the first series"
-    axes,shape = self.axes,self.shape
-    xml = tifffile.OmeXml()
-    pages = len(self.planes), 1, 1, *shape[-2:], 1
-    about = dict(ome_size(next(iter(self.all_sizes), None)), Description=_first_text(self.tif))
-    xml.addimage(self.dtype, shape, pages, axes=axes, **about)
+    "Write an OME-TIFF of all series; each page that is a plane keeps its tags"
     planes = (self.changed(p, change)[:] for p in self.planes)
-    nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
-    write_ome(path, planes, nbytes, xml.tostring(), made_by(text, self.software))
+    pixels = sum(p.size for p in self.planes)
+    made = made_by(text, self.software)
+    tags = ()
+    def is_description(tag): return tag.code==_DESCRIPTION
+    if len(self.tif.pages)==len(self.planes): tags = [_raw_tags(p.page, is_description) for p in self.planes]
+    write_ome(path, planes, pixels*self.dtype.itemsize, self._xml(), made, tags)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy
 @patch
@@ -369,7 +401,7 @@ def copy(self:TiffReader,
     early = words()
     is_stack = any(series.offset is not None for series in self.series)
     write = self._copy_stack if is_stack else self._copy_pages
-    if is_stack and self.tif.is_stk: write = self._copy_as_ome
+    if (is_stack and self.tif.is_stk) or self.tif.is_ndtiff: write = self._copy_as_ome
     with quiet_tifffile(): write(path, change, early)
     late = words()
     if late!=early: reword(path, early, late)

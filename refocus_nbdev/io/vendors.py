@@ -117,19 +117,27 @@ def _czi_reader(doc, number, spans, canvas):
     left,top,right,_ = canvas
     def read(where, first, end):
         plane = {axis: spans[axis][0]+i for axis,i in where.items()}
-        return doc.read((left, top+first, right-left, end-first), plane, number)[...,0]
+        box = left, top+first, right-left, end-first
+        pixels = doc.read(box, plane, number)
+        return pixels[...,0]
     return read
 
 def _czi_scene(doc, xml, number, tiles):
     "A scene of a CZI"
-    spans,canvas = _spans(tiles),_canvas(tiles)
+    spans = _spans(tiles)
+    canvas = _canvas(tiles)
     left,top,right,bottom = canvas
-    sides = dict({axis: count for axis,(_,count) in spans.items()}, Y=bottom-top, X=right-left)
+    sides = {axis: count for axis,(_,count) in spans.items()}
+    sides.update(Y=bottom-top, X=right-left)
     dtype = _CZI_DTYPES.get(tiles[0].kind)
     if dtype is None: sides['S'] = 3
-    return Scene(''.join(sides), tuple(sides.values()), dtype or np.uint8, _czi_reader(doc, number, spans, canvas),
-                 _czi_name(xml, number), _czi_names(xml, *spans.get('C', (0,1))), _czi_sizes(xml),
-                 problem=_czi_problem(tiles))
+    axes = ''.join(sides)
+    shape = tuple(sides.values())
+    read = _czi_reader(doc, number, spans, canvas)
+    name = _czi_name(xml, number)
+    names = _czi_names(xml, *spans.get('C', (0,1)))
+    problem = _czi_problem(tiles)
+    return Scene(axes, shape, dtype or np.uint8, read, name, names, _czi_sizes(xml), problem=problem)
 
 def _open_czi(czi, path):
     "Open a CZI with pylibCZIrw; unpacked tiles are kept, because their next rows will be needed soon"
@@ -161,29 +169,40 @@ def _nd2_sizes(channel):
     known = zip('XYZ', volume.axesCalibration, volume.axesCalibrated)
     return _sizes('um', **{axis: size for axis,size,is_known in known if is_known})
 
+# %% ../../nbs/08_io.vendors.ipynb #nd2-scenes
 def _nd2_reader(numbers, frame, position):
     "The function `Scene.read` of a position, from the numbers of the frames by place and a function that reads a frame"
     loops = dict(next(iter(numbers)))
     def read(where, first, end):
-        place = {axis: i for axis,i in {**where, 'P':position}.items() if axis in loops}
+        everywhere = {**where, 'P':position}
+        place = {axis: i for axis,i in everywhere.items() if axis in loops}
         pixels = frame(numbers[frozenset(place.items())])
-        return (pixels[where['C']] if 'C' in where else pixels)[first:end]
+        if 'C' in where: pixels = pixels[where['C']]
+        return pixels[first:end]
     return read
 
 def _nd2_scenes(file):
     "The positions of an open ND2"
     sides = {axis: count for axis,count in file.sizes.items() if axis!='P'}
+    axes = ''.join(sides)
+    shape = tuple(sides.values())
     numbers = {frozenset(place.items()): i for i,place in enumerate(file.loop_indices)}
     frame = lru_cache(maxsize=1)(file.read_frame)
     channels = file.metadata.channels
-    about = [channel.channel.name for channel in channels], _nd2_sizes(channels[0]), _nd2_seconds(file)
-    return [Scene(''.join(sides), tuple(sides.values()), file.dtype, _nd2_reader(numbers, frame, n), name, *about)
-            for n,name in enumerate(_nd2_positions(file))]
+    names = [channel.channel.name for channel in channels]
+    about = names, _nd2_sizes(channels[0]), _nd2_seconds(file)
+    scenes = []
+    for n,name in enumerate(_nd2_positions(file)):
+        read = _nd2_reader(numbers, frame, n)
+        scenes.append(Scene(axes, shape, file.dtype, read, name, *about))
+    return scenes
 
 # %% ../../nbs/08_io.vendors.ipynb #_lif_scenes
 def _step(places):
     "Distance between two of the places along an axis"
-    return abs(places[-1]-places[0])/(len(places)-1) if places is not None and len(places)>1 else None
+    if places is None or len(places)<2: return None
+    span = abs(places[-1]-places[0])
+    return span/(len(places)-1)
 
 def _lif_names(image):
     "Names of the channels of an image: of the filters, or else of the colours in which LAS X shows them"
@@ -227,9 +246,11 @@ def _oib_sizes(settings):
     "Size of a pixel, and distance between planes"
     found = settings.get('Reference Image Parameter', {})
     depth = settings.get('Axis 3 Parameters Common', {})
-    um = [_sizes(found.get(f'{side}Unit'), **{axis: found.get(f'{side}ConvertValue')})
-          for axis,side in (('X','Width'), ('Y','Height'))]
-    return um[0]|um[1]|_sizes(depth.get('UnitName'), Z=abs(depth.get('Interval', 0)) if depth.get('MaxSize') else None)
+    width = _sizes(found.get('WidthUnit'), X=found.get('WidthConvertValue'))
+    height = _sizes(found.get('HeightUnit'), Y=found.get('HeightConvertValue'))
+    step = abs(depth.get('Interval', 0))
+    if not depth.get('MaxSize'): step = None
+    return width|height|_sizes(depth.get('UnitName'), Z=step)
 
 def _oib_scenes(file):
     "The image of an open OIB"

@@ -287,10 +287,11 @@ def begin(self:Checkpoint,
 # %% ../../nbs/49_learn.training.ipynb #checkpoint_place
 def _place_text(state, stages):
     "The stage and the epoch that a checkpoint has reached, in words; both are counted from 1"
-    stage = stages[state['stage']]
-    is_done = state['epoch']==stage.epochs
-    epoch = f'after epoch {stage.epochs}' if is_done else f'in epoch {state["epoch"]+1} of {stage.epochs}'
-    return f'stage {state["stage"]+1} of {len(stages)}, {epoch}'
+    number = state['stage']
+    last = stages[number].epochs
+    epoch = state['epoch']+1
+    where = f'in epoch {epoch} of {last}' if epoch<=last else f'after epoch {last}'
+    return f'stage {number+1} of {len(stages)}, {where}'
 
 def checkpoint_place(
     path,   # A checkpoint file
@@ -483,13 +484,15 @@ class ShareDone(Callback):
     ):
         self.begin = begin
         self.reach = reach
-        work = np.cumsum([0, *(s.epochs*(s.crops or 1)*s.size**2 for s in stages)])
-        self.percents = 100*work/work[-1]
+        work = [s.epochs*(s.crops or 1)*s.size**2 for s in stages]
+        before = np.cumsum([0, *work])
+        self.percents = 100*before/before[-1]
         self.has_begun = False
 
     def percent(self):
         "How many percent are done"
-        first,last = self.percents[self.stage_number:self.stage_number+2]
+        first = self.percents[self.stage_number]
+        last = self.percents[self.stage_number+1]
         return first+self.pct_train*(last-first)
 
     def before_train(self):
@@ -690,7 +693,8 @@ def _mirrored_text(files, size, margin, shrink):
     region = round((size+2*margin)*shrink[1])
     n = sum(_shortest_side(f)<region for f in files)
     if not n: return ''
-    return (f'{n} of {_some(len(files), "file")} have less than {region} px a side, the largest region for a crop: '
+    total = _some(len(files), 'file')
+    return (f'{n} of {total} have less than {region} px a side, the largest region for a crop: '
             'training mirrors them at their borders; larger images teach more')
 
 def _shortest_side(file):
@@ -717,6 +721,12 @@ def _check_sizes(files, groups, valid, size, margin):
     these = 'it' if len(small)==1 else 'these'
     purpose = 'validate' if False in sides else 'train'
     raise UsageError(f'{reason}; without {these} nothing is left to {purpose} on: give larger ones, uncropped')
+
+def _size_remark(files, groups, valid, recipe, margin):
+    "Check the sizes for the largest crops of a recipe, and return the line on files that are mirrored"
+    size = max(s.size for s in recipe.stages)
+    _check_sizes(files, groups, valid, size, margin)
+    return _mirrored_text(files, size, margin, recipe.shrink)
 
 # %% ../../nbs/49_learn.training.ipynb #sharp-split
 def _split_of(groups, named, valid_pct, test_wells, seed):
@@ -787,12 +797,10 @@ def train_from_sharp(
     split = _split_of(groups, named, valid_pct, test_wells, seed)
     unseen = _names_in(files, groups, split.valid | split.test)
     files,groups = _without(files, groups, split.test)
-    largest = max(s.size for s in recipe.stages)
-    _check_sizes(files, groups, split.valid, largest, simulate.radius)
+    size_remark = _size_remark(files, groups, split.valid, recipe, simulate.radius)
     set_seed(seed)
     reason = _reason_to_hold_out(valid_wells, named, unseen_by or init)
-    mirrored = _mirrored_text(files, largest, simulate.radius, recipe.shrink)
-    _print_plan(recipe, files, set(groups), split.valid, reason, mirrored)
+    _print_plan(recipe, files, set(groups), split.valid, reason, size_remark)
     if dry_run: return
     about = dict(kinds=kinds and [kinds(f) for f in files], init=init, held_out=unseen)
     return _train_on_sharp(files, groups, split.valid, out, recipe, simulate, **about, **kwargs)

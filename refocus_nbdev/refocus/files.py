@@ -98,15 +98,32 @@ def acquisitions(
     image,    # An open image, from `open_image`
     channels, # Numbers of channels, from 0
 ) -> dict:    # Number of a channel to its `Acquisition`
-    "Read the planes of some channels once, and find their scales; raises `ImageError` for NaN or infinite pixels"
-    return {c: _acquisition(refocuser, image, c) for c in sorted(channels)}
+    """Read the planes of some channels, and find their scales
+
+    A field that cannot be read, or with NaN or infinite pixels, is left out; raises `ImageError` if that is not
+    possible."""
+    while True:
+        planes = image.planes
+        found = {c: _acquisition(refocuser, image, c) for c in sorted(channels)}
+        if image.planes is planes: return found
 
 # %% ../../nbs/55_refocus.files.ipynb #_acquisition
-def _checked_planes(image, channel):
-    "The planes of one channel, each with its `Rows`, which raise `ImageError` for NaN; a single one in memory"
-    def checked(pixels): return check_finite(MicroscopeImage(pixels, source=image.path)).pixels
-    own = [(p, image.rows(p).map(checked)) for p in image.planes if p.channel==channel]
-    return own if len(own)>1 else [(p, held(rows)) for p,rows in own]
+def _checked_rows(image, plane):
+    "The `Rows` of a plane, which raise `ImageError` for NaN"
+    def checked(pixels): return check_finite(MicroscopeImage(pixels, source=image.path_of(plane))).pixels
+    return image.rows(plane).map(checked)
+
+def _rows_and_defects(image, channel):
+    "The `Rows` and the `Defects` of the planes of a channel, by key; damaged fields are left out"
+    planes = [p for p in image.planes if p.channel==channel]
+    found = {}
+    for p in planes:
+        try:
+            rows = _checked_rows(image, p)
+            if len(planes)==1: rows = held(rows)
+            found[_key(p)] = rows,find_defects(rows)
+        except ImageError as e: image.leave_out(p, e)
+    return found
 
 _MASK_VALUES = 1, 255, 65535
 
@@ -125,6 +142,7 @@ def _is_mask(rows):
         tops.add(int(x.max()))
     return len(tops-{0})==1
 
+# %% ../../nbs/55_refocus.files.ipynb #acquisition-scale
 def _read(planes):
     "Read all pixels of planes"
     for p in planes:
@@ -138,15 +156,16 @@ def _acquisition(refocuser, image, channel):
         minima.append(pixels.min())
         brightest.see(pixels)
         return pixels
-    own = {_key(p): rows for p,rows in _checked_planes(image, channel)}
-    masks = frozenset(key for key,rows in own.items() if _is_mask(rows))
-    if len(masks)<len(own): own = {key: rows for key,rows in own.items() if key not in masks}
-    defects = {key: find_defects(rows) for key,rows in own.items()}
-    planes = [mended(rows, defects[key]).map(seen) for key,rows in own.items()]
+    own = _rows_and_defects(image, channel)
+    if not own: return Acquisition(None, 0.)
+    masks = frozenset(key for key,(rows,_) in own.items() if _is_mask(rows))
+    if len(masks)<len(own): own = {key: found for key,found in own.items() if key not in masks}
+    planes = [mended(rows, defects).map(seen) for rows,defects in own.values()]
     scale = refocuser.scale_of(planes)
     if not minima: _read(planes)
     is_constant = min(minima)==brightest.value or len(masks)==len(own)
-    return Acquisition(None if is_constant else scale, brightest.saturated, defects, masks)
+    all_defects = {key: defects for key,(_,defects) in own.items()}
+    return Acquisition(None if is_constant else scale, brightest.saturated, all_defects, masks)
 
 # %% ../../nbs/55_refocus.files.ipynb #SharedScale
 @dataclass
@@ -177,6 +196,7 @@ def shared_scale(
     "The scales of a file, for use with other files; raises `ImageError` for a file that cannot be read"
     with open_image(path, axes) as f:
         own = acquisitions(refocuser, f, range(len(f.channels)))
+        for reason in f.left_out.values(): raise ImageError(reason)
         return SharedScale(f.path, file_hash(path), {c: a.scale for c,a in own.items()}, f.channels)
 
 def _scales_for(image, own, shared):
@@ -246,6 +266,7 @@ def _disagreeing(image, pixel_um):
     return [Remark('sizes differ', f'its pixels are {first.um:.4g} um by its {first.source}, and {listed}: '
                                    'the first size was used; --pixel-um gives another')]
 
+# %% ../../nbs/55_refocus.files.ipynb #one-model
 def _one_model(image, channels, refocuser):
     "A remark if all of several channels were refocused by a model for one stain"
     if len(image.channels)==1 or channels is not None or not refocuser.of_nuclei: return []
@@ -437,12 +458,13 @@ def _half_widths_of(self:_PlaneRefocuser, result):
     def half_widths(plane):
         if self.progress: self.progress(0)
         new = result.rows(results[_key(plane)])
-        if not self.is_refocused(plane): return new.map(np.zeros_like)
+        nothing = Rows(new.shape, new.dtype, lambda first,last: np.zeros((last-first, new.shape[1]), new.dtype))
+        if not self.is_refocused(plane): return nothing
         scale = self.scales[plane.channel]
         defects = self.defects_of(plane)
         light = held(mended(new, defects))
         half = half_width_in_counts(self.refocuser, light, scale, *self.table_places[_key(plane)], self.zoom)
-        return put_back(half, new.map(np.zeros_like), defects)
+        return put_back(half, nothing, defects)
     return half_widths
 
 # %% ../../nbs/55_refocus.files.ipynb #Refocused
@@ -457,6 +479,7 @@ class Refocused:
     ranges_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
+    left_out: list = field(default_factory=list) # Sentences on fields that cannot be read, which the result lacks
 
 # %% ../../nbs/55_refocus.files.ipynb #refocus_file
 def refocus_file(
@@ -492,10 +515,10 @@ def refocus_file(
 
 def _fitted_and_doubts(image, pixel_um, size_remarks, own):
     "Remarks on how a file was made to fit, and doubts about it"
-    fitted = [r for r in size_remarks if r.code=='rescaled']
-    others = [r for r in size_remarks if r not in fitted]
+    rescaled = [r for r in size_remarks if r.code=='rescaled']
+    others = [r for r in size_remarks if r not in rescaled]
     unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
-    return fitted, unsized+others+input_doubts(image, own)
+    return rescaled+remarks_on_fields(image), unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/55_refocus.files.ipynb #_write
 def _with_findings(made, planes, fitted):
@@ -524,9 +547,16 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser)
-    remarks += _not_images(image, planes.acquisitions)+_overruled(image, pixel_um)+_disagreeing(image, pixel_um)
-    remarks += planes.remarks_on_defects()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales, planes.acquisitions)
+    remarks += _not_images(image, planes.acquisitions)
+    remarks += _overruled(image, pixel_um)
+    remarks += _disagreeing(image, pixel_um)
+    remarks += planes.remarks_on_defects()
+    remarks += doubts
+    remarks += places_remark(planes.ranges_um())
+    remarks += _constant(image, planes.scales, planes.acquisitions)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     um,by = size_used(planes.refocuser, image, pixel_um)
     reading = Reading(image.axes, names, um, by, source_of(image, by))
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)
+    left_out = list(image.left_out.values())
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
+                     left_out)
