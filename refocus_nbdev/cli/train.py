@@ -99,19 +99,21 @@ def _registered(pairs):
 _OUT_OF_FOCUS = ('WARNING: a look at {images} finds {n} out of focus, such as {worst}, by {um:.0f} um: a model learns '
                  'to make such images; find them all with refocus score, and train on the others')
 
+_SOFT_PX = 2. # Width of a blur that is no reason for a warning, px of the model
+
 def _some(files, most=12):
     "Some of many files, evenly spread"
     return files[::math.ceil(len(files)/most)]
 
 def _distance(file, refocuser, zoom):
-    "Distance of the middle of a file from focus, um; 0 for one in focus, or one that does not show it"
+    "Distance of the middle of a file from focus, um; 0 if it is small, or cannot be told"
     from refocus_nbdev.judge.defocus import score_plane
     plane = read_image(file).planes[0]
     middle = middle_of(plane, 512)
     scale = refocuser.scale_of([middle])
     whole,_ = score_plane(refocuser, middle, scale, zoom)
-    is_out = whole['in_focus'] is False
-    return whole['defocus_um'] if is_out else 0.
+    um = 0. if whole['in_focus'] is None else whole['defocus_um']
+    return um if um*refocuser.px_per_um>_SOFT_PX else 0.
 
 def _warn_of_focus(files, pixel_um):
     "Warn if some of the in-focus images are out of focus"
