@@ -15,19 +15,20 @@ from ..io.tables import UsageError
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_preview
-_FEW = ('{groups}: at least {fewest} are needed (twice as many for a model without intervals), '
-        'and 20 or more are better')
+def _check_groups(cases, is_new):
+    "Raise `UsageError` for too few groups"
+    from refocus_nbdev.judge.own_intervals import check_groups
+    check_groups(len({c.group for c in cases}), is_new, UsageError)
 
 def _preview(cases, no_target):
-    "Print the pairs; return 1 if there are too few groups"
+    "Print the pairs; raises `UsageError` for too few groups"
     from refocus_nbdev.judge.match import describe_groups
-    from refocus_nbdev.judge.own_intervals import FEWEST
     for c in cases: print(f'{c.predicted} with {c.target}')
     for p in no_target: print(f'{p}: no target')
     print(f'groups: {describe_groups(cases)}')
+    _check_groups(cases, is_new=False)
     n = len({c.group for c in cases})
-    if n<20: print(_FEW.format(groups=counted(n, 'group'), fewest=FEWEST))
-    return int(n<FEWEST)
+    if n<20: print(f'20 or more are better than {n}, and a model without intervals needs 18')
 
 # %% ../../nbs/78_cli.calibrate.ipynb #_calibrate
 def _calibrate(cases, target, out, refocuser, model, reading):
@@ -35,6 +36,7 @@ def _calibrate(cases, target, out, refocuser, model, reading):
     from pandas import concat
     from refocus_nbdev.judge.match import describe_groups
     from refocus_nbdev.judge.own_intervals import case_errors, own_intervals, save_with
+    _check_groups(cases, refocuser.card.get('intervals') is None)
     def errors_of(case): return case_errors(refocuser, case, **reading)
     errors,failed = of_each(errors_of, cases, partial(tracked, label='calibrating'))
     if failed: list_failed(failed)

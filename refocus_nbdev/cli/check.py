@@ -9,7 +9,7 @@ __all__ = ['check']
 from functools import partial
 from pathlib import Path
 from .app import *
-from ..io.disk import atomically
+from ..io.disk import atomically, check_writable
 from ..io.progress import tracked
 from ..io.tables import UsageError
 
@@ -18,6 +18,7 @@ def _planned_tables(out, overwrite):
     "The paths of both tables; raises `UsageError` if one cannot be written"
     if not out: return []
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the reports')
+    check_writable(out/'focus.csv', UsageError)
     return check_replaced([out/'focus.csv', out/'registration.csv'], [], overwrite)
 
 def _write(paths, tables):

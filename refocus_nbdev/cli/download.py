@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Literal
 from .app import *
+from ..io.disk import check_writable
 from ..io.tables import UsageError
 
 # %% ../../nbs/79_cli.download.ipynb #_fetch
@@ -22,7 +23,7 @@ def _planned_download(dataset, options):
 def _fetch(planned):
     "Fetch the files, and print a summary"
     start = time.perf_counter()
-    failed = planned.fetch()
+    with on_interrupt(lambda: 'files that are complete are kept: run it again for the others'): failed = planned.fetch()
     if failed: list_failed(failed)
     print(planned.summary(time.perf_counter()-start))
     return int(len(failed)>0)

@@ -9,6 +9,7 @@ __all__ = ['evaluate']
 from functools import partial
 from pathlib import Path
 from .app import *
+from ..io.disk import check_writable
 from ..io.progress import tracked
 from ..io.tables import UsageError
 
@@ -19,6 +20,7 @@ def _check_report(out, cases, overwrite):
     if out.resolve() in image_folders: raise UsageError(f'{out} holds the images; choose another folder for the report')
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
         raise UsageError(f'{out}: is a file, or lies in one; give a folder for the report')
+    check_writable(out/'report.html', UsageError)
     _check_earlier_report(out, overwrite)
 
 def _check_earlier_report(out, overwrite):

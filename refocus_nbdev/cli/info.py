@@ -7,12 +7,13 @@ __all__ = ['info']
 
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
+from pathlib import Path
 from .app import *
 from ..io.images import IMAGE_SUFFIXES, KINDS_READ, open_image
 from ..io.planes import ImageError
 from ..io.vendors import VENDORS
 from ..io.tables import UsageError, explained
-from ..refocus.inputs import image_files, no_images
+from ..refocus.inputs import image_files
 
 # %% ../../nbs/81_cli.info.ipynb #_image_facts
 _KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr',
@@ -47,39 +48,92 @@ def _table_facts(path):
     kind,columns = explained(path)
     return [('table', kind), *columns.items()]
 
+# %% ../../nbs/81_cli.info.ipynb #_model_facts
+def _training_text(card):
+    "How a model was trained, in words"
+    stages = card.get('stages', [])
+    epochs = sum(s['epochs'] for s in stages)
+    loss = card.get('loss', 'not given')
+    return f'{counted(epochs, "epoch")} in {counted(len(stages), "stage")}; loss {loss}'
+
+def _images_text(card):
+    "What a model was trained on, in words"
+    files = counted(card.get('files', 0), 'file')
+    groups = counted(card.get('groups', 0), 'group')
+    source = card.get('source') or 'a source that the card does not give'
+    return f'{files} of {groups}, from {source}{_kinds_text(card)}'
+
+def _kinds_text(card):
+    "How many files of each kind of structure a model was trained on; empty if they are of one kind"
+    kinds = [f'{n} of {kind}' for kind,n in card.get('kinds', {}).items()]
+    return f': {", ".join(kinds)}' if kinds else ''
+
+def _blur_text(card):
+    "The blur that a model was trained for, in words"
+    blur = card.get('blur', 'not given')
+    return blur if isinstance(blur, str) else f'simulated, up to {blur["max_um"]:g} um out of focus'
+
+def _model_facts(path):
+    "Names and values of the facts on the card of a model"
+    from refocus_nbdev.learn.modelfile import read_card
+    card = read_card(path)
+    yield 'kind', f'model {card.get("name", "without a name")}, network {card.get("network")}'
+    yield 'for', card.get('modality') or 'images that the card does not name'
+    yield 'pixels', f'{card["pixel_um"]:g} um' if card.get('pixel_um') else 'of a size that the card does not give'
+    yield 'trained on', _images_text(card)
+    yield 'blur', _blur_text(card)
+    yield 'training', _training_text(card)
+    yield 'held out', scores_text(card) or 'no scores'
+    yield 'intervals', card.get('intervals', {}).get('about', 'none: refocus calibrate makes them')
+    yield 'made by', f'refocus_nbdev {card.get("version", "")}, licence {card.get("licence", "not given")}'
+
 # %% ../../nbs/81_cli.info.ipynb #_print_facts
+def _shipped_model(path):
+    "The file of a shipped model, if a path is its name; None for anything else"
+    if path.suffix or path.exists(): return None
+    from refocus_nbdev.learn.modelfile import model_path, shipped_models
+    return model_path(path) if str(path) in shipped_models() else None
+
 def _files(inputs):
-    "The files that the user gave; raises `ImageError` if there are none"
-    files = image_files(inputs)
-    if not files: raise ImageError(no_images(', '.join(inputs)))
+    "The files that the user gave; raises `UsageError` if there are none"
+    files = [_shipped_model(f) or f for f in image_files(inputs)]
+    check_found(files, inputs)
     return files
 
-_READ = f'info reads images ({KINDS_READ}), and tables (CSV) that refocus has written'
+_READ = f'info reads images ({KINDS_READ}), models (.safetensors), and tables (CSV) that refocus has written'
+
+def _facts_of(path, axes):
+    "Names and values of the facts about a file"
+    suffix = path.suffix.lower()
+    if suffix=='.csv': return _table_facts(path)
+    if suffix=='.safetensors': return list(_model_facts(path))
+    if path.is_file() and suffix not in IMAGE_SUFFIXES: raise ImageError(f'{path}: {_READ}')
+    return _image_facts(path, axes)
 
 def _print_facts(path, axes):
-    suffix = path.suffix.lower()
-    if path.is_file() and suffix not in (*IMAGE_SUFFIXES, '.csv'): raise ImageError(f'{path}: {_READ}')
-    facts = _table_facts(path) if suffix=='.csv' else _image_facts(path, axes)
+    facts = _facts_of(path, axes)
     width = max(len(name) for name,_ in facts)
     print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
 
 # %% ../../nbs/81_cli.info.ipynb #info
 @command(what='axes')
 def info(
-    inputs:list[str], # Files, folders or globs; also tables (CSV) that another refocus command has written
+    inputs:list[str], # Files, folders or globs; also models, and tables (CSV) that another refocus command has written
     axes:str='', # Axes, such as CYX, if the files give wrong ones
 ):
     """Print facts about files: axes, pixels, channels, and what made them.
 
     For a table that refocus wrote, print the meaning of its columns.
+    For a model, print what it is for, and how good it is.
 
     Example: refocus info refocused/a01.tif
     Example: refocus info scores.csv
+    Example: refocus info general
     """
     failed = 0
     for path in _files(inputs):
         try: _print_facts(path, axes)
-        except (ImageError, UsageError) as e:
+        except ValueError as e:
             failed += 1
             print(e, file=sys.stderr)
     return int(failed>0)

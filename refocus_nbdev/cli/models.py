@@ -27,9 +27,10 @@ def _row(name):
 def models():
     """List the models that come with refocus.
 
-    Use these names with options such as --model and --init.
+    Use these names with options such as --model and --init. refocus info shows the card of a model.
 
     Example: refocus models
+    Example: refocus info general
     """
     from refocus_nbdev.learn.modelfile import shipped_models
     table = Table(*_COLUMNS, box=box.SIMPLE)

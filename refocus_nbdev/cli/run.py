@@ -15,7 +15,7 @@ from .app import *
 from ..io.progress import Meter
 from ..io.provenance import UNSIZED, texts_of
 from ..io.tables import UsageError, unused_distances
-from ..refocus.inputs import half_folder
+from ..refocus.inputs import given_files, half_folder
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
 
 # %% ../../nbs/71_cli.run.ipynb #_planned_jobs
@@ -25,9 +25,10 @@ def _warn_of_unused_distances(inputs):
               f'to tell the model these distances, add --defocus-um {table}', file=sys.stderr)
 
 def _planned_jobs(inputs, out, recursive, defocus_um, uncertainty):
-    "The jobs of a run, each with its distance from focus, and the path for the half widths of its intervals"
+    "The jobs of a run, with distances from focus and paths for half widths; raises `UsageError` if there are none"
     jobs = plan_run(inputs, out, recursive)
     warn_of_labels(inputs, recursive)
+    check_found(given_files(inputs, recursive), inputs, not recursive)
     note_distances(jobs, defocus_um)
     if not defocus_um: _warn_of_unused_distances(inputs)
     if uncertainty:
@@ -174,7 +175,9 @@ def _print_json(jobs, out, seconds, remarks):
     print(dumps(dict(files=files, remarks=remarks, seconds=round(seconds, 3), megapixels_per_second=speed)))
 
 # %% ../../nbs/71_cli.run.ipynb #_refocus
-def _all_went_well(jobs): return bool(jobs) and not any(j.status=='failed' or j.missing for j in jobs)
+_KEPT = 'the files that are done are kept: run it again to go on'
+
+def _all_went_well(jobs): return not any(j.status=='failed' or j.missing for j in jobs)
 
 def _preview_lines(job):
     "What a run would do with a file, and what is missing in an earlier result"
@@ -194,7 +197,8 @@ def _refocus(jobs, refocuser, out, json, options):
     _warn_of_model(refocuser)
     _warn_of_distances(jobs, refocuser)
     start = time.perf_counter()
-    with Meter('refocusing', len(jobs)) as meter: run_jobs(jobs, refocuser, progress=meter.advance, **options)
+    with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
+        run_jobs(jobs, refocuser, progress=meter.advance, **options)
     seconds = time.perf_counter()-start
     report = _print_json if json else _print_summary
     report(jobs, out, seconds, [*refocuser.remarks, *_remarks(jobs, refocuser), *_stale(jobs, out)])

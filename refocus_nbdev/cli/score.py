@@ -6,14 +6,16 @@
 __all__ = ['score']
 
 # %% ../../nbs/75_cli.score.ipynb #imports
+import hashlib
 from functools import partial
 from pathlib import Path
 from .app import *
 from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
+from ..io.provenance import UNSIZED
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
-from ..refocus.inputs import given_files, listed_wells, no_images
+from ..refocus.inputs import given_files, listed_wells
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/75_cli.score.ipynb #_known_distances
@@ -56,9 +58,9 @@ def _distances_in_stacks(planes, step_um):
 def _print_scores(planes, paths, pixel_um):
     "Print how many planes are out of focus, and how far"
     _print_distances(planes[planes.in_focus==False].defocus_um, len(planes))
-    doubtful = sum(is_doubtful(codes) for codes in planes.codes[planes.in_focus.notna()])
+    doubtful = planes.doubtful[planes.in_focus.notna()].sum()
     if doubtful: print(f'doubtful: {counted_of(doubtful, len(planes), "plane")}; the column note says why')
-    unsized = planes.file[['unsized' in codes for codes in planes.codes]].nunique()
+    unsized = planes.file[planes.note.str.contains(UNSIZED.text, regex=False)].nunique()
     if unsized: print(unsized_line(unsized, planes.file.nunique(), pixel_um))
     in_focus = (planes.in_focus==True).sum()
     unknown = planes.in_focus.isna().sum()
@@ -84,26 +86,86 @@ def _print_blur(estimated, known, refocuser):
     print(_BLUR.format(found=blur.blur_per_um, least=blur.least, most=blur.most, planes=blur.planes,
                        taken=refocuser.blur_per_um, off=off))
 
+# %% ../../nbs/75_cli.score.ipynb #_scored_before
+_OTHER_ROWS = ('exists, and holds scores of other images, of another model or with other options; '
+               'choose another name, or use --overwrite')
+
+def _fingerprint(file, refocuser, reading):
+    "A text that stands for an image, the model and the options; empty for a file that cannot be read"
+    from refocus_nbdev.refocus.files import provenance_of
+    try: made_from = provenance_of(refocuser, file, **reading)
+    except (OSError, ValueError): return ''
+    return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+
+def _read_scores(path):
+    "The rows of an earlier table, by file"
+    from pandas import read_csv
+    as_text = dict.fromkeys(('file','channel','note','fingerprint'), str)
+    empty = {name: '' for name in read_csv(path, nrows=0) if name not in as_text}
+    rows = read_csv(path, dtype=as_text, na_values=empty, keep_default_na=False)
+    return {name: of_file for name,of_file in rows.groupby('file', sort=False)}
+
+def _holds_rows(path): return path.exists() and path.stat().st_size>2
+
+def _is_same(rows, file, fingerprint):
+    "Would this run make the same rows of a file?"
+    marks = set(rows.get('fingerprint', ['']))
+    return file is not None and marks=={fingerprint(file)} and marks!={''}
+
+def _scored_before(paths, files, fingerprint):
+    "The tables of the files that an earlier run has scored; raises `UsageError` for rows that this run would not make"
+    if not all(map(_holds_rows, paths)):
+        check_replaced(paths, [], False)
+        return {}
+    by_name = {str(f): f for f in files}
+    tables = list(map(_read_scores, paths))
+    planes,tiles = tables[0],tables[-1]
+    for name,rows in planes.items():
+        if not _is_same(rows, by_name.get(name), fingerprint): raise UsageError(f'{paths[0]}: {_OTHER_ROWS}')
+    if not tiles.keys() <= planes.keys(): raise UsageError(f'{paths[-1]}: {_OTHER_ROWS}')
+    return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in planes.items()}
+
 # %% ../../nbs/75_cli.score.ipynb #_score
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
     files = given_files(inputs, recursive)
     warn_of_labels(inputs, recursive)
-    if not files: raise UsageError(no_images(', '.join(inputs), not recursive))
+    check_found(files, inputs, not recursive)
     return files
 
-def _check_found(files):
-    "Raise `ImageError` if none of the files exists"
-    if not any(f.exists() for f in files): open_image(files[0])
+def _scored(file, refocuser, reading):
+    "The tables of a file"
+    from refocus_nbdev.judge.defocus import score_file
+    planes,tiles = score_file(refocuser, file, **reading)
+    doubtful = planes.codes.map(is_doubtful)
+    fingerprint = _fingerprint(file, refocuser, reading)
+    return planes.assign(doubtful=doubtful, fingerprint=fingerprint), tiles
 
-def _score(files, paths, pictures, listed, refocuser, known, reading):
+def _save(paths, earlier, done):
+    "Write what is scored when somebody presses Ctrl-C, and say so; an earlier table that was to be replaced stays"
+    if paths[0].exists() and not earlier: return f'{paths[0]} is as it was before: run it again'
+    if not done: return 'no file is scored yet: run it again'
+    write_tables(paths, list(done.values()))
+    return f'{paths[0]} has the scores of {counted(len(done), "file")}: run it again to go on'
+
+def _all_scored(files, earlier, paths, score_one):
+    "Tables of all files, of which some are scored already; and messages about files that failed"
+    done = dict(earlier)
+    def tables_of(f):
+        if f not in done: done[f] = score_one(f)
+        return done[f]
+    if earlier: print(f'scored before: {counted_of(len(earlier), len(files), "file")}')
+    with on_interrupt(lambda: _save(paths, earlier, done)):
+        return of_each(tables_of, files, partial(tracked, label='scoring'))
+
+def _score(files, earlier, paths, pictures, listed, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
-    from refocus_nbdev.judge.defocus import draw_scores, score_file
-    def score_one(f): return score_file(refocuser, f, **reading)
-    scored,failed = of_each(score_one, files, partial(tracked, label='scoring'))
+    from refocus_nbdev.judge.defocus import draw_scores
+    scored,failed = _all_scored(files, earlier, paths, partial(_scored, refocuser=refocuser, reading=reading))
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
-        if pictures: draw_scores(pictures, planes, tiles, reading['axes'], listed)
+        found = planes.drop(columns=['doubtful','fingerprint'])
+        if pictures: draw_scores(pictures, found, tiles, reading['axes'], listed)
         _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
     if failed: list_failed(failed)
@@ -126,13 +188,14 @@ def score(
     channel:str='', # Channels to score, by name or number from 1; all if empty
     axes:str='', # Axes, such as CYX, if the files give wrong ones
     recursive:bool=False, # Search subfolders too
-    overwrite:bool=False, # Replace tables that refocus has written
+    overwrite:bool=False, # Score everything again, and replace tables that refocus has written
     dry_run:bool=False, # Only list what would be scored
 ):
     """Estimate how far out of focus images are.
 
     A single plane does not show on which side of focus it lies. Score measures the width of the blur. The distance
     for this width depends on the microscope. With --defocus-um or --step-um, score also measures how much yours blurs.
+    A second run scores only what is missing in the table.
     Score does not notice if an image shows another stain than the images that the model was trained on.
 
     Example: refocus score "plate/*.tif" --out scores.csv
@@ -140,11 +203,14 @@ def score(
     """
     files = _files(inputs, recursive)
     if dry_run: return print(*files, sep='\n')
-    _check_found(files)
     check_um('--pixel-um', pixel_um, 'size')
     known = _known_distances(defocus_um, step_um, files, axes)
-    paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], overwrite)
+    paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], True)
     check_pictures(pictures, files)
     refocuser = load_refocuser(model, device, blur_per_um)
     listed = listed_wells(inputs)
-    return _score(files, paths, pictures, listed, refocuser, known, reading_options(channel, axes, pixel_um))
+    reading = reading_options(channel, axes, pixel_um)
+    same = partial(_fingerprint, refocuser=refocuser, reading=reading)
+    earlier = {} if overwrite else _scored_before(paths, files, same)
+    if pictures and not tiles: earlier = {} # Maps need the tiles of all files
+    return _score(files, earlier, paths, pictures, listed, refocuser, known, reading)

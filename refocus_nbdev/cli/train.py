@@ -6,22 +6,25 @@
 __all__ = ['Stages', 'train']
 
 # %% ../../nbs/73_cli.train.ipynb #imports
-import sys
+import math, sys
 from types import SimpleNamespace
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 from .app import *
-from ..io.planes import ImageError
-from ..io.progress import tracked
+from ..io.disk import check_writable
+from ..io.images import read_image
+from ..io.progress import Meter, tracked
+from ..io.strips import middle_of
 from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
 from ..plates.names import planes_in
-from ..refocus.inputs import given_files, no_images
+from ..refocus.inputs import given_files
 
 # %% ../../nbs/73_cli.train.ipynb #Stages
 _RECIPES = dict(
-    quick='from pairs of planes, to try out',
+    quick='to try out, from pairs of planes or in-focus images',
     nuclei='from in-focus images, from random weights; takes hours',
     finetune='from dozens of in-focus images; goes on from the model of --init',
     polish='like finetune, in smaller steps',
@@ -34,16 +37,16 @@ _RECIPES = dict(
 
 Stages = Literal[tuple(_RECIPES)]
 _ON_FROM_A_MODEL = 'finetune', 'polish', 'few', 'general'
-_EPILOG = '\n'.join(['Recipes for --stages:', *(f'{name}: {purpose}.' for name,purpose in _RECIPES.items())])
+_EPILOG = '\n\n'.join(['Recipes for --stages:', *(f'{name}: {purpose}.' for name,purpose in _RECIPES.items())])
 
 # %% ../../nbs/73_cli.train.ipynb #_recipe
 def _quiet_fastai():
-    "Import fastai without warnings, and without progress bars where there is no terminal"
+    "Import fastai without warnings, and without its progress bar"
     import warnings
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.filterwarnings('ignore', message='.*pin_memory.*')
     from fastai.vision.all import ProgressCallback, defaults
-    if not sys.stdout.isatty() and ProgressCallback in defaults.callbacks: defaults.callbacks.remove(ProgressCallback)
+    if ProgressCallback in defaults.callbacks: defaults.callbacks.remove(ProgressCallback)
 
 def _named_recipe(name, init):
     from refocus_nbdev.learn.training import RECIPES
@@ -65,10 +68,10 @@ def _recipe(options):
 
 # %% ../../nbs/73_cli.train.ipynb #_images
 def _images(data):
-    "The in-focus images that the user gave; raises `ImageError` if there are none"
+    "The in-focus images that the user gave; raises `UsageError` if there are none"
     warn_of_labels(data)
     files = given_files(data)
-    if not files: raise ImageError(no_images(', '.join(data)))
+    check_found(files, data)
     return files
 
 def _plate(data):
@@ -77,12 +80,12 @@ def _plate(data):
     return data[0]
 
 def _pairs(options):
-    "The pairs of the plate that the user gave; raises `ImageError` if there are none"
+    "The pairs of the plate that the user gave; raises `UsageError` if there are none"
     plate = _plate(options.data)
     try: return plate_pairs(plate, options.planes, options.target, options.channel)
-    except ImageError as e:
+    except UsageError as e:
         if planes_in(plate) or not Path(plate).is_dir(): raise
-        raise ImageError(f'{e}; to train on a folder of images in focus, add --sharp-only') from e
+        raise UsageError(f'{e}; to train on a folder of images in focus, add --sharp-only') from e
 
 def _registered(pairs):
     "The pairs that are not shifted; prints how many were left out"
@@ -91,6 +94,38 @@ def _registered(pairs):
     good = registered(pairs, registration_report(pairs, track=track))
     print(f'{counted_with_verb(len(pairs)-len(good), len(pairs), "pair", "is", "are")} shifted, and left out')
     return good
+
+# %% ../../nbs/73_cli.train.ipynb #_warn_of_focus
+_OUT_OF_FOCUS = ('WARNING: a look at {images} finds {n} out of focus, such as {worst}, by {um:.0f} um: a model learns '
+                 'to make such images; find them all with refocus score, and train on the others')
+
+_SOFT_PX = 2. # Width of a blur that is no reason for a warning, px of the model
+
+def _some(files, most=12):
+    "Some of many files, evenly spread"
+    return files[::math.ceil(len(files)/most)]
+
+def _distance(file, refocuser, zoom):
+    "Distance of the middle of a file from focus, um; 0 if it is small, or cannot be told"
+    from refocus_nbdev.judge.defocus import score_plane
+    plane = read_image(file).planes[0]
+    middle = middle_of(plane, 512)
+    scale = refocuser.scale_of([middle])
+    whole,_ = score_plane(refocuser, middle, scale, zoom)
+    um = 0. if whole['in_focus'] is None else whole['defocus_um']
+    return um if um*refocuser.px_per_um>_SOFT_PX else 0.
+
+def _warn_of_focus(files, pixel_um):
+    "Warn if some of the in-focus images are out of focus"
+    refocuser = load_refocuser('general', 'auto')
+    try: zoom = refocuser.zoom(pixel_um)
+    except ValueError: return # Its pixels are too far from those of the model
+    um = {f: _distance(f, refocuser, zoom) for f in tracked(_some(files), 'checking focus')}
+    far = [f for f in um if um[f]]
+    if not far: return
+    worst = max(far, key=um.get)
+    images = counted(len(um), 'image')
+    print(_OUT_OF_FOCUS.format(images=images, n=len(far), worst=worst, um=um[worst]), file=sys.stderr)
 
 # %% ../../nbs/73_cli.train.ipynb #_kinds
 def _kinds(table, files):
@@ -105,22 +140,41 @@ def _kinds(table, files):
 
 # %% ../../nbs/73_cli.train.ipynb #_held_out
 def _model_file(name):
-    "The file of a model; None for no name"
-    from refocus_nbdev.learn.modelfile import model_path
-    return model_path(name) if name else None
+    "The file of a model; None for no name; raises `UsageError` for a file that is no model"
+    from refocus_nbdev.learn.modelfile import model_path, read_card
+    if not name: return None
+    try:
+        read_card(model_path(name))
+        return model_path(name)
+    except ValueError as e: raise UsageError(e) from e
 
 def _held_out(options):
     "The options about held-out images"
     wells = dict(valid_wells=names(options.valid_wells), test_wells=names(options.test_wells))
     return dict(wells, valid_pct=options.valid_pct, unseen_by=_model_file(options.unseen_by))
 
+def _checkpoint_path(options): return options.checkpoint or Path(f'{options.out}.checkpoint')
+
 def _checkpoint(options):
     "The path of the checkpoint; raises `UsageError` if it exists and the user did not give `--resume`"
-    path = options.checkpoint or Path(f'{options.out}.checkpoint')
+    path = _checkpoint_path(options)
     if options.resume and not path.exists(): print(f'{path}: there is no checkpoint; training begins anew')
     if path.exists() and not options.resume:
         raise UsageError(f'{path}: here a training stopped; go on from it with --resume, or delete it')
+    check_writable(path, UsageError)
     return path
+
+# %% ../../nbs/73_cli.train.ipynb #_kept
+_NOTHING_KEPT = ('nothing is kept, because the first checkpoint comes after the first epoch, or after three minutes: '
+                 'run it again')
+
+def _kept(options, recipe):
+    "A sentence on what a training keeps that was interrupted"
+    from refocus_nbdev.learn.training import checkpoint_place
+    path = _checkpoint_path(options)
+    if not path.exists(): return _NOTHING_KEPT
+    place = checkpoint_place(path, recipe.stages)
+    return f'{path} keeps it: {place}. To go on, run the same command with --resume'
 
 # %% ../../nbs/73_cli.train.ipynb #_training_options
 _PASSED_ON = 'dry_run', 'modality', 'source', 'pixel_um', 'weights', 'resume', 'log', 'seed'
@@ -131,18 +185,35 @@ def _training_options(options):
     passed_on = {name: getattr(options, name) for name in _PASSED_ON}
     return dict(name=options.out.stem, **passed_on, **start, **_held_out(options))
 
-def _train_on_sharp(files, recipe, options):
+def _simulation(options):
+    "The simulated optics; raises `UsageError` for optics that cannot be"
     from refocus_nbdev.learn.simulated import simulate_for
-    from refocus_nbdev.learn.training import train_from_sharp
-    training = dict(_training_options(options), kinds=_kinds(options.kinds, files))
-    optics = simulate_for(pixel_um=options.pixel_um, na=options.na, index=options.index)
-    train_from_sharp(files, options.out, recipe, optics, **training)
+    try: return simulate_for(pixel_um=options.pixel_um, na=options.na, index=options.index)
+    except ValueError as e: raise UsageError(e) from e
 
-def _train_on_pairs(pairs, recipe, options):
+def _train_on_sharp(files, recipe, options, **training):
+    from refocus_nbdev.learn.training import train_from_sharp
+    optics = _simulation(options)
+    kinds = _kinds(options.kinds, files)
+    _warn_of_focus(files, options.pixel_um)
+    train_from_sharp(files, options.out, recipe, optics, kinds=kinds, **training)
+
+def _train_on_pairs(pairs, recipe, options, **training):
     from refocus_nbdev.learn.training import train_from_pairs
     keep = _registered if options.registered else list
-    training = _training_options(options)
     train_from_pairs(options.data[0], options.out, recipe, keep=keep, pairs=pairs, **training)
+
+def _with_meter(train, data, recipe, options):
+    "Train, and show how much is done; after Ctrl-C, say what is kept"
+    from refocus_nbdev.learn.training import ShareDone
+    training = _training_options(options)
+    print(f'recipe {options.stages}: {_RECIPES[options.stages]}')
+    meter = Meter('percent of the training', 100, first_s=10)
+    with ExitStack() as until_the_end, on_interrupt(lambda: _kept(options, recipe)):
+        def begin(percent):
+            until_the_end.enter_context(meter)
+            meter.begin(percent)
+        train(data, recipe, options, cbs=ShareDone(recipe.stages, begin, meter.reach), **training)
 
 # %% ../../nbs/73_cli.train.ipynb #_report
 _WORSE = ('WARNING: on images that it was not trained on, this model is worse than doing nothing; '
@@ -152,22 +223,21 @@ def _report(out):
     "Print how good a model is"
     from refocus_nbdev.learn.modelfile import read_card
     card = read_card(out)
-    v = card['validation']
-    print(f'validation: PSNR {v["psnr"]:.2f} dB (doing nothing {v["psnr_input"]:.2f}), '
-          f'SSIM {v["ssim"]:.3f} (doing nothing {v["ssim_input"]:.3f})')
+    print(f'validation: {scores_text(card)}')
     if is_worse_than_nothing(card): print(_WORSE)
     print(f'the model is in {out}; use it with: refocus run INPUT --model {out}')
 
 # %% ../../nbs/73_cli.train.ipynb #_train
 def _train(options):
     "Check the options of `train`, train, and report"
-    if options.log: check_replaced([options.log], [], True)
+    check_um('--pixel-um', options.pixel_um, 'size')
+    tables_to_write([options.log], [], True)
     check_new_model(options.out)
     if options.kinds and not options.sharp_only:
         raise UsageError('--kinds is for in-focus images: give --sharp-only too')
     recipe = _recipe(options)
-    if options.sharp_only: _train_on_sharp(_images(options.data), recipe, options)
-    else: _train_on_pairs(_pairs(options), recipe, options)
+    data = _images(options.data) if options.sharp_only else _pairs(options)
+    _with_meter(_train_on_sharp if options.sharp_only else _train_on_pairs, data, recipe, options)
     if options.dry_run: print(f'would write {options.out}')
     else: _report(options.out)
 

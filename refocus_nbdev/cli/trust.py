@@ -101,9 +101,7 @@ def _is_result(path):
 
 def _check_order(images):
     "Raise `UsageError` if the first image is a result, and the file that belongs to it is none"
-    pairs = [(result, image) for result,image in images.items() if image]
-    if not pairs: return
-    result,image = pairs[0]
+    result,image = next((result, image) for result,image in images.items() if image)
     if _is_result(image) and not _is_result(result):
         raise UsageError(f'{image}: is a result, and {result} is none; give the images first: trust IMAGES RESULTS')
 

@@ -193,7 +193,9 @@ _SCORED = {**_PLACE, **_FOCUS, **dict(
     in_focus='whether the blur is at most one pixel of the model wide; empty where the image does not show it',
     laplacian_variance='variance of the Laplacian, counts squared',
     power_slope='slope of the logarithm of the power spectrum over the logarithm of the frequency',
-    note='remarks on the image, and reasons to doubt the estimates')}
+    note='remarks on the image, and reasons to doubt the estimates',
+    doubtful='whether there is a reason to doubt the estimates',
+    fingerprint='stands for image, model and options; refocus score keeps a row as long as all three are the same')}
 
 _TILES = {**_PLACE, **dict(
     y='upper border of the tile, px',
@@ -327,7 +329,7 @@ COLUMNS = {
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
-_MAYBE = {'scene', 't', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE = {'scene', 't', 'z', 'count_error', 'doubtful', 'fingerprint', *_REGIONS, *_F1, *_LOSSES}
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):

@@ -116,8 +116,19 @@ def partners(
     files,  # A file, a folder or a glob
     others, # A file, a folder or a glob
 ) -> dict:  # Each of `files` with the one of `others` that belongs to it; None where none does
-    "Find which files belong together; raises `UsageError` where there are no images, or where two could be meant"
-    return _pairs(_Files(files), _Files(others))
+    "Find which files belong together; raises `UsageError` where none do, or where two could be meant"
+    left,right = _Files(files),_Files(others)
+    found = _pairs(left, right)
+    if not any(found.values()): raise _no_partner(left, right, 'an image of the same name')
+    return found
+
+def _no_partner(files, others, what):
+    "The error where no file has a partner"
+    unsure = others.unsure
+    folders = f', and where several are called alike, the same folders. {unsure[0]}' if unsure else ''
+    return UsageError(f'{files.given}: none of {len(files.files)} images has {what} in {others.given}; files that '
+                      f'belong together need the same names, but for endings such as _refocused, or names as on a '
+                      f'BBBC006 plate with the same well, site and channel{folders}')
 
 # %% ../../nbs/66_judge.match.ipynb #_distances
 def _values_for(cases, table, files_of):
@@ -248,14 +259,6 @@ def _all_targets(predictions, targets, target):
     return _pairs(predictions, targets)
 
 # %% ../../nbs/66_judge.match.ipynb #_checks
-def _no_target(predicted, target, predictions, targets):
-    "The error where no prediction has a target"
-    unsure = targets.unsure
-    folders = f', and where several are called alike, the same folders. {unsure[0]}' if unsure else ''
-    return UsageError(f'{predicted}: none of {len(predictions.files)} images has a target in {target}; files that '
-                      f'belong together need the same names, but for endings such as _refocused, or names as on a '
-                      f'BBBC006 plate with the same well, site and channel{folders}')
-
 def _cases(found, predictions, targets, inputs, label_images):
     "A `Comparison` for each prediction that has a target"
     only_target = len(targets.files)==1
@@ -293,7 +296,7 @@ def plan_comparisons(
     label_images = _label_files(labels) if labels else None
     found = _all_targets(predictions, targets, target)
     cases = _cases(found, predictions, targets, inputs, label_images)
-    if not cases: raise _no_target(predicted, target, predictions, targets)
+    if not cases: raise _no_partner(predictions, targets, 'a target')
     _check_used(cases, 'input', input)
     _check_used(cases, 'labels', labels)
     if not groups and _tells_wells(target): groups = target

@@ -27,10 +27,10 @@ def write_model(
     model:nn.Module, # The network
     card:dict,       # Stored as JSON; `network` and `args` rebuild the network, other entries inform its users
 ) -> Path:           # `path`
-    "Write a model file, atomically"
+    "Write a model file, atomically; raises `ModelError` if that fails"
     weights = {k: _to_store(v) for k,v in model.state_dict().items()}
     header = {'format': _FORMAT, 'card': json.dumps(card, sort_keys=True)}
-    with atomically(path) as unfinished: unfinished.write_bytes(save(weights, metadata=header))
+    with atomically(path, ModelError) as unfinished: unfinished.write_bytes(save(weights, metadata=header))
     return Path(path)
 
 # %% ../../nbs/47_learn.modelfile.ipynb #read_card

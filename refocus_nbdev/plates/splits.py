@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.sparse.csgraph import connected_components
 from ..io.images import *
+from ..io.tables import UsageError
 from .names import *
 
 # %% ../../nbs/31_plates.splits.ipynb #_edges
@@ -108,13 +109,13 @@ def held_out(
     valid_pct=0.2, # Share of the groups that goes to validation, between 0 and 1; at least one group
     seed=42,       # Another seed draws other groups
 ) -> set[str]:     # Names of the groups kept for validation
-    "Groups that training must not see; raises `ValueError` for fewer than two groups, or a wrong share"
+    "Groups that training must not see; raises `UsageError` for fewer than two groups, or a wrong share"
     names = sorted(set(groups))
     if not 0<valid_pct<1:
-        raise ValueError(f'valid_pct={valid_pct}: give the share of the groups to hold out, between 0 and 1')
+        raise UsageError(f'valid_pct={valid_pct}: give the share of the groups to hold out, between 0 and 1')
     if len(names)<2:
         only = names[0] if names else 'none'
-        raise ValueError(f'all {len(groups)} images belong to one group ({only}): '
+        raise UsageError(f'all {len(groups)} images belong to one group ({only}): '
                          'nothing can be held out; add images of other wells or fields')
     n = max(1, round(valid_pct*len(names)))
     n = min(n, len(names)-1)
@@ -131,9 +132,9 @@ def _places(well):
     return ('row', row), ('column', column), ('quarter', quarter), ('sixteenth', sixteenth)
 
 def _check_wells(names):
-    "Raises `ValueError` for names that are not wells of a 384-well plate"
+    "Raises `UsageError` for names that are not wells of a 384-well plate"
     wrong = ', '.join(n for n in names if n not in PLATE_WELLS)
-    if wrong: raise ValueError(f'{wrong}: not a well of a 384-well plate; names go from a01 to p24')
+    if wrong: raise UsageError(f'{wrong}: not a well of a 384-well plate; names go from a01 to p24')
 
 # %% ../../nbs/31_plates.splits.ipynb #spread_wells-def
 def spread_wells(
@@ -141,7 +142,7 @@ def spread_wells(
     n,       # Number of wells to take, at most as many as there are
     seed=42, # Another seed draws other wells
 ) -> set[str]:
-    "`n` wells that are spread evenly over the plate; raises `ValueError` for a name that is no well"
+    "`n` wells that are spread evenly over the plate; raises `UsageError` for a name that is no well"
     names = sorted(set(wells))
     _check_wells(names)
     left = np.random.default_rng(seed).permutation(names).tolist()
@@ -163,26 +164,26 @@ class WellSplit(NamedTuple):
     test: set  # Wells that judge it
 
 def _named(parameter, chosen, wells):
-    "The wells of one set as a set; raises `ValueError` for those that are not among `wells`"
+    "The wells of one set as a set; raises `UsageError` for those that are not among `wells`"
     chosen = set(chosen)
     unknown = ', '.join(sorted(chosen-set(wells)))
     there = ', '.join(sorted(wells))
     if unknown:
-        raise ValueError(f'{parameter}: {unknown} not among the wells or other groups: {there}')
+        raise UsageError(f'{parameter}: {unknown} not among the wells or other groups: {there}')
     return chosen
 
 def _share(parameter, pct, wells):
     "The number of wells in a share, at least one unless the share is 0"
-    if not 0<=pct<1: raise ValueError(f'{parameter}={pct}: give the share of the wells, from 0 to below 1')
+    if not 0<=pct<1: raise UsageError(f'{parameter}={pct}: give the share of the wells, from 0 to below 1')
     if pct==0: return 0
     return max(1, round(pct*len(wells)))
 
 # %% ../../nbs/31_plates.splits.ipynb #split_wells
 def _check_split(split):
-    "Raises `ValueError` if no well is left for training or validation"
+    "Raises `UsageError` if no well is left for training or validation"
     if split.train and split.valid: return
     test,valid,train = map(len, (split.test, split.valid, split.train))
-    raise ValueError(f'{test} wells for the test and {valid} for validation, of {test+valid+train}, '
+    raise UsageError(f'{test} wells for the test and {valid} for validation, of {test+valid+train}, '
                      f'leave {train} to train on: training and validation need one each; add wells, or hold out fewer')
 
 def _drawn_test(wells, valid, pct, seed):
@@ -209,15 +210,15 @@ def split_wells(
 ) -> WellSplit:
     """Divide wells into training, validation and test; drawn sets are spread over the plate
 
-    Raises `ValueError` for unknown wells, wells in both sets, or if none is left to train on."""
+    Raises `UsageError` for unknown wells, wells in both sets, or if none is left to train on."""
     wells = set(wells)
     if len(wells)<2:
         only = ', '.join(wells) or 'none'
-        raise ValueError(f'all images belong to one group ({only}): nothing can be held out; add images of other wells')
+        raise UsageError(f'all images belong to one group ({only}): nothing can be held out; add images of other wells')
     test = _named('test_wells', test_wells, wells)
     valid = _named('valid_wells', valid_wells, wells)
     both = ', '.join(sorted(valid & test))
-    if both: raise ValueError(f'{both}: both for validation and for the test; name a well in one of them')
+    if both: raise UsageError(f'{both}: both for validation and for the test; name a well in one of them')
     _share('test_pct', test_pct, wells)
     test = test or _drawn_test(wells, valid, test_pct, seed)
     valid = valid or _drawn_valid(wells, test, valid_pct, seed)

@@ -152,7 +152,8 @@ _MOST_MEDIAN = 0.125 # Largest median of a result that shows nuclei, network uni
 _MOST_UNEXPLAINED = 0.25 # Largest share of an image's contrast
 ONLY_NOISE = Remark('noise', 'nothing but noise is to be seen')
 _FAINT = Remark('faint', 'hardly anything stands out as nuclei do: left as it is, in part or in full')
-_NOT_NUCLEI = Remark('stain', 'does not look like nuclei: more than half of it is bright')
+_NOT_NUCLEI = Remark('stain', 'does not look like nuclei: more than half of it is bright; '
+                    'the model general is for any stain')
 _UNSURE = Remark('unsure', 'it shows too little to tell how far out of focus it is: give the distance if you know it')
 _NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: '
                          'another stain, other optics, or an error')

@@ -267,10 +267,11 @@ def _disagreeing(image, pixel_um):
                                    'the first size was used; --pixel-um gives another')]
 
 # %% ../../nbs/55_refocus.files.ipynb #one-model
-def _one_model(image, channels, name):
-    "A remark if all of several channels were refocused, because a model is made for one stain"
-    if len(image.channels)==1 or channels is not None: return []
-    return [Remark('all channels', f'all channels ({", ".join(image.channels)}) were refocused by one model, {name}')]
+def _one_model(image, channels, refocuser):
+    "A remark if all of several channels were refocused by a model for one stain"
+    if len(image.channels)==1 or channels is not None or not refocuser.of_nuclei: return []
+    what = f'all channels ({", ".join(image.channels)}) were refocused by {refocuser.name}, a model of nuclei'
+    return [Remark('all channels', f'{what}: choose one with --channel, or use the model general')]
 
 def _not_images(image, acquisitions):
     "Remarks on planes that stay as they are, because they are no part of the acquisition"
@@ -545,7 +546,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     image = planes.image
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
-    remarks += _one_model(image, channels, planes.refocuser.name)
+    remarks += _one_model(image, channels, planes.refocuser)
     remarks += _not_images(image, planes.acquisitions)
     remarks += _overruled(image, pixel_um)
     remarks += _disagreeing(image, pixel_um)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from ..io.disk import check_writable
 from ..io.planes import ImageError
 from ..io.provenance import read_provenance, refuse, texts_of
 from ..io.ngff import is_zarr
@@ -224,6 +225,7 @@ def run_job(
             return job.ended('incomplete' if job.missing else 'skipped', 'done before')
         for p in job.targets: check_ours(p)
         for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
+        for p in job.targets: check_writable(p, ImageError)
         job.result = refocus_file(refocuser, job.source, job.target, defocus_um=job.defocus_um, progress=progress,
                                   strict=strict, half_width_path=job.half_width_path, **options)
         job.reading,job.doubts = job.result.reading,job.result.doubts
