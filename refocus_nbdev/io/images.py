@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image', 'chosen_channels',
-           'size_of', 'source_of', 'Reading', 'reading_of', 'remarks_on_fields', 'check_finite', 'to_dtype',
-           'copy_image', 'copy_name', 'write_image', 'as_refocused', 'open_as', 'ImageError']
+           'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'remarks_on_fields', 'check_finite',
+           'to_dtype', 'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'as_refocused',
+           'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, struct
@@ -184,8 +185,9 @@ KINDS_READ = ', '.join(['TIFF', 'PNG', 'OME-Zarr', *(maker.name for maker in VEN
 
 def _why_missing(path):
     "Why there is no image at a path"
-    if glob.has_magic(str(path)): return 'nothing matches'
-    return 'this folder is no Zarr' if path.is_dir() else 'there is no such file'
+    if path.is_dir(): return 'this folder is no Zarr'
+    is_glob = glob.has_magic(path.name) or glob.has_magic(str(path)) and not path.parent.is_dir()
+    return 'nothing matches' if is_glob else 'there is no such file'
 
 def _reader_class(path):
     "The class that reads a file; raises `ImageError` if there is no file, or no class for it"
@@ -219,7 +221,7 @@ def open_image(
 ):             # A `TiffReader`, `PngReader`, `ZarrReader` or `VendorReader`, to be used in a `with`
     "Open one file; raises `ImageError` if it is missing, damaged, in colour, empty, or not uint8, uint16 or float32"
     path = Path(path)
-    image = _reader_class(path)(path, axes)
+    with reading(path, 'image'): image = _reader_class(path)(path, axes)
     try: _check_usable(image)
     except ImageError:
         image.__exit__()
@@ -315,6 +317,22 @@ def reading_of(
     names = [image.channels[c] for c in sorted(chosen_channels(image, channels))]
     um,by = size_of(image, pixel_um)
     return Reading(image.axes, names, um or model_um, by, source_of(image, by))
+
+# %% ../../nbs/09_io.images.ipynb #axes_hint
+_UNNAMED = 'IQ' # tifffile's letters for an axis that a file does not name
+_MOST_CHANNELS = 4
+
+def axes_hint(
+    image, # An open one, from `open_image`
+) -> str|None:
+    "A hint on planes that may be channels; None if there are none"
+    axes = image.axes
+    unnamed = [a for a in axes if a in _UNNAMED]
+    if len(unnamed)!=1 or 'C' in axes: return None
+    n = image.shape[axes.index(unnamed[0])]
+    if not 2<=n<=_MOST_CHANNELS: return None
+    return (f'the file does not say what its {n} planes are, so they share a scale; '
+            f'if they are channels, add --axes {axes.replace(unnamed[0], "C")}')
 
 # %% ../../nbs/09_io.images.ipynb #remarks_on_fields
 def _some(names, most=5):
@@ -424,6 +442,30 @@ def write_image(
         if im.kind=='png': _save_png(tmp, im.pixels, {'Software':im.software or 'refocus_nbdev'})
         else: tifffile.imwrite(tmp, im.pixels, **_tiff_options(im))
     return Path(path)
+
+# %% ../../nbs/09_io.images.ipynb #software_of
+def _words_in(path):
+    "What a file says made it"
+    if path.is_dir(): return zarr_software(path)
+    suffix = path.suffix.lower()
+    if suffix in VENDORS: return None
+    if suffix=='.png':
+        with PILImage.open(path, formats=['PNG']) as im: return im.info.get('Software')
+    with quiet_tifffile(), tifffile.TiffFile(path, _multifile=False) as tif: return software_in(tif)
+
+def software_of(
+    path, # A file that `open_image` takes
+) -> str|None:
+    "What a file says made it, read without its planes; None if it says nothing, or cannot be read"
+    try:
+        with reading(path, 'image'): return _words_in(Path(path))
+    except ImageError: return None
+
+def provenance_in(
+    path, # A file that `open_image` takes
+) -> Provenance|None:
+    "What made a result; None for a file that is no result of this package, or cannot be read"
+    return read_provenance(software_of(path))
 
 # %% ../../nbs/09_io.images.ipynb #as_refocused
 def as_refocused(

@@ -30,6 +30,8 @@ def reading(
     "Raises `ImageError` if anything goes wrong inside"
     try: yield
     except ImageError: raise
+    except PermissionError as e:
+        raise ImageError(f'{path}: may not be read (permission denied); ask for permission to read it') from e
     except Exception as e:
         problem = f'{type(e).__name__}: {e}'
         raise ImageError(f'{path}: cannot be read as {kind} ({problem}); is it complete?') from e
