@@ -15,7 +15,7 @@ from .app import *
 from ..io.progress import Meter
 from ..io.provenance import UNSIZED, texts_of
 from ..io.tables import UsageError, unused_distances
-from ..refocus.inputs import given_files, half_folder
+from ..refocus.inputs import half_folder, result_folders
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
 
 # %% ../../nbs/71_cli.run.ipynb #_planned_jobs
@@ -26,9 +26,8 @@ def _warn_of_unused_distances(inputs):
 
 def _planned_jobs(inputs, out, recursive, defocus_um, uncertainty):
     "The jobs of a run, with distances from focus and paths for half widths; raises `UsageError` if there are none"
-    jobs = plan_run(inputs, out, recursive)
-    warn_of_labels(inputs, recursive)
-    check_found(given_files(inputs, recursive), inputs, not recursive)
+    found = found_by(inputs, recursive, not recursive, result_folders(out))
+    jobs = plan_run(inputs, out, recursive, found)
     note_distances(jobs, defocus_um)
     if not defocus_um: _warn_of_unused_distances(inputs)
     if uncertainty:

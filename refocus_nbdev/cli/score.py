@@ -6,6 +6,7 @@
 __all__ = ['score']
 
 # %% ../../nbs/75_cli.score.ipynb #imports
+import sys
 from functools import partial
 from pathlib import Path
 from .app import *
@@ -13,7 +14,7 @@ from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
-from ..refocus.inputs import given_files, listed_wells
+from ..refocus.inputs import listed_wells, results_among
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/75_cli.score.ipynb #_known_distances
@@ -87,10 +88,15 @@ def _print_blur(estimated, known, refocuser):
 # %% ../../nbs/75_cli.score.ipynb #_score
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
-    files = given_files(inputs, recursive)
-    warn_of_labels(inputs, recursive)
-    check_found(files, inputs, not recursive)
-    return files
+    found = found_by(inputs, recursive, not recursive)
+    _tell_of_results(results_among(found.named))
+    return found.files
+
+def _tell_of_results(results):
+    "Print that a score of a result says how sharp the result is"
+    if not results: return
+    is_a = f'{results[0]} is a result' if len(results)==1 else f'{results[0]} and {len(results)-1} more are results'
+    print(f'{is_a} of refocus: the scores say how sharp the result is, not the image', file=sys.stderr)
 
 def _score(files, paths, pictures, listed, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"

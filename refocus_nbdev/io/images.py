@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image', 'chosen_channels',
            'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'remarks_on_fields', 'check_finite',
-           'to_dtype', 'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'as_refocused',
-           'open_as', 'ImageError']
+           'to_dtype', 'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'clear_names',
+           'check_original', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, struct
@@ -466,6 +466,38 @@ def provenance_in(
 ) -> Provenance|None:
     "What made a result; None for a file that is no result of this package, or cannot be read"
     return read_provenance(software_of(path))
+
+# %% ../../nbs/09_io.images.ipynb #clear_names
+def clear_names(
+    names, # Names of the channels of a file
+) -> list[str]:
+    "The names; the number, from 1, of a channel whose name is not unique or contains a comma or semicolon"
+    lower = [n.lower() for n in names]
+    def is_clear(name): return lower.count(name.lower())==1 and not set(name)&set(',;')
+    return [name if is_clear(name) else str(i) for i,name in enumerate(names, 1)]
+
+# %% ../../nbs/09_io.images.ipynb #check_original
+def _refocused_before(image, names):
+    "The channels of an open image, among `names`, that this package has refocused"
+    before = set()
+    made = read_provenance(image.software)
+    while made:
+        before |= set(names if made.channels is None else made.channels)
+        made = read_provenance(made.earlier)
+    return before
+
+def check_original(
+    image,         # An open one, from `open_image`
+    channels=None, # Names, or numbers from 1, of the channels that are to be refocused; None for all
+):
+    "Raises `ImageError` if a channel was refocused before, or if the pixels are half widths of intervals"
+    check_result(image)
+    names = clear_names(image.channels)
+    before = _refocused_before(image, names)
+    again = [names[c] for c in sorted(chosen_channels(image, channels)) if names[c] in before]
+    if not again: return
+    which = f'its channel {", ".join(again)} is' if len(names)>len(again) else 'is'
+    raise ImageError(f'{image.path}: {which} a result of refocus already; give the image that the microscope took')
 
 # %% ../../nbs/09_io.images.ipynb #as_refocused
 def as_refocused(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'UsageError', 'read_table', 'Listed', 'is_load_data', 'listed_images', 'unused_distances', 'path_parts',
-           'match_rows', 'unsure_row', 'given_distances', 'explained']
+           'match_rows', 'unsure_row', 'given_distances', 'explained', 'is_our_table']
 
 # %% ../../nbs/10_io.tables.ipynb #imports
 import csv, os, re
@@ -350,3 +350,11 @@ def explained(
     for kind,known in COLUMNS.items():
         if _is_kind(set(names)-axes.keys(), known): return kind, {n: (known|axes)[n] for n in names}
     raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
+
+# %% ../../nbs/10_io.tables.ipynb #is_our_table
+def is_our_table(
+    path, # A file
+) -> bool:
+    "Did a command of this package write this table? It may also be empty"
+    try: return path.is_file() and (path.stat().st_size<3 or bool(explained(path)))
+    except UsageError: return False
