@@ -54,6 +54,9 @@ def _distances_in_stacks(planes, step_um):
     return known
 
 # %% ../../nbs/75_cli.score.ipynb #_print_scores
+_UNNAMED = ('does not say what its planes are; if they are channels, add --axes CYX',
+            'do not say what their planes are; if they are channels, add --axes CYX')
+
 def _print_scores(planes, paths, pixel_um):
     "Print how many planes are out of focus, and how far"
     _print_distances(planes[planes.in_focus==False].defocus_um, len(planes))
@@ -61,6 +64,8 @@ def _print_scores(planes, paths, pixel_um):
     if doubtful: print(f'doubtful: {counted_of(doubtful, len(planes), "plane")}; the column note says why')
     unsized = planes.file[['unsized' in codes for codes in planes.codes]].nunique()
     if unsized: print(unsized_line(unsized, planes.file.nunique(), pixel_um))
+    unnamed = planes.file[['axes' in codes for codes in planes.codes]].nunique()
+    if unnamed: print(counted_with_verb(unnamed, planes.file.nunique(), 'file', *_UNNAMED))
     in_focus = (planes.in_focus==True).sum()
     unknown = planes.in_focus.isna().sum()
     print(f'in focus: {in_focus}; nothing to tell by: {unknown}; the tables are in {", ".join(map(str, paths))}')
@@ -89,7 +94,7 @@ def _print_blur(estimated, known, refocuser):
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
     found = found_by(inputs, recursive, not recursive)
-    _tell_of_results(results_among(found.named))
+    _tell_of_results([f for f,kind in results_among(found.named).items() if kind=='results'])
     return found.files
 
 def _tell_of_results(results):

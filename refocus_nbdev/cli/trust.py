@@ -94,7 +94,7 @@ def _trust(images, paths, pictures, refocuser, options):
 # %% ../../nbs/76_cli.trust.ipynb #_check_order
 def _check_order(images):
     "Raise `UsageError` if an image is a result, and the file that belongs to it is none"
-    results = set(results_among(image for image in images.values() if image))
+    results = results_among(image for image in images.values() if image)
     for result,image in images.items():
         if image not in results or results_among([result]): continue
         raise UsageError(f'{image}: is a result, and {result} is none; give the images first: trust IMAGES RESULTS')

@@ -72,8 +72,7 @@ def _of_kind(files, root, labels):
 # %% ../../nbs/66_judge.match.ipynb #_check_no_results
 def _check_no_results(given, found, instead):
     "Raise `UsageError` if a user names a result, or a folder with nothing but results; `instead` says what is wanted"
-    named = results_among(found.named)
-    if named: raise UsageError(f'{named[0]}: is a result of refocus; {instead}')
+    for result in results_among(found.named): raise UsageError(f'{result}: is a result of refocus; {instead}')
     if found.files or 'results' not in found.left_out: return
     raise UsageError(f'{given}: holds nothing but results of refocus; {instead}')
 

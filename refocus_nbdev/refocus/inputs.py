@@ -168,9 +168,9 @@ def _kinds_of_results(files):
 
 def results_among(
     files, # Paths
-) -> list[Path]:
-    "The files that this package wrote: results, and half widths of intervals"
-    return [f for f,kind in _kinds_of_results(list(files)).items() if kind]
+) -> dict: # Each file that this package wrote to its kind: results, or half widths
+    "The results among some files"
+    return {f: kind for f,kind in _kinds_of_results(list(files)).items() if kind}
 
 # %% ../../nbs/56_refocus.inputs.ipynb #found
 def _is_list(given): return given.suffix.lower()=='.csv'
