@@ -184,6 +184,12 @@ def test_results_given_before_their_images(in_process, refocused, tmp_path):
     said = in_process('trust', refocused/Z, SAMPLE/Z, '--out', tmp_path/'t.csv')
     assert said.code==2 and 'give the images first: trust IMAGES RESULTS' in said.text and not contents(tmp_path)
 
+@pytest.fixture
+def few_groups_at_first(monkeypatch):
+    "A function: from its call on, calibrate finds out after reading the files that there are too few groups"
+    from refocus_nbdev.cli import calibrate
+    return lambda: monkeypatch.setattr(calibrate, '_check_groups', lambda *args, **kwargs: None)
+
 def evaluated(in_process, root, *more):
     "What `evaluate` says and writes of the folders `out` and `sharp`"
     said = in_process('evaluate', root/'out', root/'sharp', '--no-classical', '--overwrite', '--out', root/'report', *more)
@@ -211,7 +217,7 @@ def test_groups_can_be_given(in_process, wells, monkeypatch):
     monkeypatch.chdir(wells)
     assert 'groups: 4 (as given)' in in_process('calibrate', 'out', 'sharp', '--groups', table, '--dry-run').text
     few = in_process('calibrate', wells/'out', wells/'sharp', '--dry-run')
-    assert few.code==1 and 'groups: 2 (wells' in few.text and '2 groups: at least 9 are needed' in few.text
+    assert few.code==2 and 'groups: 2 (wells' in few.text and ': 2; at least 9 are needed' in few.text
     for wrong,about in (('A01_f1.tif,1', 'no row for'), ('A01_f1.tif,', 'no group'), ('A01_f1.tif,1\nA01_f1.tif,2', 'two groups')):
         table.write_text(f'file,group\n{wrong}')
         for c in ('evaluate','calibrate'):
@@ -252,12 +258,13 @@ def test_targets_that_lie_off_are_named(in_process, wells):
     said,sums = evaluated(in_process, wells, '--no-nuclei')
     assert 'px lower and ' in said.text and 'px farther left' in sums['hints'][0] and 'px off the predictions' in (wells/'report'/'report.html').read_text()
 
-def test_half_widths_are_no_predictions(in_process, wells):
+def test_half_widths_are_no_predictions(in_process, wells, few_groups_at_first):
     from refocus_nbdev.io.provenance import Provenance
     half_widths = Provenance('0', half_widths=True).text
     for f in (wells/'out').iterdir(): tifffile.imwrite(f, tifffile.imread(f), software=half_widths)
     said,sums = evaluated(in_process, wells)
     assert said.code==1 and sums['compared']==0 and said.text.count('holds half widths of intervals')==4
+    few_groups_at_first()
     assert 'holds half widths' in in_process('calibrate', wells/'out', wells/'sharp', '--model', 'nuclei-fast', '--out', wells/'m.safetensors').text
 
 @pytest.mark.parametrize('slope,grown,said', [(0.9, 0.97, True), (0.97, 0.9, False), (1.02, 1.2, False)])
@@ -297,26 +304,28 @@ def test_what_was_given_to_run_need_not_be_given_again(in_process, tmp_path, blu
     assert evaluated(in_process, tmp_path, '--no-nuclei')[0].code==0, 'a target of the one channel'
     assert 'axes XY do not fit' in evaluated(in_process, tmp_path, '--axes', 'XY')[0].text
 
-def test_axes_are_given_where_nothing_says_them(in_process, tmp_path, blurred, sharp):
+def test_axes_are_given_where_nothing_says_them(in_process, tmp_path, blurred, sharp, few_groups_at_first):
     for folder,x in (('in',blurred), ('out',(blurred+sharp)/2), ('sharp',sharp)):
         (tmp_path/folder).mkdir()
         tifffile.imwrite(tmp_path/folder/'s.tif', np.stack([x, x[::-1]]).astype(np.uint16), photometric='minisblack', metadata=None)
     given = '--axes', 'CYX', '--channel', '1'
     assert in_process('trust', tmp_path/'in', tmp_path/'out', *given, '--out', tmp_path/'t.csv').code in (0, 1) and len(pd.read_csv(tmp_path/'t.csv'))==1
     assert evaluated(in_process, tmp_path, '--no-nuclei', *given)[0].code==0 and len(pd.read_csv(tmp_path/'report'/'scores.csv'))==1
+    few_groups_at_first()
     said = in_process('calibrate', tmp_path/'in', tmp_path/'sharp', '--model', 'nuclei-fast', '--axes', 'TZYX', '--out', tmp_path/'m.safetensors').text
     assert 'axes TZYX do not fit' in said
-    assert '1 groups' in in_process('calibrate', tmp_path/'in', tmp_path/'sharp', '--model', 'nuclei-fast', *given, '--out', tmp_path/'m.safetensors').text
+    assert ': 1; at least 9 are needed' in in_process('calibrate', tmp_path/'in', tmp_path/'sharp', '--model', 'nuclei-fast', *given, '--out', tmp_path/'m.safetensors').text
 
-def test_sizes_of_pixels_are_given_where_files_are_wrong_or_silent(in_process, tmp_path, blurred, sharp):
+def test_sizes_of_pixels_are_given_where_files_are_wrong_or_silent(in_process, tmp_path, blurred, sharp, few_groups_at_first):
     "Pixels that are said to be no squares, and of no size at all; and a size at which the default nucleus takes an odd number of pixels"
     for folder,x in (('out',blurred), ('sharp',sharp)):
         (tmp_path/folder).mkdir()
         tifffile.imwrite(tmp_path/folder/'a.tif', x, resolution=(1e4/0.5, 1e4/0.7), resolutionunit='CENTIMETER')
     assert 'square' in evaluated(in_process, tmp_path)[0].text
+    few_groups_at_first()
     assert 'square' in (calibrated := lambda *more: in_process('calibrate', tmp_path/'out', tmp_path/'sharp', '--model', 'nuclei-fast', '--out', tmp_path/'m.safetensors', *more).text)()
     said,sums = evaluated(in_process, tmp_path, '--pixel-um', '0.65')
-    assert said.code==0 and not any('not known' in h for h in sums['hints']) and '1 groups' in calibrated('--pixel-um', '0.65')
+    assert said.code==0 and not any('not known' in h for h in sums['hints']) and ': 1; at least 9 are needed' in calibrated('--pixel-um', '0.65')
     for folder,x in (('out',blurred), ('sharp',sharp)): tifffile.imwrite(tmp_path/folder/'a.tif', x)
     said,sums = evaluated(in_process, tmp_path)
     assert said.text.count('taken to be 0.645 um')==1 and 'taken to be 0.645 um' in (tmp_path/'report'/'report.html').read_text()

@@ -61,7 +61,7 @@ def test_the_good_image_came_closer_to_the_one_in_focus(odd, sharp):
 
 def test_nothing_found_is_a_failure(refocus, tmp_path):
     said = refocus('run', tmp_path/'*.tif', '--out', tmp_path/'out')
-    assert said.code==1 and '*.tif' in said.text
+    assert said.code==2 and '*.tif' in said.text
 
 def test_results_never_go_where_the_images_are(refocus, folder, tmp_path):
     (tmp_path/'link').symlink_to(folder)
@@ -258,7 +258,8 @@ def test_only_the_channel_that_is_named(refocus, stacks, tmp_path):
     assert said.code==1 and 'its channels are DNA (1), actin (2)' in said.text
 
 def test_several_channels_and_one_model_are_mentioned(refocus, stacks, tmp_path):
-    assert 'all channels (DNA, actin)' in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path).text
+    assert 'use the model general' in refocus('run', stacks/'in'/'ome.tif', '--model', 'nuclei-fast', '--out', tmp_path/'fast').text
+    assert 'all channels' not in refocus('run', stacks/'in'/'ome.tif', '--out', tmp_path/'out').text
 
 def test_axes_that_the_user_knows_better(refocus, stacks, tmp_path):
     assert 'CYX' in refocus('info', stacks/'in'/'plain.tif', '--axes', 'cyx').text
@@ -561,9 +562,10 @@ def test_reports_of_a_check_are_replaced_where_that_is_asked_for(refocus, tmp_pa
 
 def test_nothing_to_say_anything_of(refocus, tmp_path):
     (tmp_path/'none').mkdir()
-    for verb,code in (('info', 1), ('score', 2), ('run', 1)):
-        said = refocus(verb, tmp_path/'none', *['--out', tmp_path/'out']*(verb!='info'))
-        assert said.code==code and 'none: no images here (TIFF' in said.text
+    for verb in ('info', 'score', 'run', 'train'):
+        more = dict(info=[], train=['--sharp-only']).get(verb, ['--out', tmp_path/'out'])
+        said = refocus(verb, tmp_path/'none', *more)
+        assert said.code==2 and 'none: no images here (TIFF' in said.text
     assert not (tmp_path/'out').exists()
 
 def test_a_wrong_folder_is_told_before_a_table_that_exists(refocus, folder, tmp_path):

@@ -58,8 +58,9 @@ def test_killed_and_resumed(refocus, start, plate, tmp_path):
     before = epochs(log)
     assert before and not out.exists()
     said = refocus(*args, 'c12', '--resume')
-    assert said.code==1 and 'another split' in said.text and not out.exists() and epochs(log)==before
-    assert refocus(*args, 'a05', '--resume').code==0
+    assert said.code==2 and 'another split' in said.text and not out.exists() and epochs(log)==before
+    said = refocus(*args, 'a05', '--resume')
+    assert said.code==0 and 'goes on from m.safetensors.checkpoint: stage 1 of 1, in epoch' in said.text
     after = epochs(log)[len(before):]
     assert after==list(range(after[0], 4)) and 0 < after[0] <= len(before)
     assert out.exists() and not list(tmp_path.glob('*.checkpoint'))
@@ -76,7 +77,7 @@ def test_images_too_small_to_train_on_are_noticed_before(in_process, tmp_path):
     args = 'train', '--sharp-only', tmp_path/'in', '--out', tmp_path/'m.safetensors', '--dry-run', '--valid-wells'
     names = sorted(f.name for f in (tmp_path/'in').iterdir())
     wells = [n.split('_')[1] for n in names]
-    for held_out,code,what in ((wells[0], 1, 'nothing is left to validate on'), (','.join(wells[1:]), 1, 'nothing is left to train on'), (wells[1], 0, 'left out')):
+    for held_out,code,what in ((wells[0], 2, 'nothing is left to validate on'), (','.join(wells[1:]), 2, 'nothing is left to train on'), (wells[1], 0, 'left out')):
         said = in_process(*args, held_out)
         assert said.code==code and f'{names[0]}: too small' in said.text and what in said.text, said.text
 
@@ -103,7 +104,7 @@ def test_sharp_images_alone_are_enough(in_process, tmp_path):
 
 def test_an_aperture_that_cannot_be(in_process, tmp_path):
     code,text = in_process('train', '--sharp-only', SAMPLE/'BBBC006_v1_images_z_16', '--out', tmp_path/'m.safetensors', '--na', 1.2)
-    assert code==1 and 'refractive index' in text and not contents(tmp_path)
+    assert code==2 and 'refractive index' in text and not contents(tmp_path)
 
 def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(in_process, tmp_path):
     first,other = tmp_path/'first.safetensors',tmp_path/'other.safetensors'
@@ -115,13 +116,13 @@ def test_wells_of_sharp_images_can_be_named_or_taken_from_a_model(in_process, tm
     assert said.code==0 and 'held out to validate on: 2 (a05, c12)' in said.text
     assert 'because first was not trained on them' in said.text
     said = in_process(*train, '--out', other, '--unseen-by', 'nuclei')
-    assert said.code==1 and 'held out none' in said.text and not other.exists()
+    assert said.code==2 and 'held out none' in said.text and not other.exists()
 
 def test_images_in_focus_without_the_option_for_them(in_process, tmp_path):
     said = in_process('train', SAMPLE/'BBBC006_v1_images_z_16', '--out', tmp_path/'m.safetensors')
-    assert said.code==1 and 'add --sharp-only' in said.text
+    assert said.code==2 and 'add --sharp-only' in said.text
     said = in_process('train', tmp_path/'none', '--out', tmp_path/'m.safetensors')
-    assert said.code==1 and 'there is no such folder' in said.text and '--sharp-only' not in said.text
+    assert said.code==2 and 'there is no such folder' in said.text and '--sharp-only' not in said.text
 
 def test_groups_without_wells_are_called_after_their_files(in_process, tmp_path):
     for i,f in enumerate(sorted((SAMPLE/'BBBC006_v1_images_z_16').iterdir())[::4]): shutil.copy(f, tmp_path/f'field{i}.tif')
@@ -163,12 +164,39 @@ def unusable(plate, tmp_path):
 def test_what_cannot_be_used_gets_a_sentence(in_process, unusable, data, options, about):
     options = [unusable/o if o=='model' else o for o in options]
     code,text = in_process('train', unusable/data, '--out', unusable/'m.safetensors', '--epochs', 1, *options)
-    assert code==1 and about in text and not (unusable/'m.safetensors').exists()
+    assert code==2 and about in text and not (unusable/'m.safetensors').exists()
+
+NOWHERE = dict(out=['--out','file/m.safetensors'], log=['--log','file/log.csv'], checkpoint=['--checkpoint','file/c'])
+
+@pytest.mark.parametrize('args', NOWHERE.values(), ids=NOWHERE.keys())
+def test_what_cannot_be_written_is_found_out_before_anything_is_computed(in_process, plate, tmp_path, monkeypatch, args):
+    (tmp_path/'file').write_text('no folder')
+    monkeypatch.chdir(tmp_path)
+    code,text = in_process('train', plate, *args)
+    assert code==2 and 'file' in text and 'epoch' not in text and contents(tmp_path).keys()=={'file'}
+
+def test_a_disk_that_may_only_be_read(in_process, plate, tmp_path, monkeypatch):
+    from refocus_nbdev.io import disk
+    def refuse(**kwargs): raise OSError(30, 'Read-only file system')
+    monkeypatch.setattr(disk, 'TemporaryFile', refuse)
+    code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors')
+    assert code==2 and 'm.safetensors: cannot be written (OSError: Read-only file system)' in text and 'epoch' not in text
+
+def test_images_out_of_focus_are_warned_of(in_process, tmp_path):
+    said = [in_process('train', '--sharp-only', SAMPLE/f'BBBC006_v1_images_z_{z}', '--out', tmp_path/'m.safetensors', '--dry-run') for z in (32, 16)]
+    assert [s.code for s in said]==[0,0] and [s.text.count('WARNING: a look at 8 images finds 8 out of focus') for s in said]==[1,0]
+
+def test_interrupted_before_anything_is_kept(in_process, plate, tmp_path, monkeypatch):
+    from refocus_nbdev.learn import training
+    def interrupted(*args, **kwargs): raise KeyboardInterrupt
+    monkeypatch.setattr(training, 'train', interrupted)
+    said = in_process('train', plate, '--out', tmp_path/'m.safetensors')
+    assert said.code==130 and 'nothing is kept' in said.text
 
 def test_a_checkpoint_that_is_none(in_process, plate, tmp_path):
     (tmp_path/'m.safetensors.checkpoint').write_text('not a checkpoint')
     code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--epochs', 1, '--resume')
-    assert code==1 and 'checkpoint' in text
+    assert code==2 and 'checkpoint' in text
 
 def test_a_checkpoint_is_not_trained_over(in_process, plate, tmp_path):
     (tmp_path/'m.safetensors.checkpoint').write_text('hours of work')
@@ -205,7 +233,7 @@ def test_the_blogs_steps_from_random_weights(in_process, tmp_path):
 
 def test_weights_that_are_not_there(in_process, plate, tmp_path):
     code,text = in_process('train', plate, '--out', tmp_path/'m.safetensors', '--stages', 'blog_short', '--weights', tmp_path/'none')
-    assert code==1 and '--weights' in text
+    assert code==2 and '--weights' in text
 
 def test_dry_run_writes_nothing(in_process, plate, tmp_path):
     assert in_process('train', plate, '--out', tmp_path/'m.safetensors', '--dry-run')[0]==0

@@ -107,6 +107,9 @@ def test_demo_makes_its_plate_first(installed, work):
     made = contents(work/'refocus-demo')
     assert 'making the simulated sample plate' in text and 'demo.png' in made
     assert len([n for n in made if n.startswith('z_')])==4*16
+    to_try = [line.split()[1:] for line in text.split('to try:\n')[1].splitlines()]
+    assert [args[0] for args in to_try]==['score', 'trust', 'evaluate']
+    for args in to_try: said(installed/'refocus', *args, '--dry-run', cwd=work)
 
 def test_the_plate_it_makes_is_the_one_in_the_repository(installed, work):
     made,ours = ({p.relative_to(d).as_posix(): np.asarray(Image.open(p)).astype(int) for p in sorted(d.rglob('*.*')) if p.suffix!='.md'} for d in (work/'refocus-demo'/'sample', SAMPLE))

@@ -6,27 +6,36 @@
 __all__ = ['sample_plate', 'demo_picture', 'demo']
 
 # %% ../../nbs/72_cli.demo.ipynb #imports
+import shutil
 from pathlib import Path
 import numpy as np, refocus_nbdev
 from rich import box
 from rich.table import Table
 from .app import *
-from ..io.disk import save_figure
+from ..io.disk import atomically, check_writable, save_figure
 from ..io.images import read_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
+from ..io.tables import UsageError
 from ..refocus.jobs import Job, run_job
 
 # %% ../../nbs/72_cli.demo.ipynb #sample_plate
 def sample_plate(
-    out, # Folder for the plate, if it must be made
+    out, # Folder for a copy of the plate
 ) -> Path:
-    "The folder of the simulated sample plate"
+    "The simulated sample plate, copied into a folder"
+    plate = Path(out)/'sample'
+    if plate.exists(): return plate
+    with atomically(plate) as part: _make_sample(part)
+    return plate
+
+def _make_sample(plate):
+    "Copy the plate of the repository, or make it anew"
     ours = Path(refocus_nbdev.__file__).resolve().parents[1]/'data'/'sample'
-    if (ours/'BBBC006_v1_images_z_16').exists(): return ours
+    if ours.exists(): return shutil.copytree(ours, plate)
     from refocus_nbdev.plates.simulate import make_plate
     print('making the simulated sample plate ...')
-    return make_plate(Path(out)/'sample')
+    make_plate(plate)
 
 # %% ../../nbs/72_cli.demo.ipynb #_scores
 def _refocused(pair, folder, refocuser):
@@ -92,6 +101,14 @@ def _demo_table(plate, planes, out, refocuser):
                       f'{ssim_before:.3f}', f'{ssim_after:.3f}')
     return table
 
+def _to_try(plate, out, z=5):
+    "Commands that work with the images of the demo"
+    blurred = plate/f'BBBC006_v1_images_z_{z:02d}'
+    refocused = out/f'z_{z:02d}'
+    yield f'refocus score {blurred}'
+    yield f'refocus trust {blurred} {refocused} --pictures suspects'
+    yield f'refocus evaluate {refocused} {plate} --input {blurred}'
+
 # %% ../../nbs/72_cli.demo.ipynb #demo
 @command(where_to='out', how='model device')
 def demo(
@@ -102,16 +119,19 @@ def demo(
 ):
     """Refocus a simulated plate, and compare the results with the plane in focus.
 
-    Writes the refocused images and a picture. Needs no images of yours, and no network connection.
+    Writes the plate, the refocused images and a picture, and suggests what to try on them.
+    Needs no images of yours, and no network connection.
 
     Example: refocus demo
     """
     from refocus_nbdev.plates.names import planes_in
     if dry_run:
         return print(f'would refocus the simulated sample plate with {model} and write TIFFs and a picture to {out}')
+    check_writable(out/'demo.png', UsageError)
     refocuser = load_refocuser(model, device)
     out.mkdir(parents=True, exist_ok=True)
     plate = sample_plate(out)
     planes = [z for z in planes_in(plate) if z!=16]
     print_table(_demo_table(plate, planes, out, refocuser))
     print(f'refocused TIFFs are in {out}, a picture in {demo_picture(plate, planes, out)}')
+    print('to try:', *_to_try(plate, out), sep='\n  ')

@@ -60,7 +60,7 @@ def check_groups(
     needed = 2*FEWEST if is_new else FEWEST
     if n>=needed: return
     why = ' for a model that has no intervals yet' if is_new else ''
-    raise error(f'{n} groups (wells, or fields that do not touch) are too few: at least {needed} are needed{why}')
+    raise error(f'groups (wells, or fields that do not touch): {n}; at least {needed} are needed{why}')
 
 def _first_table(errors, groups):
     "A table from the first half of some groups, and the errors of the others"

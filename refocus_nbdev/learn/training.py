@@ -202,7 +202,7 @@ def _stood_at(state, stage, epoch):
 # %% ../../nbs/49_learn.training.ipynb #Checkpoint
 class Checkpoint(Callback):
     "Save the state of training from time to time, and resume from it"
-    order = 30
+    order = EpochLog.order+1 # An epoch is in the log before a checkpoint says that it is done
     def __init__(self,
         path,        # The checkpoint file
         plan='',     # Text that describes the training; a checkpoint with another text is refused
