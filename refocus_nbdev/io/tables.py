@@ -328,6 +328,7 @@ COLUMNS = {
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
 _MAYBE = {'scene', 't', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE |= {'true_nuclei', 'found_nuclei'} # evaluate --no-nuclei leaves them out
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):
@@ -356,5 +357,7 @@ def is_our_table(
     path, # A file
 ) -> bool:
     "Did a command of this package write this table? It may also be empty"
-    try: return path.is_file() and (path.stat().st_size<3 or bool(explained(path)))
+    if not path.is_file(): return False
+    is_empty = path.stat().st_size<5 and not path.read_bytes().strip(b'"\r\n')
+    try: return is_empty or bool(explained(path))
     except UsageError: return False
