@@ -314,7 +314,7 @@ def check_found(
 ):
     "Raise `UsageError` if there are no files, or if none of them exists"
     if not files: raise UsageError(no_images(', '.join(map(str, inputs)), deeper))
-    if any(f.exists() for f in files): return
+    if any(os.path.exists(f) for f in files): return
     try: open_image(files[0])
     except ImageError as e: raise UsageError(e) from e
 
@@ -389,7 +389,7 @@ def is_worse_than_nothing(
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
 
 # %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places','axes'} # Codes of remarks that are no reason to doubt
+_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places','axes'} # Codes that are no reason to doubt
 
 def is_doubtful(
     codes, # Codes of the remarks about an image

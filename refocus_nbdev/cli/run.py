@@ -226,7 +226,7 @@ def run(
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
-    overwrite:bool=False, # Refocus everything again, and replace existing files in the output folder
+    overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
     json:bool=False, # Report in JSON, for programs

@@ -9,7 +9,7 @@ __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'MicroscopeImage', 'PngReader', 'open
            'check_original', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
-import glob, struct
+import glob, os, struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -185,7 +185,7 @@ KINDS_READ = ', '.join(['TIFF', 'PNG', 'OME-Zarr', *(maker.name for maker in VEN
 
 def _why_missing(path):
     "Why there is no image at a path"
-    if path.is_dir(): return 'this folder is no Zarr'
+    if path.is_dir(): return 'this folder is no Zarr' if os.access(path, os.R_OK|os.X_OK) else NOT_PERMITTED
     is_glob = glob.has_magic(path.name) or glob.has_magic(str(path)) and not path.parent.is_dir()
     return 'nothing matches' if is_glob else 'there is no such file'
 

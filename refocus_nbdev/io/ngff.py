@@ -21,7 +21,7 @@ def is_zarr(
 ) -> bool:
     "Is this the folder of a Zarr?"
     folder = Path(path)
-    return (folder/'zarr.json').is_file() or (folder/'.zgroup').is_file()
+    return any(os.path.isfile(folder/name) for name in ('zarr.json', '.zgroup'))
 
 def _zarr_package(path):
     "The package zarr; raises `ImageError` if it is missing"

@@ -26,7 +26,7 @@ def fixed_part(
     "The folders before the first wildcard; brackets in the name of a folder that exists are none"
     fixed = Path()
     for part in Path(path).parts:
-        if glob.has_magic(part) and not (fixed/part).exists(): break
+        if glob.has_magic(part) and not os.path.exists(fixed/part): break
         fixed = fixed/part
     return fixed
 
@@ -51,7 +51,7 @@ def is_folder(
     path, # Any path
 ) -> bool:
     "Is this a folder that can be searched: no Zarr, and one that the user may read?"
-    return path.is_dir() and os.access(path, os.R_OK|os.X_OK) and not is_zarr(path)
+    return os.path.isdir(path) and os.access(path, os.R_OK|os.X_OK) and not is_zarr(path)
 
 def _kind_of_folder(path, apart):
     "Why a folder is not searched: its kind, empty if it counts as a file, or None if it is searched"

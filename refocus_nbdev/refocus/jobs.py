@@ -7,7 +7,7 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
            'run_job', 'preview_job', 'run_jobs']
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
-import itertools, threading
+import itertools, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -94,7 +94,7 @@ def plan_run(
 # %% ../../nbs/57_refocus.jobs.ipynb #_check_output_folder
 def _image_folders(inputs, jobs):
     "The folders that the user gave, and the folders of the images"
-    given = {Path(o).resolve() for o in inputs if Path(o).is_dir()}
+    given = {Path(o).resolve() for o in inputs if os.path.isdir(o)}
     return given | {j.source.resolve().parent for j in jobs}
 
 def _replace_an_image(jobs):
@@ -247,6 +247,7 @@ def _note_earlier_doubts(job, result, strict):
     job.doubts = list(result.doubts)
     if strict: refuse(job.target, job.doubts, 'was made before, remove it: ')
 
+# %% ../../nbs/57_refocus.jobs.ipynb #_read_head
 def _read_head(job, options, model_um=None):
     "Note in the job how its file is read, as far as its header tells; returns its size in words"
     channels = options.get('channels')
