@@ -26,9 +26,10 @@ def _check_report(out, cases, overwrite):
 def _check_earlier_report(out, overwrite):
     "Raise `UsageError` if a folder holds a report that must stay, or other files with the names of a report"
     from refocus_nbdev.judge.reports import REPORT, of_no_report
-    others = of_no_report(out)
+    existing = [name for name in REPORT if (out/name).exists()]
+    if not existing: return
+    others = of_no_report(out) if (out/REPORT[0]).exists() else existing
     if others: raise UsageError(f'{out}: holds a {others[0]} that belongs to no report; choose another folder')
-    if not any((out/name).exists() for name in REPORT): return
     if not overwrite: raise UsageError(f'{out}: holds a report; choose another folder, or use --overwrite')
 
 # %% ../../nbs/77_cli.evaluate.ipynb #_preview

@@ -77,8 +77,8 @@ def _check_no_results(given, found, instead):
     raise UsageError(f'{given}: holds nothing but results of refocus; {instead}')
 
 def _files_of(found):
-    "The files that a search found; results only if there is nothing else"
-    return found.files or found.left_out.pop('results', [])
+    "The files that a search found; results only if there is nothing else, so that a message can name them"
+    return found.files or found.left_out.pop('results', []) or found.left_out.pop('half widths', [])
 
 # %% ../../nbs/66_judge.match.ipynb #_Files
 class _Files:
