@@ -80,7 +80,7 @@ def _reading_lines(jobs, most=5):
 # %% ../../nbs/71_cli.run.ipynb #_remarks
 def _remarks(jobs, refocuser):
     "Lines on all files together"
-    done = [j for j in jobs if j.is_made and j.pixels]
+    done = [j for j in jobs if j.is_made]
     yield from _about_sizes(done, refocuser)
     doubtful = sum(is_doubtful([d.code for d in j.doubts]) for j in done)
     if doubtful:
