@@ -710,10 +710,3 @@ def test_files_that_refocus_did_not_make_are_never_replaced(refocus, folder, tmp
         assert contents(out)['field0.tif']==before['field0.tif']
     again = refocus('run', folder/'field1.tif', '--out', out, '--overwrite', '--dry-run')
     assert again.code==0 and 'replaces the earlier result' in again.text
-
-def test_pictures_beside_images_are_left_out_and_counted(refocus, folder, tmp_path):
-    for name in ('field0_thumb.tif', '@eaDir/field0.tif', '.snapshot/field0.tif'):
-        (folder/name).parent.mkdir(exist_ok=True)
-        shutil.copy(folder/'field0.tif', folder/name)
-    said = refocus('run', folder, '--recursive', '--out', tmp_path/'out', '--dry-run')
-    assert said.code==0 and said.text.count(' -> ')==2 and 'left out: 1 file (thumbnails)' in said.text

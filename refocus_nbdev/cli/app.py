@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['app', 'StainChannel', 'HotPixels', 'Device', 'on_interrupt', 'command_line', 'command', 'call_command', 'numbers',
            'names', 'reading_options', 'counted', 'counted_of', 'counted_with_verb', 'check_um', 'check_new_model',
-           'check_segmenter', 'check_found', 'warn_of_labels', 'load_refocuser', 'scores_text', 'is_worse_than_nothing',
-           'is_doubtful', 'unsized_line', 'channel_of', 'target_of', 'plate_pairs', 'print_table', 'list_failed',
-           'check_replaced', 'tables_to_write', 'write_tables', 'check_pictures']
+           'check_segmenter', 'check_found', 'warn_of_left_out', 'found_by', 'check_originals', 'load_refocuser',
+           'scores_text', 'is_worse_than_nothing', 'is_doubtful', 'unsized_line', 'channel_of', 'target_of',
+           'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write', 'write_tables',
+           'check_pictures']
 
 # %% ../../nbs/70_cli.app.ipynb #imports
 import os, re, shlex, sys, warnings
@@ -28,8 +29,8 @@ from ..io.disk import DiskWarning, atomically, check_writable
 from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.provenance import HOT_PIXELS
-from ..io.tables import UsageError, explained
-from ..refocus.inputs import labels_among, no_images, pictures_among
+from ..io.tables import UsageError, is_our_table
+from ..refocus.inputs import Found, left_out_lines, no_images, results_among, search
 
 # %% ../../nbs/70_cli.app.ipynb #app
 _EXIT_CODES = {
@@ -313,23 +314,37 @@ def check_found(
 ):
     "Raise `UsageError` if there are no files, or if none of them exists"
     if not files: raise UsageError(no_images(', '.join(map(str, inputs)), deeper))
-    if any(f.exists() for f in files): return
+    if any(os.path.exists(f) for f in files): return
     try: open_image(files[0])
     except ImageError as e: raise UsageError(e) from e
 
-# %% ../../nbs/70_cli.app.ipynb #warn_of_labels
-def warn_of_labels(
+# %% ../../nbs/70_cli.app.ipynb #warn_of_left_out
+def warn_of_left_out(
+    left_out, # From kinds of pictures to files, as in `Found`
+):
+    "Print how many files a search leaves out, and why"
+    for line in left_out_lines(left_out): print(line, file=sys.stderr)
+
+# %% ../../nbs/70_cli.app.ipynb #found_by
+def found_by(
     inputs,          # Files, folders, globs or CSV files
     recursive=False, # Search subfolders too?
+    deeper=False,    # Can the command search subfolders, and does not do so?
+    apart=(),        # Folders that are not searched, such as that for the results
+) -> Found:
+    "What the inputs name; prints what a search leaves out, and raises `UsageError` if there are no files"
+    found = search(inputs, recursive, apart=apart)
+    warn_of_left_out(found.left_out)
+    if found.images: check_found(found.files, inputs, deeper)
+    return found
+
+# %% ../../nbs/70_cli.app.ipynb #check_originals
+def check_originals(
+    files, # Paths
 ):
-    "Print how many label images and other pictures a search leaves out"
-    for kind,count in pictures_among(inputs, recursive).items():
-        print(f'left out: {counted(count, "file")} ({kind})', file=sys.stderr)
-    n = len(labels_among(inputs, recursive))
-    if not n: return
-    verb = 'is' if n==1 else 'are'
-    print(f'{counted(n, "file")} named as labels or masks {verb} left out; give the path of such a file to include it',
-          file=sys.stderr)
+    "Raise `UsageError` if one of some files is a result"
+    results = results_among(files)
+    if results: raise UsageError(f'{min(results)}: is a result of refocus; give images as the microscope took them')
 
 # %% ../../nbs/70_cli.app.ipynb #load_refocuser
 def _check_graphics_card(device):
@@ -374,7 +389,7 @@ def is_worse_than_nothing(
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
 
 # %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places'} # Codes of remarks that are no reason to doubt
+_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places','axes'} # Codes that are no reason to doubt
 
 def is_doubtful(
     codes, # Codes of the remarks about an image
@@ -425,13 +440,15 @@ def plate_pairs(
     target,  # Number of the plane in focus, or sharpest
     channel, # w1, w2 or both
 ) -> list:   # `Pair`s
-    "The pairs of a plate; raises `UsageError` if there are none"
+    "The pairs of a plate; raises `UsageError` if there are none, or for results"
     from refocus_nbdev.plates.names import planes_in
     from refocus_nbdev.plates.pairs import bbbc006_pairs
     target = target_of(target)
     chosen = numbers(planes) if planes else [z for z in planes_in(plate) if z!=target]
-    try: return bbbc006_pairs(plate, chosen, target, channel_of(channel))
+    try: pairs = bbbc006_pairs(plate, chosen, target, channel_of(channel))
     except ImageError as e: raise UsageError(f'{e}{_other_channel(plate, channel)}') from e
+    check_originals({file for p in pairs for file in (p.blurred, p.sharp)})
+    return pairs
 
 # %% ../../nbs/70_cli.app.ipynb #print_table
 def _console(): return Console(highlight=False, force_jupyter=False, force_terminal=sys.stdout.isatty())
@@ -459,14 +476,9 @@ def _path_key(path):
     "A text that is equal for two names of the same file"
     return str(Path(path).resolve()).lower()
 
-def _is_our_table(path):
-    "Did `refocus` write this table? It may also be empty, apart from the end of a line"
-    try: return path.is_file() and (path.stat().st_size<3 or bool(explained(path)))
-    except UsageError: return False
-
 def _why_not_replaced(table, overwrite):
     "The reason why a file that exists must stay; None if it may be replaced"
-    if not _is_our_table(table):
+    if not is_our_table(table):
         return 'exists, and is no table that refocus has written; choose another name, or remove it'
     if not overwrite: return 'exists already; choose another name, or use --overwrite'
 

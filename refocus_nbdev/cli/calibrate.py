@@ -70,6 +70,8 @@ def _guided_refocuser(model, device):
                      'choose another model')
 
 # %% ../../nbs/78_cli.calibrate.ipynb #calibrate
+_BLURRED = 'intervals are calibrated on images before refocusing, which come first'
+
 @command(what='groups channel axes pixel_um', where_to='out', how='model device')
 def calibrate(
     blurred:str, # Images out of focus, not used to train the model: a file, folder (with subfolders) or glob
@@ -93,7 +95,7 @@ def calibrate(
     """
     from refocus_nbdev.judge.match import plan_comparisons
     check_um('--pixel-um', pixel_um, 'size')
-    cases,no_target,_ = plan_comparisons(blurred, target, groups=groups)
+    cases,no_target,_ = plan_comparisons(blurred, target, groups=groups, instead=_BLURRED, tell=warn_of_left_out)
     check_new_model(out)
     if dry_run: return _preview(cases, no_target)
     refocuser = _guided_refocuser(model, device)

@@ -25,11 +25,11 @@ def _check_report(out, cases, overwrite):
 
 def _check_earlier_report(out, overwrite):
     "Raise `UsageError` if a folder holds a report that must stay, or other files with the names of a report"
-    from refocus_nbdev.judge.reports import REPORT
+    from refocus_nbdev.judge.reports import REPORT, of_no_report
     existing = [name for name in REPORT if (out/name).exists()]
     if not existing: return
-    if not (out/REPORT[0]).exists():
-        raise UsageError(f'{out}: holds a {existing[0]} that belongs to no report; choose another folder')
+    others = of_no_report(out) if (out/REPORT[0]).exists() else existing
+    if others: raise UsageError(f'{out}: holds a {others[0]} that belongs to no report; choose another folder')
     if not overwrite: raise UsageError(f'{out}: holds a report; choose another folder, or use --overwrite')
 
 # %% ../../nbs/77_cli.evaluate.ipynb #_preview
@@ -96,7 +96,7 @@ def evaluate(
     from refocus_nbdev.judge.match import plan_comparisons
     check_um('--pixel-um', pixel_um, 'size')
     check_um('--nucleus-um', nucleus_um, 'diameter')
-    plan = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups)
+    plan = plan_comparisons(predicted, target, input or None, labels or None, defocus_um, groups, tell=warn_of_left_out)
     if dry_run: return _preview(*plan)
     cases,no_target,no_prediction = plan
     _check_report(out, cases, overwrite)

@@ -107,7 +107,7 @@ def _facts_of(path, axes):
     suffix = path.suffix.lower()
     if suffix=='.csv': return _table_facts(path)
     if suffix=='.safetensors': return list(_model_facts(path))
-    if path.is_file() and suffix not in IMAGE_SUFFIXES: raise ImageError(f'{path}: {_READ}')
+    if suffix not in IMAGE_SUFFIXES and path.is_file(): raise ImageError(f'{path}: {_READ}')
     return _image_facts(path, axes)
 
 def _print_facts(path, axes):

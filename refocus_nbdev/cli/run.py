@@ -15,7 +15,7 @@ from .app import *
 from ..io.progress import Meter
 from ..io.provenance import UNSIZED, texts_of
 from ..io.tables import UsageError, unused_distances
-from ..refocus.inputs import given_files, half_folder
+from ..refocus.inputs import half_folder, result_folders
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
 
 # %% ../../nbs/71_cli.run.ipynb #_planned_jobs
@@ -26,9 +26,8 @@ def _warn_of_unused_distances(inputs):
 
 def _planned_jobs(inputs, out, recursive, defocus_um, uncertainty):
     "The jobs of a run, with distances from focus and paths for half widths; raises `UsageError` if there are none"
-    jobs = plan_run(inputs, out, recursive)
-    warn_of_labels(inputs, recursive)
-    check_found(given_files(inputs, recursive), inputs, not recursive)
+    found = found_by(inputs, recursive, not recursive, result_folders(out))
+    jobs = plan_run(inputs, out, recursive, found)
     note_distances(jobs, defocus_um)
     if not defocus_um: _warn_of_unused_distances(inputs)
     if uncertainty:
@@ -81,7 +80,7 @@ def _reading_lines(jobs, most=5):
 # %% ../../nbs/71_cli.run.ipynb #_remarks
 def _remarks(jobs, refocuser):
     "Lines on all files together"
-    done = [j for j in jobs if j.is_made and j.pixels]
+    done = [j for j in jobs if j.is_made]
     yield from _about_sizes(done, refocuser)
     doubtful = sum(is_doubtful([d.code for d in j.doubts]) for j in done)
     if doubtful:
@@ -227,7 +226,7 @@ def run(
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
     recursive:bool=False, # Search subfolders too, and make the same subfolders for the results
-    overwrite:bool=False, # Refocus everything again, and replace existing files in the output folder
+    overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
     json:bool=False, # Report in JSON, for programs

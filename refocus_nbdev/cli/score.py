@@ -7,15 +7,16 @@ __all__ = ['score']
 
 # %% ../../nbs/75_cli.score.ipynb #imports
 import hashlib
+import sys
 from functools import partial
 from pathlib import Path
 from .app import *
-from ..io.images import open_image
+from ..io.images import NAME_AXES, open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.provenance import UNSIZED
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
-from ..refocus.inputs import given_files, listed_wells
+from ..refocus.inputs import listed_wells, results_among
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/75_cli.score.ipynb #_known_distances
@@ -55,6 +56,9 @@ def _distances_in_stacks(planes, step_um):
     return known
 
 # %% ../../nbs/75_cli.score.ipynb #_print_scores
+_UNNAMED = (f'does not say what its planes are; {NAME_AXES} CYX',
+            f'do not say what their planes are; {NAME_AXES} CYX')
+
 def _print_scores(planes, paths, pixel_um):
     "Print how many planes are out of focus, and how far"
     _print_distances(planes[planes.in_focus==False].defocus_um, len(planes))
@@ -62,6 +66,8 @@ def _print_scores(planes, paths, pixel_um):
     if doubtful: print(f'doubtful: {counted_of(doubtful, len(planes), "plane")}; the column note says why')
     unsized = planes.file[planes.note.str.contains(UNSIZED.text, regex=False)].nunique()
     if unsized: print(unsized_line(unsized, planes.file.nunique(), pixel_um))
+    unnamed = planes.file[planes.note.str.contains(NAME_AXES, regex=False)].nunique()
+    if unnamed: print(counted_with_verb(unnamed, planes.file.nunique(), 'file', *_UNNAMED))
     in_focus = (planes.in_focus==True).sum()
     unknown = planes.in_focus.isna().sum()
     print(f'in focus: {in_focus}; nothing to tell by: {unknown}; the tables are in {", ".join(map(str, paths))}')
@@ -128,10 +134,15 @@ def _scored_before(paths, files, fingerprint):
 # %% ../../nbs/75_cli.score.ipynb #_score
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
-    files = given_files(inputs, recursive)
-    warn_of_labels(inputs, recursive)
-    check_found(files, inputs, not recursive)
-    return files
+    found = found_by(inputs, recursive, not recursive)
+    _tell_of_results([f for f,kind in results_among(found.named).items() if kind=='results'])
+    return found.files
+
+def _tell_of_results(results):
+    "Print that a score of a result says how sharp the result is"
+    if not results: return
+    is_a = f'{results[0]} is a result' if len(results)==1 else f'{results[0]} and {len(results)-1} more are results'
+    print(f'{is_a} of refocus: the scores say how sharp the result is, not the image', file=sys.stderr)
 
 def _scored(file, refocuser, reading):
     "The tables of a file"

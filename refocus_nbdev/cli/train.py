@@ -20,7 +20,6 @@ from ..io.progress import Meter, tracked
 from ..io.strips import middle_of
 from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
 from ..plates.names import planes_in
-from ..refocus.inputs import given_files
 
 # %% ../../nbs/73_cli.train.ipynb #Stages
 _RECIPES = dict(
@@ -69,10 +68,9 @@ def _recipe(options):
 # %% ../../nbs/73_cli.train.ipynb #_images
 def _images(data):
     "The in-focus images that the user gave; raises `UsageError` if there are none"
-    warn_of_labels(data)
-    files = given_files(data)
-    check_found(files, data)
-    return files
+    found = found_by(data)
+    check_originals(found.named)
+    return found.files
 
 def _plate(data):
     "The plate that the user gave; raises `UsageError` for several"

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Literal
 from .app import *
 from ..io.disk import save_figure
-from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
-from ..io.provenance import read_provenance
 from ..io.tables import UsageError
+from ..refocus.inputs import results_among
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/76_cli.trust.ipynb #of_regions
@@ -93,16 +92,11 @@ def _trust(images, paths, pictures, refocuser, options):
     return int(bool(failed or unfit))
 
 # %% ../../nbs/76_cli.trust.ipynb #_check_order
-def _is_result(path):
-    "Does a file say that it was refocused?"
-    try:
-        with open_image(path) as f: return read_provenance(f.software) is not None
-    except ImageError: return False
-
 def _check_order(images):
-    "Raise `UsageError` if the first image is a result, and the file that belongs to it is none"
-    result,image = next((result, image) for result,image in images.items() if image)
-    if _is_result(image) and not _is_result(result):
+    "Raise `UsageError` if an image is a result, and the file that belongs to it is none"
+    results = results_among(image for image in images.values() if image)
+    for result,image in images.items():
+        if image not in results or results_among([result]): continue
         raise UsageError(f'{image}: is a result, and {result} is none; give the images first: trust IMAGES RESULTS')
 
 # %% ../../nbs/76_cli.trust.ipynb #Objects
@@ -146,7 +140,7 @@ def trust(
     Example: refocus trust plate refocused --out trust.csv --pictures suspects
     """
     from refocus_nbdev.judge.match import partners
-    images = partners(refocused, inputs)
+    images = partners(refocused, inputs, warn_of_left_out)
     _check_order(images)
     if dry_run: return print(*(f'{r}: {f or "no image of this name"}' for r,f in images.items()), sep='\n')
     options = _check_options(channel, axes, pixel_um, nucleus_um=nucleus_um, segmenter=segmenter, objects=objects)

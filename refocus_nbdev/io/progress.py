@@ -43,6 +43,7 @@ class Meter:
         self.label = label
         self.total = total
         self.first_s = SECONDS_A_LINE if first_s is None else first_s
+        self.has_printed = False
         self.begin(0.)
         self.bar = _bar(label, total, in_bytes) if sys.stderr.isatty() else None
 
@@ -52,6 +53,7 @@ class Meter:
 
     def __exit__(self, *args):
         if self.bar: self.bar.stop()
+        elif self.has_printed: self._print(f' in {time_text(time.monotonic()-self.start)}')
 
 # %% ../../nbs/11_io.progress.ipynb #Meter-2
 @patch
@@ -75,9 +77,9 @@ def reach(self:Meter,
     done, # Parts, or bytes, done so far; if this is more than the total, the total grows
 ):
     "Show how much is done"
-    self.done = done
-    self.total = max(self.total, done)
-    if self.bar: self.bar.update(self.bar.task_ids[0], completed=done, total=self.total)
+    self.done = round(done, 6) # Shares of a file may add up to a little less than 1
+    self.total = max(self.total, self.done)
+    if self.bar: self.bar.update(self.bar.task_ids[0], completed=self.done, total=self.total)
     elif time.monotonic()>self.next_line: self._print_line()
 
 # %% ../../nbs/11_io.progress.ipynb #Meter-lines
@@ -85,9 +87,14 @@ def reach(self:Meter,
 def _print_line(self:Meter):
     "Print how much is done, and about how long the rest will take"
     self.next_line = time.monotonic()+SECONDS_A_LINE
+    self.has_printed = True
+    self._print(self._time_left())
+
+@patch
+def _print(self:Meter, about_time):
+    "Print how much is done, and some words about the time"
     decimals = int(self.total<20)
-    text = f'{self.label}: {self.done:.{decimals}f} of {self.total} done'
-    print(text+self._time_left(), file=sys.stderr, flush=True)
+    print(f'{self.label}: {self.done:.{decimals}f} of {self.total} done{about_time}', file=sys.stderr, flush=True)
 
 @patch
 def _time_left(self:Meter):

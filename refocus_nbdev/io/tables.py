@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'UsageError', 'read_table', 'Listed', 'is_load_data', 'listed_images', 'unused_distances', 'path_parts',
-           'match_rows', 'unsure_row', 'given_distances', 'explained']
+           'match_rows', 'unsure_row', 'given_distances', 'explained', 'is_our_table']
 
 # %% ../../nbs/10_io.tables.ipynb #imports
 import csv, os, re
@@ -330,6 +330,7 @@ COLUMNS = {
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
 _MAYBE = {'scene', 't', 'z', 'count_error', 'doubtful', 'fingerprint', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE |= {'true_nuclei', 'found_nuclei'} # evaluate --no-nuclei leaves them out
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):
@@ -352,3 +353,13 @@ def explained(
     for kind,known in COLUMNS.items():
         if _is_kind(set(names)-axes.keys(), known): return kind, {n: (known|axes)[n] for n in names}
     raise UsageError(f'{path}: {", ".join(names) or "no columns"}: not a table that refocus has written')
+
+# %% ../../nbs/10_io.tables.ipynb #is_our_table
+def is_our_table(
+    path, # A file
+) -> bool:
+    "Did a command of this package write this table? It may also be empty"
+    if not path.is_file(): return False
+    is_empty = path.stat().st_size<5 and not path.read_bytes().strip(b'"\r\n')
+    try: return is_empty or bool(explained(path))
+    except UsageError: return False

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GREY', 'imagej_entries', 'quiet_tifffile', 'reading_tiff', 'strip_rows', 'check_page', 'is_grey_in_colour',
-           'TiffPages', 'inverted_as']
+           'TiffPages', 'software_in', 'inverted_as']
 
 # %% ../../nbs/05_io.tiff.ipynb #imports
 import logging, math, threading
@@ -446,12 +446,18 @@ def compression(self:TiffPages):
     if used==1: return None
     return getattr(used, 'name', f'compression {used}').lower()
 
+def software_in(
+    tif, # An open `tifffile.TiffFile`
+) -> str|None:
+    "What made a TIFF, None if it does not say it; for a result, what this package wrote"
+    tags = tif.pages.first.tags
+    words = {name: str(tags[name].value) for name in ('ProcessingSoftware','Software') if name in tags}
+    return next(filter(is_ours, words.values()), words.get('Software'))
+
 @patch(as_prop=True)
 def software(self:TiffPages):
     "What made the file, None if the file does not say it; for a result, what this package wrote"
-    tags = self.tif.pages.first.tags
-    words = {name: str(tags[name].value) for name in ('ProcessingSoftware','Software') if name in tags}
-    return next(filter(is_ours, words.values()), words.get('Software'))
+    return software_in(self.tif)
 
 # %% ../../nbs/05_io.tiff.ipynb #TiffPages-metadata
 @patch(as_prop=True)

@@ -224,11 +224,13 @@ def score_file(
     # A row for each plane: file, series, channel, its place on the other axes, the scores from `score_plane`,
     # its remarks in words (note), and their codes (codes). And a row for each tile
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "How far out of focus the planes of a file are; raises `ImageError`"
+    "How far out of focus the planes of a file are; raises `ImageError`, also for half widths of intervals"
     rows,tiles = [],[]
     with open_image(path, axes) as f:
+        check_result(f)
         zoom,remarks = zoom_of(refocuser, f, pixel_um)
         if not (pixel_um or f.pixel_um): remarks = remarks+[UNSIZED]
+        if hint := axes_hint(f): remarks = remarks+[Remark('axes', hint)]
         chosen = chosen_channels(f, channels)
         found = acquisitions(refocuser, f, chosen)
         for p in f.planes:

@@ -69,19 +69,33 @@ def _of_kind(files, root, labels):
     chosen = [f for f in files if is_label_name(_place(f, root))==labels]
     return chosen or files
 
+# %% ../../nbs/66_judge.match.ipynb #_check_no_results
+def _check_no_results(given, found, instead):
+    "Raise `UsageError` if a user names a result, or a folder with nothing but results; `instead` says what is wanted"
+    for result in results_among(found.named): raise UsageError(f'{result}: is a result of refocus; {instead}')
+    if found.files or 'results' not in found.left_out: return
+    raise UsageError(f'{given}: holds nothing but results of refocus; {instead}')
+
+def _files_of(found):
+    "The files that a search found; results only if there is nothing else, so that a message can name them"
+    return found.files or found.left_out.pop('results', []) or found.left_out.pop('half widths', [])
+
 # %% ../../nbs/66_judge.match.ipynb #_Files
 class _Files:
-    "The images that a file, a folder or a glob names, by their keys"
-    def __init__(self, given, labels=False):
+    "The images that a file, a folder or a glob names, by their keys; `instead` says what they must be if not results"
+    def __init__(self, given, labels=False, keep=('results',), instead=''):
         self.given = Path(given)
         self.labels = labels
         self.root = self.given if self.given.is_dir() else fixed_part(self.given.parent)
-        found = given_files([self.given], recursive=True, labels=True)
-        self.files = _of_kind(found, self.root, labels)
+        found = search([self.given], recursive=True, keep=('labels', *keep))
+        self.left_out = found.left_out
+        if instead: _check_no_results(self.given, found, instead)
+        self.files = _of_kind(_files_of(found), self.root, labels)
         self.unsure = [] # Sentences on files that may have several partners
         self.by_key = defaultdict(list)
         if not self.files or not self.files[0].exists():
-            raise UsageError(f'{given}: no images here; give a file, a folder or a glob')
+            left_out = ''.join(f'. {line}' for line in left_out_lines(self.left_out))
+            raise UsageError(f'{given}: no images here; give a file, a folder or a glob{left_out}')
         for f in self.files:
             for key in _keys(f, self.root, _names(f, labels)): self.by_key[key].append(f)
 
@@ -112,12 +126,23 @@ def _pairs(files, others):
     return {f: _partner(others, f, files.wanted(f)) for f in files.files}
 
 # %% ../../nbs/66_judge.match.ipynb #partners
+def _left_out_of(sides):
+    "What the searches of several sides left out, but for the files that one side takes"
+    used = {f for side in sides for f in side.files}
+    left_out = {}
+    for side in sides:
+        for kind,files in side.left_out.items():
+            left_out.setdefault(kind, {}).update(dict.fromkeys(f for f in files if f not in used))
+    return {kind: list(files) for kind,files in left_out.items() if files}
+
 def partners(
     files,  # A file, a folder or a glob
-    others, # A file, a folder or a glob
+    others, # A file, a folder or a glob; results count only if there is nothing else
+    tell=None, # Function that gets what the searches left out: kinds with their files
 ) -> dict:  # Each of `files` with the one of `others` that belongs to it; None where none does
     "Find which files belong together; raises `UsageError` where none do, or where two could be meant"
-    left,right = _Files(files),_Files(others)
+    left,right = _Files(files),_Files(others, keep=())
+    if tell: tell(_left_out_of([left, right]))
     found = _pairs(left, right)
     if not any(found.values()): raise _no_partner(left, right, 'an image of the same name')
     return found
@@ -233,10 +258,13 @@ def describe_groups(
     return f'{number} ({kind})'
 
 # %% ../../nbs/66_judge.match.ipynb #_sides
+_TARGETS = 'targets are images in focus, as the microscope took them, and come second'
+_INPUTS = 'inputs are images before refocusing'
+
 def _target_files(target):
     "The files in focus: those of the plane in focus if a plate is given"
     folder = plane_folder(target, BBBC006_FOCUS_Z)
-    return _Files(folder if folder.is_dir() else target)
+    return _Files(folder if folder.is_dir() else target, keep=(), instead=_TARGETS)
 
 def _label_files(labels):
     "The label images; those in their own folder if a plate is given"
@@ -285,15 +313,18 @@ def plan_comparisons(
     labels=None, # Label images of the nuclei; None if not at hand
     defocus_um='', # Distance of the inputs from focus, um: a number, or a CSV file; by plane number if empty
     groups='',     # A CSV file with the columns `file` and `group`; by the list of targets, names or borders if empty
+    instead='',    # What the predictions must be if they may not be results, in words
+    tell=None,     # Function that gets what the searches left out: kinds with their files
 ) -> tuple[list, list, list]: # `Comparison`s; predictions without a target; targets without a prediction
     """Find what belongs together
 
     The CSV file of `defocus_um` has the columns `file` and `defocus_um`.
-    Raises `UsageError` where nothing belongs together, or where two files could be meant."""
-    predictions = _Files(predicted)
+    Raises `UsageError` where nothing belongs together, where two files could be meant, and for results as targets."""
+    predictions = _Files(predicted, keep=() if instead else ('results',), instead=instead)
     targets = _target_files(target)
-    inputs = _Files(input) if input else None
+    inputs = _Files(input, keep=(), instead=_INPUTS) if input else None
     label_images = _label_files(labels) if labels else None
+    if tell: tell(_left_out_of([side for side in (predictions, targets, inputs, label_images) if side]))
     found = _all_targets(predictions, targets, target)
     cases = _cases(found, predictions, targets, inputs, label_images)
     if not cases: raise _no_partner(predictions, targets, 'a target')

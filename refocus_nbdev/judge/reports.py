@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BRIEF', 'REPORT', 'Evaluation', 'evaluate', 'draw_curves', 'draw_nuclei', 'draw_field', 'means_table', 'brief_table',
-           'nuclei_table', 'each_image', 'other_light', 'hints', 'in_short', 'makers', 'report_page', 'write_report']
+           'nuclei_table', 'each_image', 'other_light', 'hints', 'in_short', 'makers', 'report_page', 'write_report',
+           'of_no_report']
 
 # %% ../../nbs/68_judge.reports.ipynb #imports
 import base64
@@ -21,6 +22,7 @@ from .. import __version__
 from ..io.disk import atomically
 from ..io.provenance import *
 from ..io.images import *
+from ..io.tables import is_our_table
 from ..optics.psf import BBBC006_PIXEL_UM
 from ..learn.metrics import *
 from ..refocus.jobs import of_each
@@ -848,3 +850,17 @@ def write_report(
         with atomically(out/f'{name}.csv') as tmp: table.to_csv(tmp, index=False, float_format='%.6g')
     _write(out/'report.html', report_page(e, **how))
     return out/'report.html'
+
+# %% ../../nbs/68_judge.reports.ipynb #of_no_report
+def _is_of_report(path):
+    "Did a report write this file?"
+    if path.suffix=='.csv': return is_our_table(path)
+    text = path.read_text('utf-8', errors='replace') if path.is_file() else ''
+    words = ('"version"', '"means"') if path.suffix=='.json' else ('refocus_nbdev', 'What made this page')
+    return all(word in text for word in words)
+
+def of_no_report(
+    folder, # Where a report is to go
+) -> list[str]:
+    "The names of files that a report would replace, and that no report has written"
+    return [name for name in REPORT if (folder/name).exists() and not _is_of_report(folder/name)]

@@ -28,17 +28,11 @@ from .intervals import *
 _all_ = ['Refocuser']
 
 # %% ../../nbs/55_refocus.files.ipynb #_chosen_names
-def _clear_names(names):
-    "Names of channels; the number, from 1, of a channel whose name is not unique or contains a comma or semicolon"
-    lower = [n.lower() for n in names]
-    def is_clear(name): return lower.count(name.lower())==1 and not set(name)&set(',;')
-    return [name if is_clear(name) else str(i) for i,name in enumerate(names, 1)]
-
 def _chosen_names(source, channels, axes):
     "The names that the file `source` gives to the chosen channels; without a file, `channels` themselves"
     if source is None: return tuple(map(str, channels))
     with open_image(source, axes) as image:
-        names = _clear_names(image.channels)
+        names = clear_names(image.channels)
         return tuple(names[c] for c in sorted(chosen_channels(image, channels)))
 
 # %% ../../nbs/55_refocus.files.ipynb #provenance_of
@@ -195,6 +189,7 @@ def shared_scale(
 ) -> SharedScale:
     "The scales of a file, for use with other files; raises `ImageError` for a file that cannot be read"
     with open_image(path, axes) as f:
+        check_result(f)
         own = acquisitions(refocuser, f, range(len(f.channels)))
         for reason in f.left_out.values(): raise ImageError(reason)
         return SharedScale(f.path, file_hash(path), {c: a.scale for c,a in own.items()}, f.channels)
@@ -235,8 +230,6 @@ def size_used(
     return um or refocuser.card.get('pixel_um'),by
 
 # %% ../../nbs/55_refocus.files.ipynb #input_doubts
-_RESULT = Remark('result', 'its pixels are results already: refocus what the microscope took')
-
 def input_doubts(
     image,        # An open image, from `open_image`
     acquisitions, # Number of a channel to its `Acquisition`
@@ -244,9 +237,7 @@ def input_doubts(
     "Doubts about the input image itself"
     several = len(image.channels)>1
     def where(c): return f' of channel {image.channels[c]}' if several else ''
-    doubts = [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
-    if read_provenance(image.software): doubts.append(_RESULT)
-    return doubts
+    return [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
 
 # %% ../../nbs/55_refocus.files.ipynb #_overruled
 def _overruled(image, pixel_um):
@@ -272,6 +263,11 @@ def _one_model(image, channels, refocuser):
     if len(image.channels)==1 or channels is not None or not refocuser.of_nuclei: return []
     what = f'all channels ({", ".join(image.channels)}) were refocused by {refocuser.name}, a model of nuclei'
     return [Remark('all channels', f'{what}: choose one with --channel, or use the model general')]
+
+def _unnamed_planes(image):
+    "A hint on planes that may be channels"
+    hint = axes_hint(image)
+    return [Remark('axes', hint)] if hint else []
 
 def _not_images(image, acquisitions):
     "Remarks on planes that stay as they are, because they are no part of the acquisition"
@@ -501,6 +497,7 @@ def refocus_file(
     width = refocuser.expected_width(defocus_um)
     if half_width_path: interval_table(refocuser)
     with open_image(source, axes) as image:
+        check_original(image, channels)
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))
         scales = _scales_for(image, own, scale_from)
@@ -547,7 +544,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser)
-    remarks += _not_images(image, planes.acquisitions)
+    remarks += _unnamed_planes(image)+_not_images(image, planes.acquisitions)
     remarks += _overruled(image, pixel_um)
     remarks += _disagreeing(image, pixel_um)
     remarks += planes.remarks_on_defects()

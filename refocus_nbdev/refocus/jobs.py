@@ -7,7 +7,7 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
            'run_job', 'preview_job', 'run_jobs']
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
-import glob, itertools, threading
+import itertools, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -65,7 +65,7 @@ def _with_failures_noted(jobs, recursive=False):
     for j in jobs:
         first = by_target.setdefault(str(j.target).lower(), j)
         if first is not j: j.ended('failed', _clash(j, first))
-        elif j.source.is_dir() and not is_zarr(j.source): j.ended('failed', no_images(j.source, not recursive))
+        elif is_folder(j.source): j.ended('failed', no_images(j.source, not recursive))
     return jobs
 
 def _clash(job, first):
@@ -80,40 +80,21 @@ def plan_run(
     inputs,
     out,             # Output folder
     recursive=False, # Search subfolders too?
+    found=None,      # From `search`, if the inputs were searched before
 ) -> list[Job]:
     "A job for each input; raises `UsageError` when the output folder holds an input, or lies in one"
     out = Path(out)
     if out.exists() and not out.is_dir(): raise UsageError(f'{out} is a file; give a folder for the results')
-    images = _images_and_places(inputs, out, recursive)
-    jobs = [Job(image, out/place.with_name(copy_name(place))) for image,place in images.items()]
+    found = found or search(inputs, recursive, apart=result_folders(out))
+    if not found.images: raise UsageError(f'{", ".join(map(str, inputs))}: nothing here but results that lie in {out}')
+    jobs = [Job(image, out/place.with_name(copy_name(place))) for image,place in found.images.items()]
     _check_output_folder(inputs, jobs, out)
     return _with_failures_noted(jobs, recursive)
-
-def _images_and_places(inputs, out, recursive):
-    "The images that the inputs name, each with the place of its result; without the results of earlier runs"
-    images = {}
-    results = []
-    for given in inputs:
-        result_folders = _result_folders_in(given, out)
-        for file,place in found_images(given, recursive):
-            if result_folders & {*file.resolve().parents}: results.append(file)
-            else: images[file] = place
-    if results and not images:
-        all_given = ', '.join(map(str, inputs))
-        raise UsageError(f'{all_given}: nothing here but results that lie in {out}')
-    return images
-
-def _result_folders_in(given, out):
-    "The folders with results of earlier runs that lie in the folder or glob `given`"
-    is_glob = glob.has_magic(str(given)) and not Path(given).exists()
-    if not is_glob and not Path(given).is_dir(): return set()
-    searched = fixed_part(given) if is_glob else given
-    return {d.resolve() for d in (out, half_folder(out)) if d.exists() and _lies_in(d, searched)}
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_check_output_folder
 def _image_folders(inputs, jobs):
     "The folders that the user gave, and the folders of the images"
-    given = {Path(o).resolve() for o in inputs if Path(o).is_dir()}
+    given = {Path(o).resolve() for o in inputs if os.path.isdir(o)}
     return given | {j.source.resolve().parent for j in jobs}
 
 def _replace_an_image(jobs):
@@ -178,19 +159,14 @@ def of_each(
     return done,failed
 
 # %% ../../nbs/57_refocus.jobs.ipynb #made_before
-def _provenance_in(path):
-    "The provenance of a file; raises `ImageError` if the file is no result of this package"
-    made = None
-    with suppress(ImageError), open_image(path) as f: made = read_provenance(f.software)
-    if made: return made
-    raise ImageError(f'{path}: exists, and is no result of refocus, so it is never replaced: '
-                     'choose another folder for the results')
+_NOT_OURS = ('exists, and is no result of refocus, so it is never replaced: '
+             'move it, or choose another folder for the results')
 
 def check_ours(
     path, # Where a result is to go
 ):
     "Raises `ImageError` if a file is there that this package did not make"
-    if path.exists(): _provenance_in(path)
+    if path.exists() and not provenance_in(path): raise ImageError(f'{path}: {_NOT_OURS}')
 
 def made_before(
     path,   # Path of a result, which may exist
@@ -198,7 +174,10 @@ def made_before(
 ):          # Its own `Provenance`, None if it does not exist
     "The provenance of an existing result; raises `ImageError` if that is not the wanted one"
     if not path.exists(): return None
-    made = _provenance_in(path)
+    check_ours(path)
+    try:
+        with open_image(path) as f: made = read_provenance(f.software)
+    except ImageError as e: raise ImageError(f'{e}; --overwrite makes it again') from e
     if (made.clauses, made.half_widths)==(wanted.clauses, wanted.half_widths): return made
     difference = f'it has: {_more(made, wanted)}; asked for: {_more(wanted, made)}'
     raise ImageError(f'{path}: exists, and was made by another model, from another image, or with other arguments '
@@ -212,7 +191,7 @@ def _more(one, other):
 def run_job(
     job:Job,             # What to do
     refocuser,           # The `Refocuser` that does it
-    overwrite=False,     # Make results again that exist, whatever made them?
+    overwrite=False,     # Make results again that exist?
     progress=None,       # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,        # Refuse a file with doubts?
     **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
@@ -268,20 +247,24 @@ def _note_earlier_doubts(job, result, strict):
     job.doubts = list(result.doubts)
     if strict: refuse(job.target, job.doubts, 'was made before, remove it: ')
 
+# %% ../../nbs/57_refocus.jobs.ipynb #_read_head
 def _read_head(job, options, model_um=None):
     "Note in the job how its file is read, as far as its header tells; returns its size in words"
     channels = options.get('channels')
     with open_image(job.source, options.get('axes')) as f:
+        check_original(f, channels)
         names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
         job.reading = Reading(f.axes, names, None, None)
         job.reading = reading_of(f, channels, options.get('pixel_um'), model_um)
-        return f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
+        hint = axes_hint(f)
+        size = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
+        return f'{size}; {hint}' if hint else size
 
 # %% ../../nbs/57_refocus.jobs.ipynb #preview_job
 def preview_job(
     job:Job,         # The job
     load,            # Function that returns the `Refocuser`
-    overwrite=False, # Make results again that exist, whatever made them?
+    overwrite=False, # Make results again that exist?
     strict=False,    # Refuse a file with doubts?
     **options        # For `refocus_file`
 ) -> Job:            # The same job: skipped or failed if that is known, else to do, with the size of the file as a note
@@ -291,7 +274,7 @@ def preview_job(
         if done: job.ended('incomplete' if job.missing else 'skipped', f'{job.source}: done before')
         for p in job.targets: check_ours(p)
         size = _read_head(job, options)
-        replaced = '; replaces the earlier result' if job.target.exists() else ''
+        replaced = '; replaces the earlier result' if any(p.exists() for p in job.targets) else ''
         if job.status=='to do': job.note = size+replaced
     return job
 
@@ -318,7 +301,7 @@ def _is_large(job):
 def run_jobs(
     jobs,          # From `plan_run`
     refocuser,     # The `Refocuser` that does them
-    overwrite=False, # Make results again that exist, whatever made them?
+    overwrite=False, # Make results again that exist?
     progress=None, # Function that gets the number of files, or the share of one, done since its last call
     **options      # `strict`, for `run_job`; and for `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ):
