@@ -8,8 +8,9 @@ __all__ = ['info']
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
 from .app import *
-from ..io.images import IMAGE_SUFFIXES, open_image
+from ..io.images import IMAGE_SUFFIXES, enumerated, open_image, remarks_on_fields
 from ..io.planes import ImageError
+from ..io.provenance import texts_of
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files, no_images
 
@@ -21,6 +22,14 @@ def _size_in_words(image):
     try: return f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give'
     except ImageError as e: return str(e).removeprefix(f'{image.path}: ')
 
+def _field_facts(image):
+    "Facts about the fields of an open image: their names, those that cannot be read, and planes without pixels"
+    names = [image.names_of(p).get('field') for p in image.planes]
+    names = list(dict.fromkeys(filter(None, names)))
+    if names: yield 'fields', f'{len(names)}: {enumerated(names)}'
+    for reason in image.left_out.values(): yield 'damaged', reason
+    for text in texts_of(r for r in remarks_on_fields(image) if r.code=='sparse'): yield 'empty', text
+
 def _facts(image):
     "Names and values of the facts about an open image"
     series = 1+max(p.series for p in image.planes)
@@ -30,6 +39,7 @@ def _facts(image):
     yield 'axes', f'{image.axes}, {sides}; {counted(len(image.planes), "plane")}{several}'
     yield 'pixels', f'{image.dtype}, {_size_in_words(image)}'
     yield 'channels', ', '.join(image.channels)
+    yield from _field_facts(image)
     yield 'made by', image.software or 'not given'
 
 def _image_facts(path, axes):
@@ -50,11 +60,13 @@ def _files(inputs):
 _READ = 'info reads images (TIFF, PNG, OME-Zarr, CZI, ND2, LIF), and tables (CSV) that refocus has written'
 
 def _print_facts(path, axes):
+    "Print the facts about a file; returns whether all of it can be opened"
     suffix = path.suffix.lower()
     if path.is_file() and suffix not in (*IMAGE_SUFFIXES, '.csv'): raise ImageError(f'{path}: {_READ}')
     facts = _table_facts(path) if suffix=='.csv' else _image_facts(path, axes)
     width = max(len(name) for name,_ in facts)
     print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
+    return 'damaged' not in dict(facts)
 
 # %% ../../nbs/81_cli.info.ipynb #info
 @command(what='axes')
@@ -71,7 +83,7 @@ def info(
     """
     failed = 0
     for path in _files(inputs):
-        try: _print_facts(path, axes)
+        try: failed += not _print_facts(path, axes)
         except (ImageError, UsageError) as e:
             failed += 1
             print(e, file=sys.stderr)

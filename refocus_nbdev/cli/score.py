@@ -99,13 +99,15 @@ def _check_found(files):
 def _score(files, paths, pictures, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores, score_file
-    def score_one(f): return score_file(refocuser, f, **reading)
+    missing = []
+    def score_one(f): return score_file(refocuser, f, on_left_out=missing.append, **reading)
     scored,failed = of_each(score_one, files, partial(tracked, label='scoring'))
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
         if pictures: draw_scores(pictures, planes, tiles, reading['axes'])
         _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
+    failed += missing
     if failed: list_failed(failed)
     return int(bool(failed))
 

@@ -129,6 +129,8 @@ def given_distances(
 _PLACE = dict(
     file='the image',
     series='number of the series in the file, from 0',
+    well='well of the plate that the file holds, such as B07',
+    field='path of the field in the file, such as B/07/1 for field 1 of well B07',
     channel='name of the channel in the file, or its number from 1',
     t='number of the time point, from 0',
     z='number of the plane, from 0; for a plate in BBBC006 layout, the number of its folder')
@@ -282,7 +284,7 @@ COLUMNS = {
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
-_MAYBE = {'t', 'z', 'count_error', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE = {'t', 'z', 'well', 'field', 'count_error', *_REGIONS, *_F1, *_LOSSES}
 
 # %% ../../nbs/10_io.tables.ipynb #explained
 def _column_names(path):
