@@ -190,6 +190,13 @@ def _well_at(places, parts):
     return None
 
 # %% ../../nbs/30_plates.names.ipynb #named_wells-def
+def _zarr_well(path):
+    "The well of a field of an OME-Zarr plate, from a path such as plate.zarr/B/07/1; None for other paths"
+    *above,row,column,_ = ('', '', *path.parts)
+    if not any(name.lower().endswith('.zarr') for name in above): return None
+    part = _well_part(0, row+column.zfill(2))
+    return part and part.well
+
 def named_wells(
     files, # Paths; their names are compared with each other
 ) -> list: # The well of each file, such as A01 (a01 for a name of BBBC006); None if there is none
@@ -200,7 +207,9 @@ def named_wells(
     wells = []
     for f,parts in zip(files, names):
         field = parse_name(f)
+        in_zarr = _zarr_well(f)
         if field: well = field.well
+        elif in_zarr: well = in_zarr
         else: well = _well_at(places, parts) or _folder_well(f)
         wells.append(well)
     return wells
