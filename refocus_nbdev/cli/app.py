@@ -26,6 +26,7 @@ from typer.core import TyperCommand
 from .. import __version__
 from ..io.disk import DiskWarning, atomically
 from ..io.planes import ImageError
+from ..io.ngff import is_zarr
 from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import labels_among
@@ -368,15 +369,18 @@ def target_of(
     return text if text=='sharpest' else int(text)
 
 # %% ../../nbs/70_cli.app.ipynb #plate_pairs
+_NO_PAIRS = 'is an OME-Zarr; pairs of planes come from a plate in BBBC006 layout, which has a folder for each plane'
+
 def plate_pairs(
     plate,   # A plate in BBBC006 layout
     planes,  # Planes to refocus, such as 1,5,10; every plane but the target if empty
     target,  # Number of the plane in focus, or sharpest
     channel, # w1, w2 or both
 ) -> list:   # `Pair`s
-    "The pairs of a plate"
+    "The pairs of a plate; raises `ImageError` for a plate in another layout"
     from refocus_nbdev.plates.names import planes_in
     from refocus_nbdev.plates.pairs import bbbc006_pairs
+    if is_zarr(plate): raise ImageError(f'{plate}: {_NO_PAIRS}')
     target = target_of(target)
     chosen = numbers(planes) if planes else [z for z in planes_in(plate) if z!=target]
     return bbbc006_pairs(plate, chosen, target, channel_of(channel))
