@@ -18,7 +18,8 @@ def _check_report(out, cases, overwrite):
     "Raise `UsageError` if the report cannot go into a folder"
     files = {plate_of(f).resolve() for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
     where = out.resolve()
-    if any(where==f.parent or where.is_relative_to(f) for f in files): raise UsageError(f'{out} holds the images; choose another folder for the report')
+    if any(where==f.parent or where.is_relative_to(f) for f in files):
+        raise UsageError(f'{out} holds the images; choose another folder for the report')
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
         raise UsageError(f'{out}: is a file, or lies in one; give a folder for the report')
     _check_earlier_report(out, overwrite)

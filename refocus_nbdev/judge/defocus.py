@@ -229,6 +229,7 @@ def _all_planes(image, channels):
     chosen = [p for p in (*image.planes, *image.sparse) if p.channel in channels]
     return sorted(chosen, key=lambda p: (p.series,p.index))
 
+# %% ../../nbs/61_judge.defocus.ipynb #score_file-export
 def score_file(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     path,          # An image
@@ -247,10 +248,8 @@ def score_file(
         chosen = chosen_channels(f, channels)
         found = acquisitions(refocuser, f, chosen)
         for p in _all_planes(f, found):
-            if p in f.sparse:
-                rows.append(_empty_row(f, p))
-                continue
-            row,parts = _scored_plane(refocuser, f, p, found[p.channel], zoom, remarks)
+            if p in f.sparse: row,parts = _empty_row(f, p),_no_tiles()
+            else: row,parts = _scored_plane(refocuser, f, p, found[p.channel], zoom, remarks)
             rows.append(row)
             tiles.append(parts)
         for reason in f.left_out.values(): on_left_out(reason)
@@ -406,6 +405,7 @@ def _worst_map(image, planes, tiles):
     there = tiles.merge(farthest, on=list(place))
     return draw_map(image.read(plane), there)
 
+# %% ../../nbs/61_judge.defocus.ipynb #maps_of_file
 def _maps_of_file(file, planes, tiles, axes):
     "Name and map of a file; of each of its fields, if they have names"
     fields = planes.field.fillna('') if 'field' in planes else pd.Series('', planes.index)

@@ -127,7 +127,9 @@ def partners(
     files,  # A file, a folder or a glob
     others, # A file, a folder or a glob
 ) -> dict:  # Each of `files` with the one of `others` that belongs to it; None where none does
-    "Find which files belong together, plates as a whole; raises `UsageError` where there are no images, or where two could be meant"
+    """Find which files belong together, plates as a whole
+
+    Raises `UsageError` where there are no images, or where two could be meant."""
     def whole(file): return [file]
     return _pairs(_Files(files, parts=whole), _Files(others, parts=whole))
 
@@ -208,7 +210,8 @@ def _group_table(path):
 def _note_given_groups(cases, path):
     "Group cases by a table"
     table = _group_table(path)
-    values = _values_for(cases, table, _paths_of(lambda case: (case.predicted, case.target, case.input)))
+    def files_of(case): return case.predicted, case.target, case.input
+    values = _values_for(cases, table, _paths_of(files_of))
     for case,(group,is_unsure) in zip(cases, values):
         if group is None and is_unsure: raise UsageError(unsure_row(case.predicted, path))
         if group is None:

@@ -20,6 +20,7 @@ from scipy.sparse import csc_matrix, diags
 from scipy.sparse.linalg import spsolve
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
+from fastcore.basics import patch
 from ..io.strips import as_rows
 from ..io.planes import ImageError
 from ..io.provenance import *
@@ -637,6 +638,13 @@ class _FileCheck:
         return x,y,c,doubt or doubt_of(c)
 
 # %% ../../nbs/62_judge.reblur.ipynb #check_file-steps
+@patch
+def checks(self:_FileCheck):
+    "Yields each plane of the image with its `check`; a damaged field of the result is left out, if it has a name"
+    for before,after in list(self.planes()):
+        try: yield before,self.check(before, after)
+        except ImageError as e: self.result.leave_out(after, e)
+
 def _file_check(refocuser, image, result, source, channels, pixel_um, nucleus_um, find, objects):
     "The `_FileCheck` of an open image and an open result"
     zoom,_ = zoom_of(refocuser, image, pixel_um)
@@ -660,9 +668,10 @@ def check_file(
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
     objects='auto', # What to list: nuclei, regions, or what suits model and result, see `views_of`
     on_left_out=warnings.warn, # Function that gets a sentence on each field that cannot be compared
-    # A row for each plane: file, series, well and field (if named), channel, its place, width (px), left_over, unexplained, contradicted (share of
-    # its area), the number of each of `REGIONS`, nuclei judged, the number of each of `SUSPECTS` (empty where nuclei
-    # are not asked for), and note: why not to believe them. And the rows of `suspects_of`
+    # A row for each plane: file, series, well and field (if named), channel, its place, width (px), left_over,
+    # unexplained, contradicted (share of its area), the number of each of `REGIONS`, nuclei judged, the number of each
+    # of `SUSPECTS` (empty where nuclei are not asked for), and note: why not to believe them. And the rows of
+    # `suspects_of`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Blur a result again, and compare it with its image; raises `ImageError` if planes differ, and for half widths"
     find = segmenter_of(segmenter)
@@ -671,12 +680,7 @@ def check_file(
     with open_as(path, axes) as f, open_as(predicted, axes) as g:
         check_result(g)
         files = _file_check(refocuser, f, g, predicted, channels, pixel_um, nucleus_um, find, objects)
-        pairs = list(files.planes())
-        for before,after in pairs:
-            try: x,y,c,note = files.check(before, after)
-            except ImageError as e:
-                g.leave_out(after, e)
-                continue
+        for before,(x,y,c,note) in files.checks():
             place = dict(file=str(predicted), **f.place(before))
             own = suspects_of(c).assign(**place)
             suspects.append(own)
