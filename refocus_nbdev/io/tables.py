@@ -191,7 +191,7 @@ _SUSPECTS = {**_PLACE, **dict(
 
 # %% ../../nbs/10_io.tables.ipynb #_EVALUATED
 _COMPARED = dict(
-    file='the result',
+    file='the result, or one of its fields if it is a plate',
     plane='number of the plane among those compared, from 0',
     group='well, connected field, or what --groups gives; images of one group are not independent of each other',
     defocus_um='distance of the input from focus, um, from the user or from its folder',
