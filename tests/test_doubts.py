@@ -2,6 +2,7 @@
 import csv, json
 import numpy as np, pytest, tifffile
 from scipy.ndimage import gaussian_filter
+from refocus_nbdev.io.images import read_image
 from refocus_nbdev.optics.specimen import make_field
 
 SIZE = 256
@@ -105,5 +106,5 @@ def test_rescaling_with_a_known_pixel_size_is_no_doubt(in_process, written, ligh
     folder = written(small=photographed(defocused(light, 12)))
     said = in_process('run', folder, '--out', tmp_path/'out', '--pixel-um', 0.5, '--strict')
     assert said.code==0 and 'rescaled from 0.5 to 0.645 um a pixel' in said.text and 'doubtful' not in said.text
-    software = tifffile.TiffFile(tmp_path/'out'/'small.tif').pages[0].software
+    software = read_image(tmp_path/'out'/'small.tif').software
     assert 'rescaled from 0.5 to 0.645' in software and 'doubtful' not in software

@@ -218,6 +218,14 @@ def test_groups_can_be_given(in_process, wells, monkeypatch):
             said = in_process(c, wells/'out', wells/'sharp', '--groups', table, '--out', wells/'new')
             assert said.code==2 and about in said.text and not (wells/'new').exists()
 
+def test_a_list_for_cellprofiler_names_images_and_wells(in_process, wells):
+    rows = ''.join(f'{n}.tif,sharp,P1,B0{i}\n' for i,n in enumerate(('A01_f1','A01_f2','A02_f1'), 1))
+    (wells/'load_data.csv').write_text('Image_FileName_DNA,Image_PathName_DNA,Metadata_Plate,Metadata_Well\n'+rows)
+    said = in_process('evaluate', wells/'out', wells/'load_data.csv', '--dry-run')
+    assert said.code==0 and 'groups: 3 (as given)' in said.text and 'A02_f2.tif: no target' in said.text
+    said = in_process('score', wells/'load_data.csv', '--dry-run')
+    assert said.code==0 and said.text.split()==[str(wells/'sharp'/f'{n}.tif') for n in ('A01_f1','A01_f2','A02_f1')]
+
 def test_one_well_is_one_group_and_fields_without_wells_are_said_to_be_doubtful(in_process, wells):
     for f in wells.glob('*/A02*'): f.unlink()
     assert evaluated(in_process, wells, '--no-nuclei')[1]['groups']==1

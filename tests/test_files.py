@@ -143,11 +143,16 @@ def test_an_array_alone(tmp_path):
     pytest.importorskip('zarr').open_array(str(tmp_path/'a.zarr'), mode='w', shape=(8,8), dtype='u2')
     with pytest.raises(ImageError, match='an array alone'): open_image(tmp_path/'a.zarr')
 
-def test_labels_beside_an_image_are_named(tmp_path):
+@pytest.mark.parametrize('first', [np.uint16, np.uint32])
+def test_labels_beside_an_image_stay(tmp_path, small, first):
+    second = np.uint32 if first==np.uint16 else np.uint16
     with tifffile.TiffWriter(tmp_path/'a.ome.tif', ome=True) as t:
-        t.write(X[0], **GREY)
-        t.write(X[0].astype(np.uint32), **GREY, metadata={'Name':'labels'})
-    with pytest.raises(ImageError, match='pixels of series 1 .* are uint32'): open_image(tmp_path/'a.ome.tif')
+        for dtype in (first, second): t.write(X[0].astype(dtype), **GREY, metadata={'Name': np.dtype(dtype).name})
+    with open_image(tmp_path/'a.ome.tif') as f: assert (f.dtype, len(f.planes), len(f.unlike))==(np.uint16, 1, 1)
+    done = job(tmp_path/'a.ome.tif', small)
+    assert done.status=='done' and 'uint32' in done.note
+    labels, = [s.asarray() for s in tifffile.TiffFile(done.target).series if s.dtype==np.uint32]
+    assert (labels==X[0]).all()
 
 def test_run_again_where_a_name_is_not_ascii(small, tmp_path):
     path = ome(tmp_path/'a.ome.tif', named('µ-DNA','β-tubulin'))

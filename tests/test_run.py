@@ -240,7 +240,7 @@ def test_an_imagej_hyperstack_stays_one(stacks):
 
 def tags(path):
     "Of all pages, but for places in the file and what the result says of itself"
-    own = {'StripOffsets', 'StripByteCounts', 'Software', 'ImageDescription', 'IJMetadata', 'IJMetadataByteCounts', 'ImageWidth', 'ImageLength'}
+    own = {'StripOffsets', 'StripByteCounts', 'ProcessingSoftware', 'ImageDescription', 'IJMetadata', 'IJMetadataByteCounts', 'ImageWidth', 'ImageLength'}
     with tifffile.TiffFile(path) as tif: return [{t.name: str(t.value) for t in p.aspage().tags if t.name not in own} for p in tif.pages]
 
 @pytest.mark.parametrize('kind', STACKS)
@@ -275,7 +275,7 @@ def test_doubts_of_every_plane_are_in_the_file(refocus, tmp_path, blurred, kind)
 
 @pytest.mark.parametrize('when', ['before its words are replaced', 'within that'])
 def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_path, blurred, monkeypatch, when):
-    from refocus_nbdev.io import tiff
+    from refocus_nbdev.io import tiffcopy
     deep = np.stack([np.random.default_rng(0).normal(120, 5, blurred.shape).astype(np.uint16), blurred, blurred])
     tifffile.imwrite(tmp_path/'deep.tif', deep, photometric='minisblack')
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'whole').code==0
@@ -284,7 +284,7 @@ def test_a_doubtful_file_is_there_with_its_doubts_or_not_at_all(refocus, tmp_pat
         stopped.append(when)
         raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(*((tiff, 'reword') if when!='within that' else (tifffile.TiffTag, 'overwrite')), stop)
+        m.setattr(*((tiffcopy, 'reword') if when!='within that' else (tifffile.TiffTag, 'overwrite')), stop)
         assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==130 and contents(tmp_path/'out')=={} and stopped
     assert refocus('run', tmp_path/'deep.tif', '--out', tmp_path/'out').code==0
     assert contents(tmp_path/'out')==contents(tmp_path/'whole')
@@ -740,3 +740,22 @@ def test_an_area_without_data_stays_and_changes_nothing_else(refocus, blurred, t
     good,new = (read_image(tmp_path/'out'/f'{n}.tif').pixels.astype(float) for n in ('good', 'strip'))
     assert (new[:, :24]==value).all()
     assert np.abs(new-good)[:, 90:].mean()<0.2*good.std()
+
+def test_files_that_refocus_did_not_make_are_never_replaced(refocus, folder, tmp_path, blurred):
+    out = tmp_path/'out'
+    out.mkdir()
+    tifffile.imwrite(out/'field0.tif', blurred)
+    before = contents(out)
+    for how in ([], ['--overwrite'], ['--overwrite', '--dry-run']):
+        said = refocus('run', folder, '--out', out, *how)
+        assert said.code==1 and said.text.count('field0.tif: exists, and is no result of refocus')==1
+        assert contents(out)['field0.tif']==before['field0.tif']
+    again = refocus('run', folder/'field1.tif', '--out', out, '--overwrite', '--dry-run')
+    assert again.code==0 and 'replaces the earlier result' in again.text
+
+def test_pictures_beside_images_are_left_out_and_counted(refocus, folder, tmp_path):
+    for name in ('field0_thumb.tif', '@eaDir/field0.tif', '.snapshot/field0.tif'):
+        (folder/name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder/'field0.tif', folder/name)
+    said = refocus('run', folder, '--recursive', '--out', tmp_path/'out', '--dry-run')
+    assert said.code==0 and said.text.count(' -> ')==2 and 'left out: 1 file (thumbnails)' in said.text

@@ -29,7 +29,7 @@ from ..io.planes import ImageError
 from ..io.ngff import is_zarr
 from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, explained
-from ..refocus.inputs import labels_among
+from ..refocus.inputs import labels_among, pictures_among
 
 # %% ../../nbs/70_cli.app.ipynb #app
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='rich',
@@ -293,7 +293,9 @@ def warn_of_labels(
     inputs,          # Files, folders, globs or CSV files
     recursive=False, # Search subfolders too?
 ):
-    "Print how many label images a search leaves out"
+    "Print how many label images and other pictures a search leaves out"
+    for kind,count in pictures_among(inputs, recursive).items():
+        print(f'left out: {counted(count, "file")} ({kind})', file=sys.stderr)
     n = len(labels_among(inputs, recursive))
     if not n: return
     verb = 'is' if n==1 else 'are'

@@ -75,7 +75,7 @@ def calibrate(
     out:Path=Path('calibrated.safetensors'), # Model file to write: the same model, with other intervals
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
-    groups:str='', # CSV file (columns file, group): images of one group are not independent; groups are wells if empty
+    groups:str='', # CSV file (columns file, group; or CellProfiler's): which images depend on each other; else wells
     channel:str='', # Channels to use, by name or number from 1; all if empty
     axes:str='', # Axes, such as CYX, if the files give wrong ones
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one

@@ -75,7 +75,7 @@ def evaluate(
     out:Path=Path('report'), # Folder for report.html, report.json, scores.csv and nuclei.csv
     overwrite:bool=False, # Replace an existing report
     defocus_um:str='', # Distance of the inputs from focus, um: a number, or a CSV file (columns file, defocus_um)
-    groups:str='', # CSV file (columns file, group): images of one group are not independent; groups are wells if empty
+    groups:str='', # CSV file (columns file, group; or CellProfiler's): which images depend on each other; else wells
     channel:str='', # Channels to compare, by name or number from 1; those that were refocused if empty
     axes:str='', # Axes, such as CYX, if the files give wrong ones
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one

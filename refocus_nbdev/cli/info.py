@@ -8,19 +8,26 @@ __all__ = ['info']
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
 from .app import *
-from ..io.images import IMAGE_SUFFIXES, enumerated, open_image, remarks_on_fields
+from ..io.images import IMAGE_SUFFIXES, KINDS_READ, enumerated, open_image, remarks_on_fields
 from ..io.planes import ImageError
 from ..io.provenance import texts_of
+from ..io.vendors import VENDORS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files, no_images
 
 # %% ../../nbs/81_cli.info.ipynb #_image_facts
 _KINDS = dict(tiff='TIFF', imagej='ImageJ TIFF', ome='OME-TIFF', png='PNG', zarr='OME-Zarr',
-              czi='CZI', nd2='ND2', lif='LIF')
+              **{suffix[1:]: maker.name for suffix,maker in VENDORS.items()})
+
+def _by_source(um, size): return f'{um:.4g} um by {size.source}'
 
 def _size_in_words(image):
-    try: return f'{image.pixel_um:.4g} um' if image.pixel_um else 'of a size that the file does not give'
+    "The size of the pixels and where it stands, and the sizes that differ"
+    try: um = image.pixel_um
     except ImageError as e: return str(e).removeprefix(f'{image.path}: ')
+    if not um: return 'of a size that the file does not give'
+    others = [_by_source(size.um, size) for size in image.other_sizes]
+    return '; but '.join([_by_source(um, image.all_sizes[0]), *others])
 
 def _field_facts(image):
     "Facts about the fields of an open image: their names, those that cannot be read, and planes without pixels"
@@ -57,7 +64,7 @@ def _files(inputs):
     if not files: raise ImageError(no_images(', '.join(inputs)))
     return files
 
-_READ = 'info reads images (TIFF, PNG, OME-Zarr, CZI, ND2, LIF), and tables (CSV) that refocus has written'
+_READ = f'info reads images ({KINDS_READ}), and tables (CSV) that refocus has written'
 
 def _print_facts(path, axes):
     "Print the facts about a file; returns whether all of it can be opened"

@@ -63,12 +63,11 @@ def _warn_of_model(refocuser):
     if is_worse_than_nothing(refocuser.card): print(_WORSE.format(name=refocuser.name), file=sys.stderr)
 
 # %% ../../nbs/71_cli.run.ipynb #_reading_lines
-_SIZED_BY = dict(user='by --pixel-um', file='by metadata')
-
 def _reading_in_words(reading):
     "The axes, channels and pixel size of a file, in words"
     size = 'no known size'
-    if reading.sized_by in _SIZED_BY: size = f'{reading.pixel_um:.4g} um {_SIZED_BY[reading.sized_by]}'
+    source = dict(user='--pixel-um', file=reading.size_source).get(reading.sized_by)
+    if source: size = f'{reading.pixel_um:.4g} um by {source}'
     channels = f'; channels refocused: {", ".join(reading.channels) or "none"}' if 'C' in reading.axes else ''
     return f'axes {reading.axes}{channels}; pixels of {size}'
 
@@ -210,7 +209,7 @@ def _scale_of_file(load, path, axes):
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
          how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty')
 def run(
-    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, paths from its folder on
+    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card

@@ -13,7 +13,7 @@ from ..io.images import open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
-from ..refocus.inputs import given_files, no_images
+from ..refocus.inputs import given_files, listed_wells, no_images
 from ..refocus.jobs import of_each
 
 # %% ../../nbs/75_cli.score.ipynb #_known_distances
@@ -96,7 +96,7 @@ def _check_found(files):
     "Raise `ImageError` if none of the files exists"
     if not any(f.exists() for f in files): open_image(files[0])
 
-def _score(files, paths, pictures, refocuser, known, reading):
+def _score(files, paths, pictures, listed, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores, score_file
     missing = []
@@ -104,7 +104,7 @@ def _score(files, paths, pictures, refocuser, known, reading):
     scored,failed = of_each(score_one, files, partial(tracked, label='scoring'))
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
-        if pictures: draw_scores(pictures, planes, tiles, reading['axes'])
+        if pictures: draw_scores(pictures, planes, tiles, reading['axes'], listed)
         _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
     failed += missing
@@ -115,10 +115,10 @@ def _score(files, paths, pictures, refocuser, known, reading):
 @command(what='defocus_um step_um pixel_um channel axes recursive', where_to='out tiles pictures overwrite',
          how='model device blur_per_um')
 def score(
-    inputs:list[str], # Files, folders, or globs such as plate/*.tif; or a CSV file with a column file
+    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
     out:Path=Path('scores.csv'), # Table with a row for each plane
     tiles:Path|None=None, # Table with a row for each tile of 256 px
-    pictures:Path|None=None, # Folder for a map of each image, and of the plate if file names contain wells, such as A01
+    pictures:Path|None=None, # Folder for a map of each image, and of the plate if names or a list tell its wells
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     defocus_um:str='', # Known distance from focus, um: a number, or a CSV file (columns file, defocus_um)
@@ -148,4 +148,5 @@ def score(
     paths = tables_to_write((out, tiles), [*files, *inputs, defocus_um], overwrite)
     check_pictures(pictures, files)
     refocuser = load_refocuser(model, device, blur_per_um)
-    return _score(files, paths, pictures, refocuser, known, reading_options(channel, axes, pixel_um))
+    listed = listed_wells(inputs)
+    return _score(files, paths, pictures, listed, refocuser, known, reading_options(channel, axes, pixel_um))

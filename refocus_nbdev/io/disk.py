@@ -56,7 +56,8 @@ def _reason(path, error):
     return text+'; the disk is full' if is_full else text
 
 # %% ../../nbs/00_io.disk.ipynb #refused
-class DiskWarning(UserWarning): "A disk refuses something that keeps results safe; they were written all the same"
+class DiskWarning(UserWarning):
+    "A disk refuses something that keeps results safe; the results were written all the same"
 
 # Errors by which a disk says that it does not know a function
 _REFUSALS = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EXDEV}

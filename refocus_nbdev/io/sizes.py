@@ -20,7 +20,8 @@ _BELIEVABLE_UM = 0.005, 100
 
 def _is_for_printing(um):
     "Does this size of a pixel come from a resolution for printing?"
-    return any(abs(25400/um/dpi-1)<1e-3 for dpi in _PRINT_DPI)
+    own = 25400/um
+    return any(abs(own/dpi-1)<1e-3 for dpi in _PRINT_DPI)
 
 def _believable(um):
     "The size, None if no light microscope has such pixels"
@@ -76,7 +77,8 @@ def _sis(tif):
 
 def _fluoview(tif):
     "Olympus FluoView: a length for each axis"
-    sizes = {name.lower(): um_of(size, unit) for name,_,_,size,unit in tif.fluoview_metadata.get('Dimensions', [])}
+    axes = tif.fluoview_metadata.get('Dimensions', [])
+    sizes = {name.lower(): um_of(size, unit) for name,_,_,size,unit in axes}
     return sizes.get('x'),sizes.get('y')
 
 def _lsm(tif):
@@ -138,7 +140,8 @@ def _keyence(tif):
 
 # %% ../../nbs/04_io.sizes.ipynb #operetta
 _INDEX_NAMES = 'Index.idx.xml', 'Index.xml', 'Index.ref.xml'
-_HARMONY = 65500 # Code of the tag in which Operetta describes the microscope
+_HARMONY = 65500      # Code of the tag in which Operetta describes the microscope
+_HARMONY_UM = 6.4504 # The size that stands in its tags for the resolution, um
 
 def _index_beside(path):
     "The index of an Operetta beside an image or one folder above it; None if there is none"
@@ -159,10 +162,12 @@ def _operetta_sizes(index, changed):
     by_channel,by_image = {},{}
     for _,element in ElementTree.iterparse(index):
         if _name_of(element) not in ('Entry','Image'): continue
-        size = _length_in(element, 'ImageResolutionX'),_length_in(element, 'ImageResolutionY')
-        if any(size) and element.get('ChannelID'): by_channel[element.get('ChannelID')] = size
+        size = tuple(_length_in(element, f'ImageResolution{axis}') for axis in 'XY')
+        channel = element.get('ChannelID') or element.findtext('{*}ChannelID')
+        if any(size): by_channel.setdefault(channel, size)
+        else: size = by_channel.get(channel)
         name = element.findtext('{*}URL')
-        if name: by_image[name] = size if any(size) else by_channel.get(element.findtext('{*}ChannelID'))
+        if name: by_image[name] = size
         element.clear()
     return by_image
 
@@ -204,10 +209,11 @@ def _size_by(tif, source):
 
 def _by_tags(tif, page):
     "The size by ImageJ's unit or the tags for the resolution; None if they give none, or are known to be wrong"
-    if _HARMONY in page.tags: return None
     if tif.is_imagej: size = Size("ImageJ's unit", *_imagej_size(tif))
     else: size = Size('resolution tags', *_by_resolution(page, _tag_unit(page)))
-    return size if size.width or size.height else None
+    if not size.um: return None
+    is_wrong = _HARMONY in page.tags and abs(size.um/_HARMONY_UM-1)<1e-3
+    return None if is_wrong else size
 
 # %% ../../nbs/04_io.sizes.ipynb #sizes_in-2
 def sizes_in(

@@ -21,7 +21,7 @@ from ..io.images import *
 from ..optics.intensity import noise_level
 from ..optics.focus import *
 from ..optics.defects import mended
-from ..plates.names import named_wells
+from ..plates.names import named_wells, well_name, well_place
 from ..optics.places import span_of
 from ..learn.networks import tile_starts
 from ..refocus.doubts import *
@@ -355,34 +355,43 @@ def draw_map(
     return fig
 
 # %% ../../nbs/61_judge.defocus.ipynb #wells_of
-_WELL = r'[a-p](0?[1-9]|1\d|2[0-4])' # The names of the wells of a 384-well plate
+def _plate_well(name):
+    "The name of a well of a plate, such as a01; None for any other name, and for None"
+    place = well_place(name or '')
+    return well_name(*place).lower() if place else None
 
 def wells_of(
     scored:pd.DataFrame, # From `score_file`, of many files
-) -> dict: # Name of a well, such as a01, to um; empty where neither column `well` nor the names of the files tell one
-    "The median distance of each well of a plate of up to 384"
-    wells = pd.Series(named_wells(scored.file), scored.index, dtype=object)
+    listed=None,         # Wells that a list gives, by the names of files as in `scored`; None if there is no list
+) -> dict: # Name of a well, such as a01, to um; empty where neither files, names nor a list tell wells
+    "The median distance of each well of a plate of up to 1,536"
+    names = dict(zip(scored.file, named_wells(scored.file))) | (listed or {})
+    wells = scored.file.map(names)
     if 'well' in scored: wells = scored.well.where(scored.well.notna(), wells)
-    wells = wells.str.lower()
-    known = wells.str.fullmatch(_WELL, na=False).astype(bool)
-    distances = scored.defocus_um[known]
-    return distances.groupby(wells[known]).median().to_dict()
+    return scored.defocus_um.groupby(wells.map(_plate_well, na_action='ignore')).median().to_dict()
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_plate
+def _plate_size(places):
+    "Rows and columns of a plate with wells in these places: 384 wells, or 1,536 if they need more"
+    fits = all(row<16 and column<24 for row,column in places)
+    return (16, 24) if fits else (32, 48)
+
 def draw_plate(
     wells:dict, # Name, such as a01, to um
     most=34.,   # End of the scale, um
 ) -> Figure:
-    "How far out of focus the wells of a 384-well plate are; grey where there is nothing"
+    "How far out of focus the wells of a plate of 384 or 1,536 wells are; grey where there is nothing"
     fig = Figure(figsize=(9, 5), layout='constrained', dpi=70)
     ax = fig.subplots()
-    um = np.full((16,24), np.nan)
-    for name,distance in wells.items():
-        row = ord(name[0])-ord('a')
-        column = int(name[1:])-1
-        um[row,column] = distance
+    places = {well_place(name): distance for name,distance in wells.items()}
+    rows,columns = _plate_size(places)
+    um = np.full((rows,columns), np.nan)
+    for place,distance in places.items(): um[place] = distance
     _draw_distances(ax, um, most)
-    ax.set(xticks=range(24), xticklabels=range(1, 25), yticks=range(16), yticklabels='ABCDEFGHIJKLMNOP')
+    step = rows//16
+    letters = [well_name(row, 0)[:-2] for row in range(0, rows, step)]
+    ax.set(xticks=range(0, columns, step), xticklabels=range(1, columns+1, step))
+    ax.set(yticks=range(0, rows, step), yticklabels=letters)
     return fig
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_scores
@@ -414,9 +423,9 @@ def _maps_of_file(file, planes, tiles, axes):
             name = '_'.join([Path(file).stem, *field.split('/')]) if field else Path(file).stem
             yield name, _worst_map(image, own, tiles)
 
-def _pictures(scored, tiles, axes):
+def _pictures(scored, tiles, axes, listed):
     "Name and picture of the plate, if there is one, and of each field that shows something"
-    wells = wells_of(scored)
+    wells = wells_of(scored, listed)
     if wells: yield 'plate_map', draw_plate(wells)
     known = scored.dropna(subset='defocus_um')
     for file,planes in known.groupby('file', sort=False):
@@ -435,10 +444,11 @@ def draw_scores(
     scored:pd.DataFrame, # From `score_file`, of many files
     tiles:pd.DataFrame,  # From `score_file`, too
     axes=None,           # Letters for the axes of the files, as `score_file` got them
+    listed=None,         # Wells that a list of the files gives, as `wells_of` takes them
 ) -> list[Path]: # Of the PNGs
     "Write a map of each field in which there is something to see, and of the plate if there is one"
     written = []
-    for name,figure in _pictures(scored, tiles, axes):
+    for name,figure in _pictures(scored, tiles, axes, listed):
         path = _free_path(Path(out), name, written)
         save_figure(figure, path, ImageError)
         written.append(path)

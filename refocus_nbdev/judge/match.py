@@ -196,16 +196,24 @@ def _note_found_groups(cases):
         case.grouped_by = 'well' if group==well else 'field'
 
 # %% ../../nbs/66_judge.match.ipynb #_note_given_groups
+def _grouped_files(path):
+    "The files of a table, each with its group: of a list that CellProfiler reads, the plate and the well"
+    if not is_load_data(path): return [(row['file'], row['group']) for row in read_table(path, ['file','group'])]
+    return [(o.file, f'{o.plate} {o.well}'.strip() if o.well else '') for o in listed_images(path)]
+
 def _group_table(path):
     "Groups by the parts of a row's path; raises `UsageError` for a row with no group or two"
     table = {}
-    for row in read_table(path, ['file','group']):
-        group = row['group']
-        known = table.setdefault(path_parts(row['file']), group)
+    for file,group in _grouped_files(path):
+        known = table.setdefault(path_parts(file), group)
         if group and known==group: continue
         found = 'two groups' if group else 'no group'
-        raise UsageError(f'{path}, {row["file"]}: has {found}; give it one, or more of its path')
+        raise UsageError(f'{path}, {file}: has {found}; give it one, or more of its path')
     return table
+
+def _tells_wells(path):
+    "Is a file a list that CellProfiler reads, with the well of each image?"
+    return is_load_data(path) and all(o.well for o in listed_images(path))
 
 def _note_given_groups(cases, path):
     "Group cases by a table"
@@ -291,11 +299,11 @@ def _check_used(cases, side, given):
 # %% ../../nbs/66_judge.match.ipynb #plan_comparisons
 def plan_comparisons(
     predicted,   # A file, a folder or a glob
-    target,      # The images in focus: a file, a folder, a glob, or a plate in BBBC006 layout
+    target,      # The images in focus: a file, a folder, a glob, a list, or a plate in BBBC006 layout
     input=None,  # The images before refocusing; None if not at hand
     labels=None, # Label images of the nuclei; None if not at hand
     defocus_um='', # Distance of the inputs from focus, um: a number, or a CSV file; by plane number if empty
-    groups='',     # A CSV file with the columns `file` and `group`; by names and borders if empty
+    groups='',     # A CSV file with the columns `file` and `group`; by the list of targets, names or borders if empty
 ) -> tuple[list, list, list]: # `Comparison`s; predictions without a target; targets without a prediction
     """Find what belongs together
 
@@ -310,6 +318,7 @@ def plan_comparisons(
     if not cases: raise _no_target(predicted, target, predictions, targets)
     _check_used(cases, 'input', input)
     _check_used(cases, 'labels', labels)
+    if not groups and _tells_wells(target): groups = target
     if groups: _note_given_groups(cases, groups)
     else: _note_found_groups(cases)
     _note_distances(cases, defocus_um)

@@ -48,11 +48,12 @@ def reflect_pad(
 def pad_to_multiple(
     x:Tensor,     # (B,C,H,W)
     multiple:int, # Pixels
+    least:int=0,  # Least side, a multiple of `multiple`, px
 ) -> Tensor:      # (B,C,h,w), both sides multiples of `multiple`
     "Reflect an image at its bottom and right, up to the next multiples of `multiple`"
     h,w = x.shape[-2:]
-    below = -h%multiple
-    right = -w%multiple
+    below = max(-h%multiple, least-h)
+    right = max(-w%multiple, least-w)
     return reflect_pad(x, 0, below, 0, right)
 
 # %% ../../nbs/46_learn.networks.ipynb #WienerStack

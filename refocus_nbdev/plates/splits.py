@@ -70,9 +70,18 @@ def _dividing_wells(files):
     if len(not_bbbc006)!=1: return wells
     return [None if w in not_bbbc006 else w for w in wells]
 
+def _joined(numbers, sites):
+    "Group numbers, after groups that share a site are joined; a site is None if it is not known"
+    if len({*sites}-{None})<2: return numbers
+    known = np.array([site is not None for site in sites])
+    same_site = np.equal.outer(sites, sites) & known
+    _,joined = connected_components(np.equal.outer(numbers, numbers) | same_site, directed=False)
+    return joined
+
 def _field_names(files):
     "The field of each file, named after the first file of the field: its stem, or its path if stems are not unique"
-    numbers = tile_groups(_first_plane(f) for f in files).tolist()
+    sites = [name.site for name in read_names(files)]
+    numbers = _joined(tile_groups(_first_plane(f) for f in files), sites).tolist()
     first = {}
     for file,number in zip(files, numbers): first.setdefault(number, file)
     stems = Counter(f.stem for f in first.values())

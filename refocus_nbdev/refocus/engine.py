@@ -123,7 +123,8 @@ def predict(self:Refocuser,
 ) -> torch.Tensor:  # (1,1,H,W)
     "The network's output for a whole image, in float32"
     h,w = x.shape[-2:]
-    padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE))
+    least = 2*getattr(self.model, 'cell', UNET_MULTIPLE)
+    padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE), least)
     given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
     return self._compute(self.model, padded, *given, **self._turning)[..., :h, :w]
 

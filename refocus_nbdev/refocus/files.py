@@ -87,6 +87,7 @@ class Acquisition(NamedTuple):
     scale: object     # Its `Scale`, None if all its pixels are the same
     saturated: float  # Share of its pixels that are saturated, 0 to 1
     all_defects: dict = {} # Key of each plane to its `Defects`
+    masks: frozenset = frozenset() # Keys of the planes that are masks, and stay as they are
 
     def defects(self, plane):
         "The `Defects` of a plane, None if they are not known"
@@ -124,6 +125,24 @@ def _rows_and_defects(image, channel):
         except ImageError as e: image.leave_out(p, e)
     return found
 
+_MASK_VALUES = 1, 255, 65535
+
+def _looks_like_mask(x):
+    "Do some rows of a plane hold nothing but 0 and one of the other values of masks?"
+    top = x.max()
+    if x.min()!=0 or top not in (0, *_MASK_VALUES): return False
+    return ((x==0) | (x==top)).all()
+
+def _is_mask(rows):
+    "Does a plane hold 0 and one other value, as masks do? Constant planes are none"
+    if rows.dtype.kind=='f': return False
+    tops = set()
+    for x in strips(rows):
+        if not _looks_like_mask(x): return False
+        tops.add(int(x.max()))
+    return len(tops-{0})==1
+
+# %% ../../nbs/55_refocus.files.ipynb #acquisition-scale
 def _read(planes):
     "Read all pixels of planes"
     for p in planes:
@@ -139,11 +158,14 @@ def _acquisition(refocuser, image, channel):
         return pixels
     own = _rows_and_defects(image, channel)
     if not own: return Acquisition(None, 0.)
+    masks = frozenset(key for key,(rows,_) in own.items() if _is_mask(rows))
+    if len(masks)<len(own): own = {key: found for key,found in own.items() if key not in masks}
     planes = [mended(rows, defects).map(seen) for rows,defects in own.values()]
     scale = refocuser.scale_of(planes)
     if not minima: _read(planes)
-    is_constant = min(minima)==brightest.value
-    return Acquisition(None if is_constant else scale, brightest.saturated, {key: d for key,(_,d) in own.items()})
+    is_constant = min(minima)==brightest.value or len(masks)==len(own)
+    all_defects = {key: defects for key,(_,defects) in own.items()}
+    return Acquisition(None if is_constant else scale, brightest.saturated, all_defects, masks)
 
 # %% ../../nbs/55_refocus.files.ipynb #SharedScale
 @dataclass
@@ -235,14 +257,31 @@ def _overruled(image, pixel_um):
     listed = ' and '.join(f'{um:.4g}' for um in sizes)
     return [Remark('overruled', f'its pixels are {listed} um by its metadata, and were taken to be {pixel_um:g}')]
 
+def _disagreeing(image, pixel_um):
+    "A remark on sizes that differ from the one that was used, if the user gave none"
+    others = [] if pixel_um else image.other_sizes
+    if not others: return []
+    listed = ' and '.join(f'{size.um:.4g} um by its {size.source}' for size in others)
+    first = image.all_sizes[0]
+    return [Remark('sizes differ', f'its pixels are {first.um:.4g} um by its {first.source}, and {listed}: '
+                                   'the first size was used; --pixel-um gives another')]
+
+# %% ../../nbs/55_refocus.files.ipynb #one-model
 def _one_model(image, channels, name):
     "A remark if all of several channels were refocused, because a model is made for one stain"
     if len(image.channels)==1 or channels is not None: return []
     return [Remark('all channels', f'all channels ({", ".join(image.channels)}) were refocused by one model, {name}')]
 
-def _constant(image, scales):
+def _not_images(image, acquisitions):
+    "Remarks on planes that stay as they are, because they are no part of the acquisition"
+    masks = sum(len(a.masks) for a in acquisitions.values())
+    kinds = Counter(str(image.rows(p).dtype) for p in image.unlike)
+    if masks: kinds['mask'] = masks
+    return [Remark('unlike', f'planes of another kind ({kind}) stay as they are: {n}') for kind,n in kinds.items()]
+
+def _constant(image, scales, acquisitions):
     "A remark on channels whose pixels are all the same"
-    flat = [image.channels[c] for c,s in scales.items() if s is None]
+    flat = [image.channels[c] for c,s in scales.items() if s is None and not acquisitions[c].masks]
     if not flat: return []
     which = f' (channel {", ".join(flat)})' if len(image.channels)>1 else ''
     return [Remark('constant', f'constant image{which}, passed through')]
@@ -293,8 +332,14 @@ class _PlaneRefocuser:
     acquisitions: dict = field(default_factory=dict)
     keep: bool = False    # Do defective pixels stay?
 
+    def is_refocused(self, plane):
+        "Does a plane get new pixels? Others stay: of other channels, of constant ones, and masks"
+        acquisition = self.acquisitions.get(plane.channel)
+        is_mask = acquisition is not None and _key(plane) in acquisition.masks
+        return bool(self.scales.get(plane.channel)) and not is_mask
+
     def __post_init__(self):
-        self.todo = [p for p in self.image.planes if self.scales.get(p.channel)]
+        self.todo = [p for p in self.image.planes if self.is_refocused(p)]
         self.pixels = sum(p.size for p in self.todo)
         self.ready = {}         # Key of a plane that was refocused ahead to its new pixels, `Rows`
         self.widths = {}        # Key to the width of the blur, px
@@ -359,7 +404,7 @@ def refocus_middle_planes(self:_PlaneRefocuser):
 @patch
 def change(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, for `copy_image`; None if the plane stays as it is"
-    if not self.scales.get(plane.channel): return None
+    if not self.is_refocused(plane): return None
     ready = self.ready.pop(_key(plane), None)
     return self._refocused(plane) if ready is None else ready
 
@@ -412,9 +457,9 @@ def _half_widths_of(self:_PlaneRefocuser, result):
     def half_widths(plane):
         if self.progress: self.progress(0)
         new = result.rows(results[_key(plane)])
-        scale = self.scales.get(plane.channel)
         nothing = Rows(new.shape, new.dtype, lambda first,last: np.zeros((last-first, new.shape[1]), new.dtype))
-        if not scale: return nothing
+        if not self.is_refocused(plane): return nothing
+        scale = self.scales[plane.channel]
         defects = self.defects_of(plane)
         light = held(mended(new, defects))
         half = half_width_in_counts(self.refocuser, light, scale, *self.table_places[_key(plane)], self.zoom)
@@ -438,7 +483,7 @@ class Refocused:
 # %% ../../nbs/55_refocus.files.ipynb #refocus_file
 def refocus_file(
     refocuser:Refocuser, # The model
-    source, # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a CZI, ND2 or LIF
+    source, # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a file of `VENDORS`
     target, # Path of the copy; the folder must exist
     channels=None,   # Names, or numbers from 1, of the channels to refocus; all if None
     defocus_um=None, # Distance from focus, um, on either side; None: the model estimates it
@@ -500,10 +545,17 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     image = planes.image
     doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
-    remarks += _one_model(image, channels, planes.refocuser.name)+_overruled(image, pixel_um)
-    remarks += planes.remarks_on_defects()+doubts+places_remark(planes.ranges_um())+_constant(image, planes.scales)
+    remarks += _one_model(image, channels, planes.refocuser.name)
+    remarks += _not_images(image, planes.acquisitions)
+    remarks += _overruled(image, pixel_um)
+    remarks += _disagreeing(image, pixel_um)
+    remarks += planes.remarks_on_defects()
+    remarks += doubts
+    remarks += places_remark(planes.ranges_um())
+    remarks += _constant(image, planes.scales, planes.acquisitions)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
-    reading = Reading(image.axes, names, *size_used(planes.refocuser, image, pixel_um))
+    um,by = size_used(planes.refocuser, image, pixel_um)
+    reading = Reading(image.axes, names, um, by, source_of(image, by))
     left_out = list(image.left_out.values())
     return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
                      left_out)

@@ -134,6 +134,7 @@ def _noise_growth(x):
     x = np.asarray(x, np.float32)
     blocks = _in_blocks(x[1:-1, 1:-1])
     is_whole = blocks.max(1)<x.max() # without saturated pixels
+    if not is_whole.any(): return 1.,0.,0.
     means = blocks.mean(1)[is_whole]
     noise = _noise_in_blocks(x)[is_whole]
     low,high = np.quantile(means, [0.3, 0.95])
