@@ -165,6 +165,50 @@ def test_a_zarr_comes_out_as_one(in_process, blurred, tmp_path):
     assert (a[0]!=b[0]).any() and (a[1]==b[1]).all()
     assert in_process('run', tmp_path/'in.ome.zarr', '--out', tmp_path/'in.ome.zarr'/'out').code==2
 
+def torn_plate(path, blurred):
+    "An OME-Zarr plate of two wells; a chunk of the last of its four fields is torn"
+    root = pytest.importorskip('zarr').open_group(str(path), mode='w')
+    wells = [dict(path=f'{r}/07', rowIndex=i, columnIndex=0) for i,r in enumerate('AB')]
+    root.attrs['ome'] = dict(version='0.5', plate=dict(rows=[dict(name=r) for r in 'AB'], columns=[dict(name='07')], wells=wells))
+    for r in 'AB':
+        well = root.create_group(f'{r}/07')
+        well.attrs['ome'] = dict(version='0.5', well=dict(images=[dict(path='0'), dict(path='1')]))
+        for i in '01': small_zarr(path/r/'07'/i, blurred[:64,:64], 'yx')
+    chunk = path/'B'/'07'/'1'/'0'/'c'/'1'/'1'
+    chunk.write_bytes(chunk.read_bytes()[:50])
+
+@pytest.fixture(scope='module')
+def torn(tmp_path_factory, blurred, refocus):
+    "A torn plate in the folder in, and its result in the folder out"
+    tmp = tmp_path_factory.mktemp('torn')
+    (tmp/'in').mkdir()
+    torn_plate(tmp/'in'/'p.zarr', blurred)
+    return tmp, refocus('run', tmp/'in'/'p.zarr', '--out', tmp/'out', '--model', 'nuclei-fast', '--json')
+
+@pytest.mark.parametrize('args,table', [
+    ('run in/p.zarr --out out --model nuclei-fast', None), ('run in/p.zarr --out out --model nuclei-fast --dry-run', None),
+    ('score in/p.zarr --out score.csv --model nuclei-fast', 'score.csv'), ('trust in/p.zarr out/p.zarr --out trust.csv --model nuclei-fast', 'trust.csv'),
+    ('evaluate out/p.zarr in/p.zarr --out report --no-nuclei --no-classical', 'report/scores.csv')])
+def test_every_verb_names_a_torn_field_and_does_the_others(torn, refocus, args, table):
+    tmp,said = torn
+    file = json.loads(said.text)['files'][0]
+    assert (said.code, file['status']) == (1, 'incomplete') and 'p.zarr/B/07/1: cannot be read' in file['missing'][0]
+    said = refocus(*(tmp/a if '/' in a or '.csv' in a or a in ('out','report') else a for a in args.split()))
+    assert said.code==1 and 'B/07/1' in said.text
+    if table:
+        rows = (tmp/table).read_text()
+        assert all(f in rows for f in ('A/07/0','A/07/1','B/07/0')) and 'B/07/1' not in rows
+
+def test_a_plate_is_written_where_nothing_can_be_renamed(refocus, blurred, tmp_path, monkeypatch):
+    small_zarr(tmp_path/'a.zarr', blurred[:64,:64], 'yx')
+    def refuse(*args, **kwargs): raise PermissionError(1, 'Operation not permitted')
+    for name in ('replace','rename','link'): monkeypatch.setattr(os, name, refuse)
+    for options in ((), ('--overwrite',)):
+        said = refocus('run', tmp_path/'a.zarr', '--out', tmp_path/'out', *options)
+        assert said.code==0 and '1 done' in said.text and said.text.count('renames no files')==1
+        assert [p.name for p in (tmp_path/'out').iterdir()]==['a.zarr']
+    assert read_image(tmp_path/'out'/'a.zarr').pixels.shape==(64,64)
+
 STACKS = dict(
     plain=dict(metadata={'axes':'ZYX'}),
     imagej=dict(imagej=True, resolution=(1/.645, 1/.645), metadata={'axes':'ZCYX', 'unit':'um', 'spacing':2.}),

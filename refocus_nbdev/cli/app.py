@@ -28,6 +28,7 @@ from .. import __version__
 from ..io.disk import DiskWarning, atomically, check_writable
 from ..io.images import open_image
 from ..io.planes import ImageError
+from ..io.ngff import is_zarr
 from ..io.provenance import HOT_PIXELS
 from ..io.tables import UsageError, is_our_table
 from ..refocus.inputs import Found, left_out_lines, no_images, results_among, search
@@ -424,6 +425,8 @@ def target_of(
     return text if text=='sharpest' else int(text)
 
 # %% ../../nbs/70_cli.app.ipynb #plate_pairs
+_NO_PAIRS = 'is an OME-Zarr; pairs of planes come from a plate in BBBC006 layout, which has a folder for each plane'
+
 def _other_channel(plate, channel):
     "A hint at the channel that a plate has, where it does not have the one that the user chose"
     from refocus_nbdev.plates.names import channel_files
@@ -440,9 +443,10 @@ def plate_pairs(
     target,  # Number of the plane in focus, or sharpest
     channel, # w1, w2 or both
 ) -> list:   # `Pair`s
-    "The pairs of a plate; raises `UsageError` if there are none, or for results"
+    "The pairs of a plate; raises `UsageError` if there are none, or for results; `ImageError` for a Zarr"
     from refocus_nbdev.plates.names import planes_in
     from refocus_nbdev.plates.pairs import bbbc006_pairs
+    if is_zarr(plate): raise ImageError(f'{plate}: {_NO_PAIRS}')
     target = target_of(target)
     chosen = numbers(planes) if planes else [z for z in planes_in(plate) if z!=target]
     try: pairs = bbbc006_pairs(plate, chosen, target, channel_of(channel))

@@ -10,14 +10,17 @@ from functools import partial
 from pathlib import Path
 from .app import *
 from ..io.disk import check_writable
+from ..io.ngff import plate_of
 from ..io.progress import tracked
 from ..io.tables import UsageError
 
 # %% ../../nbs/77_cli.evaluate.ipynb #_check_report
 def _check_report(out, cases, overwrite):
     "Raise `UsageError` if the report cannot go into a folder"
-    image_folders = {f.resolve().parent for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
-    if out.resolve() in image_folders: raise UsageError(f'{out} holds the images; choose another folder for the report')
+    files = {plate_of(f).resolve() for c in cases for f in (c.predicted, c.target, c.input, c.labels) if f}
+    where = out.resolve()
+    if any(where==f.parent or where.is_relative_to(f) for f in files):
+        raise UsageError(f'{out} holds the images; choose another folder for the report')
     if any(p.exists() and not p.is_dir() for p in (out, *out.parents)):
         raise UsageError(f'{out}: is a file, or lies in one; give a folder for the report')
     check_writable(out/'report.html', UsageError)

@@ -9,8 +9,9 @@ __all__ = ['info']
 import sys
 from pathlib import Path
 from .app import *
-from ..io.images import IMAGE_SUFFIXES, KINDS_READ, open_image
+from ..io.images import IMAGE_SUFFIXES, KINDS_READ, enumerated, open_image, remarks_on_fields
 from ..io.planes import ImageError
+from ..io.provenance import texts_of
 from ..io.vendors import VENDORS
 from ..io.tables import UsageError, explained
 from ..refocus.inputs import image_files
@@ -29,6 +30,14 @@ def _size_in_words(image):
     others = [_by_source(size.um, size) for size in image.other_sizes]
     return '; but '.join([_by_source(um, image.all_sizes[0]), *others])
 
+def _field_facts(image):
+    "Facts about the fields of an open image: their names, those that cannot be read, and planes without pixels"
+    names = [image.names_of(p).get('field') for p in image.planes]
+    names = list(dict.fromkeys(filter(None, names)))
+    if names: yield 'fields', f'{len(names)}: {enumerated(names)}'
+    for reason in image.left_out.values(): yield 'damaged', reason
+    for text in texts_of(r for r in remarks_on_fields(image) if r.code=='sparse'): yield 'empty', text
+
 def _facts(image):
     "Names and values of the facts about an open image"
     series = 1+max(p.series for p in image.planes)
@@ -38,6 +47,7 @@ def _facts(image):
     yield 'axes', f'{image.axes}, {sides}; {counted(len(image.planes), "plane")}{several}'
     yield 'pixels', f'{image.dtype}, {_size_in_words(image)}'
     yield 'channels', ', '.join(image.channels)
+    yield from _field_facts(image)
     yield 'made by', image.software or 'not given'
 
 def _image_facts(path, axes):
@@ -111,9 +121,11 @@ def _facts_of(path, axes):
     return _image_facts(path, axes)
 
 def _print_facts(path, axes):
+    "Print the facts about a file; returns whether all of it can be opened"
     facts = _facts_of(path, axes)
     width = max(len(name) for name,_ in facts)
     print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
+    return 'damaged' not in dict(facts)
 
 # %% ../../nbs/81_cli.info.ipynb #info
 @command(what='axes')
@@ -132,7 +144,7 @@ def info(
     """
     failed = 0
     for path in _files(inputs):
-        try: _print_facts(path, axes)
+        try: failed += not _print_facts(path, axes)
         except ValueError as e:
             failed += 1
             print(e, file=sys.stderr)

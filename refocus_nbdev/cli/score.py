@@ -96,6 +96,8 @@ def _print_blur(estimated, known, refocuser):
 _OTHER_ROWS = ('exists, and holds scores of other images, of another model or with other options; '
                'choose another name, or use --overwrite')
 
+_INCOMPLETE = ', incomplete' # Ends the fingerprint of a plate of which some fields could not be read
+
 def _fingerprint(file, refocuser, reading):
     "A text that stands for an image, the model and the options; empty for a file that cannot be read"
     from refocus_nbdev.refocus.files import provenance_of
@@ -115,7 +117,7 @@ def _holds_rows(path): return path.exists() and path.stat().st_size>2
 
 def _is_same(rows, file, fingerprint):
     "Would this run make the same rows of a file?"
-    marks = set(rows.get('fingerprint', ['']))
+    marks = {mark.removesuffix(_INCOMPLETE) for mark in rows.get('fingerprint', [''])}
     return file is not None and marks=={fingerprint(file)} and marks!={''}
 
 def _scored_before(paths, files, fingerprint):
@@ -129,7 +131,8 @@ def _scored_before(paths, files, fingerprint):
     for name,rows in planes.items():
         if not _is_same(rows, by_name.get(name), fingerprint): raise UsageError(f'{paths[0]}: {_OTHER_ROWS}')
     if not tiles.keys() <= planes.keys(): raise UsageError(f'{paths[-1]}: {_OTHER_ROWS}')
-    return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in planes.items()}
+    complete = {name: rows for name,rows in planes.items() if not rows.fingerprint.iloc[0].endswith(_INCOMPLETE)}
+    return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in complete.items()}
 
 # %% ../../nbs/75_cli.score.ipynb #_score
 def _files(inputs, recursive):
@@ -144,12 +147,14 @@ def _tell_of_results(results):
     is_a = f'{results[0]} is a result' if len(results)==1 else f'{results[0]} and {len(results)-1} more are results'
     print(f'{is_a} of refocus: the scores say how sharp the result is, not the image', file=sys.stderr)
 
-def _scored(file, refocuser, reading):
-    "The tables of a file"
+def _scored(file, refocuser, missing, reading):
+    "The tables of a file; adds a sentence on each field that cannot be read to `missing`"
     from refocus_nbdev.judge.defocus import score_file
-    planes,tiles = score_file(refocuser, file, **reading)
+    left_out = []
+    planes,tiles = score_file(refocuser, file, on_left_out=left_out.append, **reading)
+    missing += left_out
     doubtful = planes.codes.map(is_doubtful)
-    fingerprint = _fingerprint(file, refocuser, reading)
+    fingerprint = _fingerprint(file, refocuser, reading)+(_INCOMPLETE if left_out else '')
     return planes.assign(doubtful=doubtful, fingerprint=fingerprint), tiles
 
 def _save(paths, earlier, done):
@@ -172,13 +177,16 @@ def _all_scored(files, earlier, paths, score_one):
 def _score(files, earlier, paths, pictures, listed, refocuser, known, reading):
     "Score the files, write tables and pictures, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores
-    scored,failed = _all_scored(files, earlier, paths, partial(_scored, refocuser=refocuser, reading=reading))
+    missing = []
+    score_one = partial(_scored, refocuser=refocuser, missing=missing, reading=reading)
+    scored,failed = _all_scored(files, earlier, paths, score_one)
     if scored:
         planes,tiles = write_tables(paths, [tables for _,tables in scored])
         found = planes.drop(columns=['doubtful','fingerprint'])
         if pictures: draw_scores(pictures, found, tiles, reading['axes'], listed)
         _print_scores(planes, paths, refocuser.card.get('pixel_um', 0))
         if known: _print_blur(planes.defocus_um, known(planes), refocuser)
+    failed += missing
     if failed: list_failed(failed)
     return int(bool(failed))
 

@@ -16,6 +16,7 @@ from typing import Literal
 from .app import *
 from ..io.disk import check_writable
 from ..io.images import read_image
+from ..io.ngff import fields_of, plate_of
 from ..io.progress import Meter, tracked
 from ..io.strips import middle_of
 from ..io.tables import UsageError, match_rows, path_parts, read_table, unsure_row
@@ -67,10 +68,10 @@ def _recipe(options):
 
 # %% ../../nbs/73_cli.train.ipynb #_images
 def _images(data):
-    "The in-focus images that the user gave; raises `UsageError` if there are none"
+    "The in-focus images that the user gave, and the fields of plates; raises `UsageError` if there are none"
     found = found_by(data)
     check_originals(found.named)
-    return found.files
+    return [field for f in found.files for field in fields_of(f)]
 
 def _plate(data):
     "The plate that the user gave; raises `UsageError` for several"
@@ -130,11 +131,12 @@ def _kinds(table, files):
     "A function of a file that returns its kind; None without a table; raises `UsageError`"
     if not table: return None
     rows = {path_parts(row['file']): row['kind'] for row in read_table(table, ['file', 'kind'])}
-    known,unsure = match_rows(rows, files)
+    known,unsure = match_rows(rows, {*files, *map(plate_of, files)})
     if unsure: raise UsageError(unsure_row(min(unsure), table))
-    for f in files:
-        if f not in known: raise UsageError(f'{table}: has no row for {f}; give the kind of every image')
-    return known.get
+    kinds = {f: known.get(f, known.get(plate_of(f))) for f in files}
+    for f,kind in kinds.items():
+        if kind is None: raise UsageError(f'{table}: has no row for {f}; give the kind of every image')
+    return kinds.get
 
 # %% ../../nbs/73_cli.train.ipynb #_held_out
 def _model_file(name):

@@ -69,25 +69,28 @@ def _print_unfit(planes):
     return len(unfit)
 
 # %% ../../nbs/76_cli.trust.ipynb #_trust
-def _checker(images, pictures, refocuser, options):
-    "Function that checks one result"
+def _checker(images, pictures, refocuser, missing, options):
+    "Function that checks one result; adds a sentence on each field that cannot be compared to `missing`"
     from refocus_nbdev.judge.reblur import check_file, draw_check
     number = count(1)
     def draw(result, image, refocused, found):
         save_figure(draw_check(image, refocused, found), pictures/f'{next(number):04d}_{result.stem}.png')
     def check(result):
         if images[result] is None: raise ImageError(f'{result}: no image of this name to compare with')
-        return check_file(refocuser, images[result], result, draw=pictures and partial(draw, result), **options)
+        return check_file(refocuser, images[result], result, draw=pictures and partial(draw, result),
+                          on_left_out=missing.append, **options)
     return check
 
 def _trust(images, paths, pictures, refocuser, options):
     "Check all results, write the tables, and print the summary"
-    check = _checker(images, pictures, refocuser, options)
+    missing = []
+    check = _checker(images, pictures, refocuser, missing, options)
     checked,failed = of_each(check, list(images), partial(tracked, label='checking'))
     unfit = 0
     if checked:
         planes,*_ = write_tables(paths, [tables for _,tables in checked])
         unfit = _print_trust(planes, len(checked), paths)
+    failed += missing
     if failed: list_failed(failed)
     return int(bool(failed or unfit))
 

@@ -140,11 +140,23 @@ def _rename(tmp, path, old):
         if replaces_folder and not path.exists(): os.replace(old, path)
         raise
 
+def _renames_others(free):
+    "Does the disk rename another file in a folder? `free` is a free name"
+    other = free.with_name(f'{free.name}~')
+    try:
+        free.touch()
+        os.replace(free, other)
+    except OSError: return False
+    finally:
+        _remove(free)
+        _remove(other)
+    return True
+
 def _give_name(tmp, path, old):
     "Rename `tmp` to `path`, or do the best that the disk allows; `old` is a free name"
     try: _rename(tmp, path, old)
     except OSError as e:
-        if e.errno not in _REFUSALS: raise
+        if e.errno not in _REFUSALS or _renames_others(old): raise
         _warn(path, 'renames no files', e, _put_without_renaming(tmp, path, old))
 
 # %% ../../nbs/00_io.disk.ipynb #atomically

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'NAME_AXES', 'MicroscopeImage', 'PngReader', 'open_image', 'read_image',
-           'chosen_channels', 'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'remarks_on_fields',
-           'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in',
-           'clear_names', 'check_original', 'as_refocused', 'open_as', 'ImageError']
+           'chosen_channels', 'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'enumerated',
+           'remarks_on_fields', 'check_finite', 'to_dtype', 'copy_image', 'copy_name', 'write_image', 'software_of',
+           'provenance_in', 'clear_names', 'check_original', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, os, struct
@@ -336,7 +336,10 @@ def axes_hint(
             f'{NAME_AXES} {axes.replace(unnamed[0], "C")}')
 
 # %% ../../nbs/09_io.images.ipynb #remarks_on_fields
-def _some(names, most=5):
+def enumerated(
+    names,  # Names
+    most=5, # The largest number of them
+) -> str: # Such as `a, b and 3 more`
     "Names in words, not too many"
     more = f' and {len(names)-most} more' if len(names)>most else ''
     return ', '.join(names[:most])+more
@@ -352,9 +355,9 @@ def remarks_on_fields(
 ) -> list[Remark]:
     "Remarks on the fields that a file lacks, and on planes without pixels"
     remarks = []
-    if image.left_out: remarks.append(Remark('left out', f'without {_some([*image.left_out])}: cannot be read'))
+    if image.left_out: remarks.append(Remark('left out', f'without {enumerated([*image.left_out])} (cannot be read)'))
     if image.sparse:
-        planes = _some([_plane_in_words(image, p) for p in image.sparse])
+        planes = enumerated([_plane_in_words(image, p) for p in image.sparse])
         remarks.append(Remark('sparse', f'no pixels are stored for {planes}: left as it is'))
     return remarks
 

@@ -174,6 +174,8 @@ _PLACE = dict(
     file='the image',
     series='number of the series in the file, from 0',
     scene='name of the series in the file, which may be a well',
+    well='well of the plate that the file holds, such as B07',
+    field='path of the field in the file, such as B/07/1 for field 1 of well B07',
     channel='name of the channel in the file, or its number from 1',
     t='number of the time point, from 0',
     z='number of the plane, from 0; for a plate in BBBC006 layout, the number of its folder')
@@ -236,7 +238,7 @@ _SUSPECTS = {**_PLACE, **dict(
 
 # %% ../../nbs/10_io.tables.ipynb #_EVALUATED
 _COMPARED = dict(
-    file='the result',
+    file='the result, or one of its fields if it is a plate',
     plane='number of the plane among those compared, from 0',
     group='well, connected field, or what --groups gives; images of one group are not independent of each other',
     defocus_um='distance of the input from focus, um, from the user or from its folder',
@@ -329,7 +331,7 @@ COLUMNS = {
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}
-_MAYBE = {'scene', 't', 'z', 'count_error', 'doubtful', 'fingerprint', *_REGIONS, *_F1, *_LOSSES}
+_MAYBE = {'scene', 'well', 'field', 't', 'z', 'count_error', 'doubtful', 'fingerprint', *_REGIONS, *_F1, *_LOSSES}
 _MAYBE |= {'true_nuclei', 'found_nuclei'} # evaluate --no-nuclei leaves them out
 
 # %% ../../nbs/10_io.tables.ipynb #explained

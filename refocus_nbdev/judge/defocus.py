@@ -7,6 +7,7 @@ __all__ = ['laplacian_variance', 'power_slope', 'beliefs', 'score_plane', 'score
            'draw_grey', 'draw_map', 'wells_of', 'draw_plate', 'draw_scores']
 
 # %% ../../nbs/61_judge.defocus.ipynb #imports
+import warnings
 from itertools import count
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -207,6 +208,8 @@ def _with_note(whole, remarks):
     return dict(scores, note=note, codes=codes)
 
 # %% ../../nbs/61_judge.defocus.ipynb #score_file
+_EMPTY = Remark('sparse', 'no pixels are stored')
+
 def _scored_plane(refocuser, image, plane, acquisition, zoom, remarks):
     "The scores of one plane of an open image, with its remarks, and those of its tiles"
     defects = acquisition.defects(plane)
@@ -215,13 +218,26 @@ def _scored_plane(refocuser, image, plane, acquisition, zoom, remarks):
     place = dict(file=str(image.path), **image.place(plane))
     return dict(place, **_with_note(whole, remarks+doubts)), parts.assign(**place)
 
+def _empty_row(image, plane):
+    "The row of a plane without pixels"
+    place = dict(file=str(image.path), **image.place(plane))
+    classical = dict(laplacian_variance=np.nan, power_slope=np.nan)
+    return dict(place, **_with_note(dict(_unknown(), **_one_distance(), **classical, remarks=[_EMPTY]), []))
+
+def _all_planes(image, channels):
+    "The planes of some channels of an image in order, with those that hold no pixels"
+    chosen = [p for p in (*image.planes, *image.sparse) if p.channel in channels]
+    return sorted(chosen, key=lambda p: (p.series,p.index))
+
+# %% ../../nbs/61_judge.defocus.ipynb #score_file-export
 def score_file(
     refocuser:Refocuser, # A model that estimates how wide a blur is
     path,          # An image
     channels=None, # Names, or numbers from 1, of those to score; None for all
     axes=None,     # Letters for its axes, if it is wrong about them
     pixel_um=None, # Size of its pixels, um; if None, what the file says, or else that of the model
-    # A row for each plane: file, series, channel, its place on the other axes, the scores from `score_plane`,
+    on_left_out=warnings.warn, # Function that gets a sentence on each field that cannot be read, see `acquisitions`
+    # A row for each plane: file, series, well and field (if named), channel, its place, the scores from `score_plane`,
     # its remarks in words (note), and their codes (codes). And a row for each tile
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "How far out of focus the planes of a file are; raises `ImageError`, also for half widths of intervals"
@@ -233,11 +249,12 @@ def score_file(
         if hint := axes_hint(f): remarks = remarks+[Remark('axes', hint)]
         chosen = chosen_channels(f, channels)
         found = acquisitions(refocuser, f, chosen)
-        for p in f.planes:
-            if p.channel not in found: continue
-            row,parts = _scored_plane(refocuser, f, p, found[p.channel], zoom, remarks)
+        for p in _all_planes(f, found):
+            if p in f.sparse: row,parts = _empty_row(f, p),_no_tiles()
+            else: row,parts = _scored_plane(refocuser, f, p, found[p.channel], zoom, remarks)
             rows.append(row)
             tiles.append(parts)
+        for reason in f.left_out.values(): on_left_out(reason)
     filled = [t for t in tiles if len(t)]
     return pd.DataFrame(rows),pd.concat(filled or tiles)
 
@@ -348,11 +365,12 @@ def _plate_well(name):
 def wells_of(
     scored:pd.DataFrame, # From `score_file`, of many files
     listed=None,         # Wells that a list gives, by the names of files as in `scored`; None if there is no list
-) -> dict: # Name of a well, such as a01, to um; empty where neither names nor a list tell wells
+) -> dict: # Name of a well, such as a01, to um; empty where neither files, names nor a list tell wells
     "The median distance of each well of a plate of up to 1,536"
     names = dict(zip(scored.file, named_wells(scored.file))) | (listed or {})
-    wells = {file: _plate_well(name) for file,name in names.items()}
-    return scored.defocus_um.groupby(scored.file.map(wells)).median().to_dict()
+    wells = scored.file.map(names)
+    if 'well' in scored: wells = scored.well.where(scored.well.notna(), wells)
+    return scored.defocus_um.groupby(wells.map(_plate_well, na_action='ignore')).median().to_dict()
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_plate
 def _plate_size(places):
@@ -390,27 +408,30 @@ def _farthest_place(planes):
     farthest = planes.defocus_um.idxmax()
     return planes.loc[[farthest], axes].dropna(axis=1)
 
-def _plane_at(path, place, axes):
-    "The plane (H,W) of a file that has a place on its axes"
-    with open_image(path, axes) as f:
-        plane = next(p for p in f.planes if f.place(p)==place)
-        return f.read(plane)
-
-def _worst_map(planes, tiles, axes):
-    "The map of that plane of a file which is farthest out of focus"
+def _worst_map(image, planes, tiles):
+    "The map of that plane of an open image which is farthest out of focus"
     farthest = _farthest_place(planes)
     place = {name: column.iloc[0] for name,column in farthest.items()}
-    image = _plane_at(planes.file.iloc[0], place, axes)
+    plane = next(p for p in image.planes if image.place(p)==place)
     there = tiles.merge(farthest, on=list(place))
-    return draw_map(image, there)
+    return draw_map(image.read(plane), there)
+
+# %% ../../nbs/61_judge.defocus.ipynb #maps_of_file
+def _maps_of_file(file, planes, tiles, axes):
+    "Name and map of a file; of each of its fields, if they have names"
+    fields = planes.field.fillna('') if 'field' in planes else pd.Series('', planes.index)
+    with open_image(file, axes) as image:
+        for field,own in planes.groupby(fields, sort=False):
+            name = '_'.join([Path(file).stem, *field.split('/')]) if field else Path(file).stem
+            yield name, _worst_map(image, own, tiles)
 
 def _pictures(scored, tiles, axes, listed):
-    "Name and picture of the plate, if there is one, and of each file that shows something"
+    "Name and picture of the plate, if there is one, and of each field that shows something"
     wells = wells_of(scored, listed)
     if wells: yield 'plate_map', draw_plate(wells)
     known = scored.dropna(subset='defocus_um')
     for file,planes in known.groupby('file', sort=False):
-        yield Path(file).stem, _worst_map(planes, tiles[tiles.file==file], axes)
+        yield from _maps_of_file(file, planes, tiles[tiles.file==file], axes)
 
 def _free_path(out, name, taken):
     "A PNG of this name, or of the name with the first free number from 2"
@@ -427,7 +448,7 @@ def draw_scores(
     axes=None,           # Letters for the axes of the files, as `score_file` got them
     listed=None,         # Wells that a list of the files gives, as `wells_of` takes them
 ) -> list[Path]: # Of the PNGs
-    "Write a map of each file in which there is something to see, and of the plate if there is one"
+    "Write a map of each field in which there is something to see, and of the plate if there is one"
     written = []
     for name,figure in _pictures(scored, tiles, axes, listed):
         path = _free_path(Path(out), name, written)

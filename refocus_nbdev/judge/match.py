@@ -11,6 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from ..io.planes import ImageError
+from ..io.ngff import fields_of, plate_of
 from ..io.images import *
 from ..io.tables import *
 from ..plates.names import *
@@ -54,8 +55,18 @@ def _place(path, root):
     if path!=root and path.is_relative_to(root): return path.relative_to(root)
     return Path(path.name)
 
+def _keys_in_plate(path):
+    "The keys of a field of an OME-Zarr plate, the surest first; none for other files"
+    plate = plate_of(path)
+    if plate==path: return []
+    inside = path.relative_to(plate)
+    return [('plate', _ENDINGS.sub('', plate.stem), inside), ('in plate', inside)]
+
 def _keys(path, root, names):
     "The keys of a file, the surest first; from its names"
+    in_plate = _keys_in_plate(path)
+    yield from in_plate
+    if in_plate: return
     for folder in (_place(path, root).parent, ''):
         for kind,name in names: yield folder, kind, name
     named = parse_name(path)
@@ -83,14 +94,15 @@ def _files_of(found):
 # %% ../../nbs/66_judge.match.ipynb #_Files
 class _Files:
     "The images that a file, a folder or a glob names, by their keys; `instead` says what they must be if not results"
-    def __init__(self, given, labels=False, keep=('results',), instead=''):
+    def __init__(self, given, labels=False, keep=('results',), instead='', parts=fields_of):
         self.given = Path(given)
         self.labels = labels
         self.root = self.given if self.given.is_dir() else fixed_part(self.given.parent)
         found = search([self.given], recursive=True, keep=('labels', *keep))
         self.left_out = found.left_out
         if instead: _check_no_results(self.given, found, instead)
-        self.files = _of_kind(_files_of(found), self.root, labels)
+        chosen = _of_kind(_files_of(found), self.root, labels)
+        self.files = [part for f in chosen for part in parts(f)]
         self.unsure = [] # Sentences on files that may have several partners
         self.by_key = defaultdict(list)
         if not self.files or not self.files[0].exists():
@@ -128,7 +140,7 @@ def _pairs(files, others):
 # %% ../../nbs/66_judge.match.ipynb #partners
 def _left_out_of(sides):
     "What the searches of several sides left out, but for the files that one side takes"
-    used = {f for side in sides for f in side.files}
+    used = {plate_of(f) for side in sides for f in side.files}
     left_out = {}
     for side in sides:
         for kind,files in side.left_out.items():
@@ -140,8 +152,9 @@ def partners(
     others, # A file, a folder or a glob; results count only if there is nothing else
     tell=None, # Function that gets what the searches left out: kinds with their files
 ) -> dict:  # Each of `files` with the one of `others` that belongs to it; None where none does
-    "Find which files belong together; raises `UsageError` where none do, or where two could be meant"
-    left,right = _Files(files),_Files(others, keep=())
+    "Find which files belong together, plates as a whole; raises `UsageError` where none do, or two could be meant"
+    def whole(file): return [file]
+    left,right = _Files(files, parts=whole),_Files(others, keep=(), parts=whole)
     if tell: tell(_left_out_of([left, right]))
     found = _pairs(left, right)
     if not any(found.values()): raise _no_partner(left, right, 'an image of the same name')
@@ -156,6 +169,13 @@ def _no_partner(files, others, what):
                       f'BBBC006 plate with the same well, site and channel{folders}')
 
 # %% ../../nbs/66_judge.match.ipynb #_distances
+def _paths_of(files_of):
+    "A function of a case: its files, and then the plates in which they lie"
+    def paths(case):
+        files = files_of(case)
+        return *files, *(f and plate_of(f) for f in files)
+    return paths
+
 def _values_for(cases, table, files_of):
     "For each case, the value of the first of its files that has a row, or None; and whether a row is not sure"
     columns = zip(*(files_of(case) for case in cases))
@@ -179,7 +199,7 @@ def _distance_by_name(case):
 def _note_distances(cases, defocus_um):
     "Note the distance of each input from focus, where it can be known"
     same_for_all,table = given_distances(defocus_um)
-    values = _values_for(cases, table, lambda case: (case.predicted, case.input))
+    values = _values_for(cases, table, _paths_of(lambda case: (case.predicted, case.input)))
     for case,(um,is_unsure) in zip(cases, values):
         if um is None and is_unsure: raise UsageError(unsure_row(case.predicted, defocus_um))
         if um is None: um = _distance_by_name(case)
@@ -233,7 +253,8 @@ def _tells_wells(path):
 def _note_given_groups(cases, path):
     "Group cases by a table"
     table = _group_table(path)
-    values = _values_for(cases, table, lambda case: (case.predicted, case.target, case.input))
+    def files_of(case): return case.predicted, case.target, case.input
+    values = _values_for(cases, table, _paths_of(files_of))
     for case,(group,is_unsure) in zip(cases, values):
         if group is None and is_unsure: raise UsageError(unsure_row(case.predicted, path))
         if group is None:

@@ -8,7 +8,7 @@ __all__ = ['SUSPECTS', 'MOST_UNEXPLAINED', 'NOT_FITTING', 'UNCHANGED', 'OBJECTS'
            'outline', 'draw_check', 'doubt_of', 'shows_nuclei', 'views_of', 'check_file']
 
 # %% ../../nbs/62_judge.reblur.ipynb #imports
-import textwrap
+import textwrap, warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np, pandas as pd
@@ -20,6 +20,7 @@ from scipy.sparse import csc_matrix, diags
 from scipy.sparse.linalg import spsolve
 from skimage.filters import threshold_otsu
 from skimage.segmentation import find_boundaries
+from fastcore.basics import patch
 from ..io.strips import as_rows
 from ..io.planes import ImageError
 from ..io.provenance import *
@@ -571,6 +572,30 @@ def _as_tables(rows, suspects, place):
     none = pd.DataFrame(columns=[*_SUSPECT_COLUMNS, *place])
     return planes,none
 
+# %% ../../nbs/62_judge.reblur.ipynb #pairs_of_planes
+def _by_place(image):
+    "The planes of an open image by their fields and places; None if it does not name its fields"
+    names = [image.names_of(p).get('field') for p in image.planes]
+    if None in names: return None
+    return {(name, *p.where.items()): p for name,p in zip(names, image.planes)}
+
+def _pairs_of_planes(image, result, source):
+    "Pairs of planes of an image and its result; raises `ImageError` if they do not fit"
+    befores,afters = _by_place(image),_by_place(result)
+    if befores and afters: pairs = [(p, afters[place]) for place,p in befores.items() if place in afters]
+    else: pairs = list(zip(image.planes, result.planes))
+    fit = all(before.shape==after.shape for before,after in pairs)
+    is_whole = (befores and afters) or len(image.planes)==len(result.planes)
+    if pairs and fit and is_whole: return pairs
+    raise ImageError(f'{source}: has other planes than {image.path}')
+
+def _problems(image, result, source):
+    "Sentences on fields that cannot be compared"
+    befores,afters = _by_place(image),_by_place(result)
+    lacking = {place[0]: f'{source}/{place[0]}: is missing in the result'
+               for place in befores or () if afters and place not in afters}
+    return list((lacking | image.left_out | result.left_out).values())
+
 # %% ../../nbs/62_judge.reblur.ipynb #FileCheck
 @dataclass
 class _FileCheck:
@@ -588,7 +613,7 @@ class _FileCheck:
 
     def planes(self):
         "Yields pairs of planes, one of the image and one of the result, that can be compared"
-        for before,after in zip(self.image.planes, self.result.planes):
+        for before,after in _pairs_of_planes(self.image, self.result, self.source):
             if self.scales.get(before.channel) is not None: yield before,after
 
     def _pixels(self, before, after):
@@ -613,10 +638,12 @@ class _FileCheck:
         return x,y,c,doubt or doubt_of(c)
 
 # %% ../../nbs/62_judge.reblur.ipynb #check_file-steps
-def _check_planes(image, result, path, source):
-    before,after = ([p.shape for p in f.planes] for f in (image, result))
-    if before==after: return
-    raise ImageError(f'{source}: has other planes than {path}')
+@patch
+def checks(self:_FileCheck):
+    "Yields each plane of the image with its `check`; a damaged field of the result is left out, if it has a name"
+    for before,after in list(self.planes()):
+        try: yield before,self.check(before, after)
+        except ImageError as e: self.result.leave_out(after, e)
 
 def _file_check(refocuser, image, result, source, channels, pixel_um, nucleus_um, find, objects):
     "The `_FileCheck` of an open image and an open result"
@@ -640,9 +667,11 @@ def check_file(
     axes=None,     # Letters for the axes of both, such as CYX; if None what `run` was given, or what the files say
     draw=None,     # Function that is called with image, prediction and `ReblurCheck` of each plane
     objects='auto', # What to list: nuclei, regions, or what suits model and result, see `views_of`
-    # A row for each plane: file, series, channel, its place, width (px), left_over, unexplained, contradicted (share of
-    # its area), the number of each of `REGIONS`, nuclei judged, the number of each of `SUSPECTS` (empty where nuclei
-    # are not asked for), and note: why not to believe them. And the rows of `suspects_of`
+    on_left_out=warnings.warn, # Function that gets a sentence on each field that cannot be compared
+    # A row for each plane: file, series, well and field (if named), channel, its place, width (px), left_over,
+    # unexplained, contradicted (share of its area), the number of each of `REGIONS`, nuclei judged, the number of each
+    # of `SUSPECTS` (empty where nuclei are not asked for), and note: why not to believe them. And the rows of
+    # `suspects_of`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Blur a result again, and compare it with its image; raises `ImageError` if planes differ, and for half widths"
     find = segmenter_of(segmenter)
@@ -651,12 +680,11 @@ def check_file(
     with open_as(path, axes) as f, open_as(predicted, axes) as g:
         check_result(g)
         files = _file_check(refocuser, f, g, predicted, channels, pixel_um, nucleus_um, find, objects)
-        _check_planes(f, g, path, predicted)
-        for before,after in files.planes():
-            x,y,c,note = files.check(before, after)
+        for before,(x,y,c,note) in files.checks():
             place = dict(file=str(predicted), **f.place(before))
             own = suspects_of(c).assign(**place)
             suspects.append(own)
             rows.append(_row(place, c, own, note))
             if draw: draw(x, y, c)
+        for reason in _problems(f, g, predicted): on_left_out(reason)
         return _as_tables(rows, suspects, ['file', *f.place(f.planes[0])])

@@ -335,6 +335,23 @@ def _wells_by_comparison(files):
     places,folder_places = _well_places(names),_well_places(folders)
     return [_well_at(places, n) or _well_at(folder_places, d) for n,d in zip(names, folders)]
 
+# %% ../../nbs/30_plates.names.ipynb #known_name
+def _of_field(field):
+    "A name of BBBC006 as an `ImageName`"
+    channel = str(field.channel) if field.channel else None
+    return ImageName(field.well, str(field.site), channel, field.z)
+
+def _in_zarr(path):
+    "The name of a field of an OME-Zarr plate, from a path such as plate.zarr/B/07/1; None for other paths"
+    *above,row,column,site = ('', '', '', *path.parts)
+    place = well_place(row+column)
+    if place and any(name.lower().endswith('.zarr') for name in above): return ImageName(well_name(*place), site)
+
+def _known_name(path):
+    "What a name of BBBC006, or a place in an OME-Zarr plate, tells; None for other names"
+    field = parse_name(path)
+    return _of_field(field) if field else _in_zarr(path)
+
 # %% ../../nbs/30_plates.names.ipynb #named_wells-def
 def _fits(scheme, stems):
     "Does a scheme fit nine of ten names?"
@@ -349,23 +366,18 @@ def naming_scheme(
     stems = [_path_stem(f) for f in files]
     return next((scheme for scheme in SCHEMES if stems and _fits(scheme, stems)), None)
 
-def _of_field(field):
-    "A name of BBBC006 as an `ImageName`"
-    channel = str(field.channel) if field.channel else None
-    return ImageName(field.well, str(field.site), channel, field.z)
-
 def read_names(
     files, # Paths; their names are compared with each other
 ) -> list[ImageName]: # One for each file
     "What the names of files, and of their folders, tell"
     files = [Path(f) for f in files]
-    fields = [parse_name(f) for f in files]
-    others = [f for f,field in zip(files, fields) if field is None]
+    known = [_known_name(f) for f in files]
+    others = [f for f,name in zip(files, known) if name is None]
     scheme = naming_scheme(others)
     if scheme: read = [_read_by(scheme, _path_stem(f)) or ImageName() for f in others]
     else: read = [ImageName(well) for well in _wells_by_comparison(others)]
     left = iter(read)
-    return [_of_field(field) if field else next(left) for field in fields]
+    return [name or next(left) for name in known]
 
 def named_wells(
     files, # Paths; their names are compared with each other
