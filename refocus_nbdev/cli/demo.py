@@ -33,9 +33,9 @@ def _make_sample(plate):
     "Copy the plate of the repository, or make it anew"
     ours = Path(refocus_nbdev.__file__).resolve().parents[1]/'data'/'sample'
     if ours.exists(): return shutil.copytree(ours, plate)
-    from refocus_nbdev.plates.simulate import make_plate
+    from refocus_nbdev.plates.simulate import make_sample
     print('making the simulated sample plate ...')
-    make_plate(plate)
+    make_sample(plate)
 
 # %% ../../nbs/72_cli.demo.ipynb #_scores
 def _refocused(pair, folder, refocuser):
