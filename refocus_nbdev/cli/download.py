@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 from typing import Literal
 from .app import *
-from ..io.disk import check_writable
 from ..io.tables import UsageError
 
 # %% ../../nbs/79_cli.download.ipynb #_fetch

@@ -7,13 +7,12 @@ __all__ = ['info']
 
 # %% ../../nbs/81_cli.info.ipynb #imports
 import sys
-from pathlib import Path
 from .app import *
 from ..io.images import IMAGE_SUFFIXES, KINDS_READ, enumerated, open_image, remarks_on_fields
 from ..io.planes import ImageError
 from ..io.provenance import texts_of
 from ..io.vendors import VENDORS
-from ..io.tables import UsageError, explained
+from ..io.tables import explained
 from ..refocus.inputs import image_files
 
 # %% ../../nbs/81_cli.info.ipynb #_image_facts

@@ -10,7 +10,6 @@ import re, struct
 from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
-import tifffile
 from .planes import *
 
 # %% ../../nbs/04_io.sizes.ipynb #resolution

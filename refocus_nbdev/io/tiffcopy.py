@@ -6,7 +6,6 @@
 __all__ = ['TiffReader', 'reword', 'planes_of_levels', 'ome_size', 'write_ome']
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #imports
-from pathlib import Path
 from xml.sax.saxutils import escape
 import numpy as np
 import tifffile

@@ -14,7 +14,6 @@ from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
 from .. import __version__
 from ..io.disk import *
-from ..io.planes import ImageError
 from ..io.images import *
 from ..io.tables import UsageError
 from ..optics.intensity import PERCENTILES
