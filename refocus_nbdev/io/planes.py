@@ -77,6 +77,7 @@ class Reader:
     "Base of the readers of all formats; each adds `planes`, `rows`, `copy`, `channels` and `sizes_um`"
     unlike = () # Planes of another kind than the others, which are no part of the acquisition; a copy keeps them
     left_out = {} # Path of each field that cannot be read in this file, and a sentence on the reason
+    steps = {}    # Distance of neighbours on the axes Z, um, and T, s, as far as the file gives it
     sparse = ()   # Planes of which the file holds no pixels; they are not among `planes`
 
     def __enter__(self): return self
