@@ -9,6 +9,7 @@ __all__ = ['main']
 import os
 from .app import app
 from .run import run
+from .plate import plate
 from .demo import demo
 from .train import train
 from .check import check

@@ -17,6 +17,7 @@ from ..io.provenance import UNSIZED, texts_of
 from ..io.tables import UsageError, unused_distances
 from ..refocus.inputs import half_folder, result_folders
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
+from ..refocus.plates import by_field, start_copies
 
 # %% ../../nbs/71_cli.run.ipynb #_planned_jobs
 def _warn_of_unused_distances(inputs):
@@ -32,7 +33,7 @@ def _planned_jobs(inputs, out, recursive, defocus_um, uncertainty):
     if not defocus_um: _warn_of_unused_distances(inputs)
     if uncertainty:
         for j in jobs: j.half_width_path = half_folder(out)/j.target.relative_to(out)
-    return jobs
+    return by_field(jobs)
 
 # %% ../../nbs/71_cli.run.ipynb #_check_model
 def _check_model(refocuser, defocus_um, pixel_um, uncertainty):
@@ -73,14 +74,14 @@ def _reading_in_words(reading):
 
 def _reading_lines(jobs, most=5):
     "Lines on how the files were read, the most frequent first"
-    counts = Counter(_reading_in_words(j.reading) for j in jobs if j.is_made)
+    counts = Counter(_reading_in_words(j.reading) for j in jobs if j.status=='done')
     for words,n in counts.most_common(most): yield f'{counted(n, "file")}: {words}'
     if len(counts)>most: yield f'and {counted(len(counts)-most, "other kind")} of files; --json tells them all'
 
 # %% ../../nbs/71_cli.run.ipynb #_remarks
 def _remarks(jobs, refocuser):
     "Lines on all files together"
-    done = [j for j in jobs if j.is_made]
+    done = [j for j in jobs if j.status=='done']
     yield from _about_sizes(done, refocuser)
     doubtful = sum(is_doubtful([d.code for d in j.doubts]) for j in done)
     if doubtful:
@@ -119,7 +120,7 @@ _STALE = ('WARNING: {folder} holds intervals of earlier results of {n} of these 
 
 def _has_stale_intervals(job, out):
     earlier = half_folder(out)/job.target.relative_to(out)
-    return job.is_made and job.half_width_path is None and earlier.exists()
+    return job.status=='done' and job.half_width_path is None and earlier.exists()
 
 def _stale(jobs, out):
     "A line on intervals of earlier results, if any lie beside new results"
@@ -133,14 +134,14 @@ def _notes(jobs, most=5):
     "Lines on single files; one line for more than `most` files with the same note"
     files_by_note = {}
     for j in jobs:
-        if j.is_made and j.note: files_by_note.setdefault(j.note, []).append(j.source)
+        if j.status=='done' and j.note: files_by_note.setdefault(j.note, []).append(j.source)
     for note,files in files_by_note.items():
         if len(files)>most: yield f'{files[0]} and {len(files)-1} more: {note}'
         else: yield from [f'{f}: {note}' for f in files]
 
 def _failures(jobs):
-    "A sentence on each file that failed, and on each field that a result lacks"
-    return [text for j in jobs for text in ([j.note] if j.status=='failed' else j.missing)]
+    "A sentence on each file that failed"
+    return [j.note for j in jobs if j.status=='failed']
 
 def _print_summary(jobs, out, seconds, remarks):
     "Print a report for people"
@@ -149,8 +150,7 @@ def _print_summary(jobs, out, seconds, remarks):
     if failures := _failures(jobs): list_failed(failures)
     speed = f' ({_megapixels(jobs)/seconds:.2f} Mpx/s)' if _megapixels(jobs) else ''
     place = f'; results are in {out}' if len(jobs)>n['failed'] else ''
-    incomplete = f', {n["incomplete"]} incomplete' if n['incomplete'] else ''
-    print(f'{n["done"]} done{incomplete}, {n["skipped"]} skipped, {n["failed"]} failed '
+    print(f'{n["done"]} done, {n["skipped"]} skipped, {n["failed"]} failed '
           f'in {seconds:.1f} s{speed}{place}')
 
 # %% ../../nbs/71_cli.run.ipynb #_print_json
@@ -158,7 +158,7 @@ def _file_facts(j):
     "Facts about a file, for programs"
     reading = j.reading._asdict() if j.reading else dict.fromkeys(('axes','channels','pixel_um','sized_by'))
     return dict(source=str(j.source), target=str(j.target), status=j.status, note=j.note,
-                missing=j.missing, defocus_um=j.defocus_um, **reading)
+                defocus_um=j.defocus_um, **reading)
 
 def _result_facts(j):
     "Facts about a file and its result, for programs"
@@ -176,25 +176,31 @@ def _print_json(jobs, out, seconds, remarks):
 # %% ../../nbs/71_cli.run.ipynb #_refocus
 _KEPT = 'the files that are done are kept: run it again to go on'
 
-def _all_went_well(jobs): return not any(j.status=='failed' or j.missing for j in jobs)
+def _all_went_well(jobs): return not any(j.status=='failed' for j in jobs)
 
-def _preview_lines(job):
-    "What a run would do with a file, and what is missing in an earlier result"
-    yield f'{job.source} -> {job.target}  ({job.note})' if job.status=='to do' else job.note
-    yield from job.missing
+def _preview_line(job):
+    "What a run would do with a file"
+    return f'{job.source} -> {job.target}  ({job.note})' if job.status=='to do' else job.note
 
 def _preview(jobs, load, json, options):
     "Print what a run would do with each file, and the size of its image"
     for j in jobs:
         if j.status=='to do': preview_job(j, load, **options)
     if json: print(dumps(dict(files=[_file_facts(j) for j in jobs])))
-    else: print(*(line for j in jobs for line in _preview_lines(j)), sep='\n')
+    else: print(*map(_preview_line, jobs), sep='\n')
     return int(not _all_went_well(jobs))
+
+def _words_of_zarrs(refocuser, options):
+    "What is said of a Zarr as a whole; each of its fields says more"
+    from refocus_nbdev.refocus.files import provenance_of
+    known = {name: options[name] for name in ('channels','axes','pixel_um')}
+    return provenance_of(refocuser, **known)
 
 def _refocus(jobs, refocuser, out, json, options):
     "Refocus, and report"
     _warn_of_model(refocuser)
     _warn_of_distances(jobs, refocuser)
+    start_copies(jobs, _words_of_zarrs(refocuser, options))
     start = time.perf_counter()
     with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
         run_jobs(jobs, refocuser, progress=meter.advance, **options)

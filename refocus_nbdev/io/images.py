@@ -216,10 +216,11 @@ def _check_usable(image):
 
 # %% ../../nbs/09_io.images.ipynb #open_image-2
 def open_image(
-    path,      # A TIFF (plain, ImageJ, OME), a grey PNG, the folder of an OME-Zarr, or a file of `VENDORS`
+    path,      # A TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr or file of `VENDORS`; or an object with a `reader`
     axes=None, # Letters for its axes, such as CYX, if the file is wrong about them
 ):             # A `TiffReader`, `PngReader`, `ZarrReader` or `VendorReader`, to be used in a `with`
     "Open one file; raises `ImageError` if it is missing, damaged, in colour, empty, or not uint8, uint16 or float32"
+    if hasattr(path, 'reader'): return path.reader(axes)
     path = Path(path)
     with reading(path, 'image'): image = _reader_class(path)(path, axes)
     try: _check_usable(image)

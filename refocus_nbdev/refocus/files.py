@@ -36,9 +36,11 @@ def _chosen_names(source, channels, axes):
         return tuple(names[c] for c in sorted(chosen_channels(image, channels)))
 
 # %% ../../nbs/55_refocus.files.ipynb #provenance_of
+def _hash_of(source): return source.sha256() if hasattr(source, 'sha256') else file_hash(source)
+
 def provenance_of(
     refocuser:Refocuser, # The model
-    source=None,     # The file that is refocused, for its hash and the names of its channels
+    source=None,     # The file, or `PlateField`, that is refocused, for its hash and the names of its channels
     defocus_um=None, # Distance from focus that the user gave, um, on either side
     channels=None,   # Names or numbers from 1 of the channels that are refocused; None for all
     axes=None,       # Letters for its axes, if the user gave them
@@ -49,7 +51,7 @@ def provenance_of(
     "The provenance of the result of a file; raises `ImageError` for channels that the file does not have"
     return Provenance(
         __version__, refocuser.name, refocuser.sha256[:16],
-        input_sha256=file_hash(source)[:16] if source else '',
+        input_sha256=_hash_of(source)[:16] if source else '',
         pixel_um=pixel_um or None,
         axes=axes.upper() if axes else None,
         blur_per_um=refocuser.own_blur,
@@ -554,6 +556,4 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     um,by = size_used(planes.refocuser, image, pixel_um)
     reading = Reading(image.axes, names, um, by, source_of(image, by))
-    left_out = list(image.left_out.values())
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
-                     left_out)
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)
