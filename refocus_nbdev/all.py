@@ -19,6 +19,7 @@ from .io.vendors import *
 from .io.images import *
 from .io.tables import *
 from .io.progress import *
+from .io.hcs import *
 from .optics.psf import *
 from .optics.specimen import *
 from .optics.intensity import *

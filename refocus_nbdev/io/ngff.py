@@ -49,10 +49,10 @@ def _member(root, path):
     return root[path] if path else root
 
 def _names_in(folder, group):
-    "The names of the groups in a group: those on the disk, and those that a plate or a well lists"
+    "The names of the groups in a group: those on the disk, without hidden ones, and those that a plate or a well lists"
     about = _ome_attributes(group)
     listed = [*about.get('plate', {}).get('wells', []), *about.get('well', {}).get('images', [])]
-    on_disk = [p.name for p in folder.iterdir() if is_zarr(p)]
+    on_disk = [p.name for p in folder.iterdir() if is_zarr(p) and not p.name.startswith('.')]
     return {*on_disk, *(o['path'] for o in listed)}-{'labels'}
 
 def _opened(root, folder, path):
