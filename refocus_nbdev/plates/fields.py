@@ -67,6 +67,7 @@ def _placed(file, name, well):
     "The well and the site of a file, and the `FieldFile`"
     return well or name.well, name.site or '0', FieldFile(Path(file), name.channel, name.z, name.t)
 
+# %% ../../nbs/36_plates.fields.ipynb #fields_among-checks
 def _check_apart(files):
     "Raises `UsageError` if two files of a field have the same place in it"
     places = {}
@@ -84,6 +85,7 @@ def _check_wells(files, wells):
     raise UsageError(f'{without[0]}{more}: the name tells no well; leave such files out, or give a CSV file '
                      'that LoadData of CellProfiler reads, with the column Metadata_Well')
 
+# %% ../../nbs/36_plates.fields.ipynb #fields_among-def
 def fields_among(
     files,       # Paths of the images of a plate
     listed=None, # Wells that a list gives, by path as text; None if there is no list
@@ -129,6 +131,7 @@ class FieldReader(Reader):
     ):
         self.field = field
         self.path = field.files[0].path
+        self.name = f'{field.plate} {field.well} {field.name}'.strip()
         with ExitStack() as opened:
             self.images = [opened.enter_context(open_image(f.path, axes)) for f in field.files]
             self._check_images()
