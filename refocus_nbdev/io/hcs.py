@@ -77,7 +77,8 @@ def plate_fields(
     path = Path(path)
     if not is_zarr(path): raise ImageError(f'{path}: is no Zarr; give the folder of a plate in OME-Zarr')
     if 'plate' not in _ome_entries(path):
-        raise ImageError(f'{path}: this Zarr is no plate, as its metadata list no wells; refocus run takes single images')
+        raise ImageError(f'{path}: this Zarr is no plate, as its metadata list no wells; '
+                         'refocus run takes single images')
     wells = _listed(path, 'plate', 'wells', 2) or _wells_on_disk(path)
     if not wells: raise ImageError(f'{path}: this plate has no wells; is it complete?')
     fields = {}
@@ -170,6 +171,7 @@ def _check_fields(path, fields):
         raise ImageError(f'{path}: the fields {first} and {field} differ only in capital letters, which some disks '
                          'do not distinguish; choose other names')
 
+# %% ../../nbs/12_io.hcs.ipynb #check_plate
 def _is_free(path):
     "Is nothing at a path, or a folder with nothing but hidden files?"
     if not path.exists(): return True
@@ -227,6 +229,7 @@ def _complete_well(path, images, version):
         _add_images(well, {**dict.fromkeys(_groups_in(path)), **images})
     return _update_group(path, version, of_well)
 
+# %% ../../nbs/12_io.hcs.ipynb #init_plate-2
 def init_plate(
     path,   # The folder of the plate; the folder around it must exist
     name,   # Of the plate
