@@ -32,19 +32,21 @@ def _shard_of(text, jobs):
 # %% ../../nbs/71b_cli.plate.ipynb #_planned
 def _planned(source, out, version):
     "The jobs of the whole plate; raises `UsageError`"
-    found = None
-    if not is_zarr(source):
-        found = found_by([source], True, apart=[out, tables_folder(out)])
-        check_originals(found.named)
-    return plan_plate(source, out, version, found)
+    found = None if is_zarr(source) else found_by([source], True, apart=[out, tables_folder(out)])
+    check_originals(found.named if found else [Path(source)])
+    try: return plan_plate(source, out, version, found)
+    except ImageError as e: raise UsageError(e) from e
 
 def _fields(jobs): return counted(len({j.field for j in jobs}), 'field')
+
+def _facts(j):
+    "Facts about a field, for programs"
+    return dict(well=j.field.well, field=j.field.name, target=str(j.target), status=j.status, note=j.note)
 
 def _preview(jobs, load, json, options):
     "Print what would be done with each field"
     for j in jobs: preview_job(j, load, **options)
-    facts = [dict(well=j.field.well, field=j.field.name, target=str(j.target), status=j.status, note=j.note) for j in jobs]
-    if json: print(dumps(dict(fields=facts)))
+    if json: print(dumps(dict(fields=list(map(_facts, jobs)))))
     else: print(*(f'{j.field} -> {j.target}  ({j.note})' for j in jobs), sep='\n')
     return int(any(j.status=='failed' for j in jobs))
 
@@ -113,7 +115,8 @@ def plate(
     every = _planned(source, out, ome_zarr)
     jobs = _shard_of(shard, every)
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, **reading_options(channel, axes, pixel_um))
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
+    options |= reading_options(channel, axes, pixel_um)
     if dry_run: return _preview(jobs, load, json, options)
     start_plate(every, source, out, load(), ome_zarr)
     if init: return print(f'{out}: ready for {_fields(every)}')

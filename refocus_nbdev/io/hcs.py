@@ -308,7 +308,7 @@ def _multiscales(image, shapes):
         scale = [steps.get(axis, 1.)*factors.get(axis, 1.) for axis in axes]
         datasets.append(dict(path=str(i), coordinateTransformations=[dict(type='scale', scale=scale)]))
     entries = [_axis_entry(axis, steps) for axis in axes]
-    return dict(name=Path(image.path).name, axes=entries, datasets=datasets)
+    return dict(name=image.name, axes=entries, datasets=datasets)
 
 # %% ../../nbs/12_io.hcs.ipynb #omero
 _COLOURS = '0000FF', '00FF00', 'FF0000', 'FF00FF', '00FFFF', 'FFFF00'

@@ -12,6 +12,7 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
@@ -79,6 +80,9 @@ class Reader:
     left_out = {} # Path of each field that cannot be read in this file, and a sentence on the reason
     steps = {}    # Distance of neighbours on the axes Z, um, and T, s, as far as the file gives it
     sparse = ()   # Planes of which the file holds no pixels; they are not among `planes`
+
+    @property
+    def name(self): return Path(self.path).name # Of the image, for a viewer
 
     def __enter__(self): return self
     def __exit__(self, *args): pass

@@ -43,7 +43,7 @@ class FieldFile(NamedTuple):
 
 @dataclass(frozen=True)
 class PlateField:
-    "A field of view of a plate, and its files"
+    "A field of view of a plate, and its files; `sha256` and `reader` are those of all its files together"
     well: str      # Such as B07
     name: str      # Of the field in its well, such as 1
     files: tuple   # `FieldFile`s
@@ -54,7 +54,8 @@ class PlateField:
     @property
     def path(self):
         "Its path in an OME-Zarr plate, such as B/7/1"
-        return self.place or f'{well_path(self.well)}/{_letters_and_digits(self.name) or 0}'
+        place = self.place or f'{well_path(self.well)}/{self.name}'
+        return '/'.join(_letters_and_digits(part) or '0' for part in place.split('/'))
 
     def __str__(self): return f'well {self.well}, field {self.name} ({self.files[0].path})'
 
@@ -131,13 +132,18 @@ class FieldReader(Reader):
     ):
         self.field = field
         self.path = field.files[0].path
-        self.name = f'{field.plate} {field.well} {field.name}'.strip()
         with ExitStack() as opened:
             self.images = [opened.enter_context(open_image(f.path, axes)) for f in field.files]
             self._check_images()
             self._find_lengths()
             self._find_planes()
             self.opened = opened.pop_all()
+
+    @property
+    def name(self): return f'{self.field.plate} {self.field.well} {self.field.name}'.strip()
+
+    @property
+    def steps(self): return self.images[0].steps
 
     def __exit__(self, *args): self.opened.close()
 

@@ -48,6 +48,11 @@ def version_of(
     "The version of OME-Zarr: 0.5 with Zarr 3, and 0.4 with Zarr 2"
     return '0.5' if (Path(plate)/'zarr.json').is_file() else '0.4'
 
+def _is_of_version(path, version):
+    "Is this an OME-Zarr of a version?"
+    return is_zarr(path) and version_of(path)==version
+
+# %% ../../nbs/59_refocus.plates.ipynb #_fields_and_jobs
 def _zarr_fields(source):
     "The fields of an OME-Zarr plate"
     name = re.sub(r'(\.ome)?\.zarr$', '', Path(source).name)
@@ -69,9 +74,9 @@ def _row_path(out, field, target=None):
 def _field_job(field, out, version):
     "A job for a field of an OME-Zarr plate"
     only = field.files[0].path
-    is_copy = is_zarr(only) and version_of(only)==version
-    source = only if is_copy else replace(field, version=version)
-    return FieldJob(source, Path(out)/field.path, field=field, row_path=_row_path(out, field))
+    row_path = _row_path(out, field)
+    if _is_of_version(only, version): return FieldJob(only, Path(out)/field.place, field=field, row_path=row_path)
+    return FieldJob(replace(field, version=version), Path(out)/field.path, field=field, row_path=row_path)
 
 def _file_jobs(field, out, found):
     "A job for each file of a field"
@@ -81,11 +86,13 @@ def _file_jobs(field, out, found):
         yield FieldJob(file.path, target, field=field, row_path=_row_path(out, field, target))
 
 # %% ../../nbs/59_refocus.plates.ipynb #plan_plate-2
+_NO_FOLDER = 'an OME-Zarr becomes an OME-Zarr; give a name that ends with .zarr'
+
 def _check_apart(source, out):
     "Raises `UsageError` if a plate and its results would be in one another"
     one,other = Path(source).resolve(),Path(out).resolve()
     if one==other or one in other.parents or other in one.parents:
-        raise UsageError(f'{out}: the results and the images would lie in one folder; choose another place for the results')
+        raise UsageError(f'{out}: the results and the images would lie in one folder; choose another place')
 
 def plan_plate(
     source, # An OME-Zarr plate; or a folder, a glob, or a list of images
@@ -96,7 +103,7 @@ def plan_plate(
     "The jobs of a plate; raises `UsageError` if names tell no wells, or if source and results are not apart"
     _check_apart(source, out)
     if is_zarr(source):
-        if not is_plate_name(out): raise UsageError(f'{out}: the images are an OME-Zarr; give a name that ends with .zarr')
+        if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
         return [_field_job(field, out, version) for field in _zarr_fields(source)]
     found = found or search([source], True, apart=[out, tables_folder(out)])
     fields = _file_fields(source, found)
@@ -147,13 +154,19 @@ def copy_frame(
     "Copy all of a plate but its fields; raises `ImageError` if something else is there. Many processes may do this"
     source,out = Path(source),Path(out)
     check_ours(out)
-    root = source/('zarr.json' if version_of(source)=='0.5' else '.zattrs')
-    attributes = root.read_bytes() if root.is_file() else b'{}'
-    if not (out/root.name).is_file(): _put(out/root.name, _with_words(attributes, text))
+    first = source/('zarr.json' if version_of(source)=='0.5' else '.zattrs')
+    attributes = first.read_bytes() if first.is_file() else b'{}'
+    if not (out/first.name).is_file(): _put(out/first.name, _with_words(attributes, text))
     for file in _frame_files(source, fields):
-        if file!=root: _put(out/file.relative_to(source), file.read_bytes())
+        if file!=first: _put(out/file.relative_to(source), file.read_bytes())
 
 # %% ../../nbs/59_refocus.plates.ipynb #start_plate
+def _acquisitions(source, jobs):
+    "The acquisition of each field that has a place in a new plate, None for those of files"
+    known = plate_fields(source) if is_zarr(source) else {}
+    paths = {j.field.path: known.get(j.field.place) for j in jobs}
+    return {path: acquisition for path,acquisition in paths.items() if path.count('/')==2}
+
 def start_plate(
     jobs,   # From `plan_plate`, all of them
     source, # The plate
@@ -165,14 +178,8 @@ def start_plate(
     if not is_plate_name(out): return
     from refocus_nbdev.refocus.files import provenance_of
     text = provenance_of(refocuser).text
-    fields = [j.field.path for j in jobs]
-    is_copy = is_zarr(source) and version_of(source)==version
-    if is_copy: copy_frame(source, out, fields, text)
-    else: init_plate(out, jobs[0].field.plate, _acquisitions(source, fields), text, version)
-
-def _acquisitions(source, fields):
-    "The acquisition of each field, None for those of files"
-    return plate_fields(source) if is_zarr(source) else dict.fromkeys(fields)
+    if _is_of_version(source, version): copy_frame(source, out, [j.field.place for j in jobs], text)
+    else: init_plate(out, jobs[0].field.plate, _acquisitions(source, jobs), text, version)
 
 # %% ../../nbs/59_refocus.plates.ipynb #note_field
 def _measured(job, refocuser, measure):
@@ -188,6 +195,10 @@ def _facts(job):
     return dict(plate=job.field.plate, well=job.field.well, field=job.field.name, status=status, note=note,
                 source=str(job.field.files[0].path), target=str(job.target))
 
+def _has_row(job):
+    "Is there a row of the result that exists? It stays if nothing new was made"
+    return job.status in ('skipped','failed') and job.target.exists() and job.row_path.exists()
+
 def note_field(
     job,       # A `FieldJob` that has ended
     refocuser, # The `Refocuser`
@@ -195,7 +206,7 @@ def note_field(
                   # done before), that returns a row for each channel
 ):
     "Write the row of a field, unless it was written before; a failure is noted in the job"
-    if job.status=='skipped' and job.row_path.exists(): return
+    if _has_row(job): return
     try:
         rows = [{**_facts(job), **row} for row in _measured(job, refocuser, measure)]
         job.row_path.parent.mkdir(parents=True, exist_ok=True)
