@@ -541,7 +541,7 @@ def test_help_has_an_example(refocus):
 
 @pytest.mark.parametrize('args', [('--help',), ('run','FOLDER','--dry-run'), ('info','FOLDER'), ('run','FOLDER','--defocus-um','far')], ids=' '.join)
 def test_what_computes_nothing_does_not_wait_for_torch(folder, tmp_path, args):
-    code = 'import sys, atexit; atexit.register(lambda: print({"torch","fastai","scipy","matplotlib"} & set(sys.modules))); from refocus_nbdev.cli.__main__ import main; main()'
+    code = 'import sys, atexit; atexit.register(lambda: print({"torch","fastai","scipy","matplotlib","distributed","asyncio"} & set(sys.modules))); from refocus_nbdev.cli.__main__ import main; main()'
     done = subprocess.run([sys.executable, '-c', code, *[folder if a=='FOLDER' else a for a in args]], capture_output=True, text=True, env=ENV, cwd=tmp_path)
     assert done.returncode in (0,2) and done.stdout.splitlines()[-1]=='set()'
 

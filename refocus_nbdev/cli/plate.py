@@ -6,7 +6,7 @@
 __all__ = ['plate']
 
 # %% ../../nbs/71b_cli.plate.ipynb #imports
-import sys, time
+import os, sys, time
 from collections import Counter
 from functools import cache, partial
 from json import dumps
@@ -17,6 +17,7 @@ from ..io.ngff import is_zarr
 from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError
+from ..plates.cluster import check_dask, local_workers
 from ..refocus.plates import *
 from ..refocus.jobs import preview_job
 
@@ -70,17 +71,29 @@ def _print_summary(jobs, total, out, seconds):
           f'{n["failed"]} failed in {seconds:.1f} s{speed}; results are in {out}')
 
 # %% ../../nbs/71b_cli.plate.ipynb #_run
-def _refocus(jobs, total, refocuser, out, options):
+def _way(scheduler, make, refocuser, minutes, options):
+    "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
+    if not scheduler: return partial(run_fields, refocuser=refocuser, **options)
+    limit = 60*minutes if minutes else None
+    return partial(run_on_cluster, scheduler=scheduler, load=make, sha256=refocuser.sha256, timeout_s=limit, **options)
+
+def _refocus(jobs, total, do, out):
     "Refocus fields, and report"
     start = time.perf_counter()
     with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
-        run_fields(jobs, refocuser, progress=meter.advance, **options)
+        do(jobs, progress=meter.advance)
     _print_summary(jobs, total, out, time.perf_counter()-start)
     return int(any(j.status=='failed' for j in jobs))
 
+# %% ../../nbs/71b_cli.plate.ipynb #full-paths
+def _for_workers(scheduler, path):
+    "A path that means the same to every worker"
+    if not scheduler or local_workers(scheduler) or '://' in path: return path
+    return os.path.abspath(path)
+
 # %% ../../nbs/71b_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels turns tile', trust='strict', many_machines='init shard tables')
+         how='model device blur_per_um hot_pixels turns tile', trust='strict', many_machines='scheduler field_minutes init shard tables')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:Path, # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
@@ -96,6 +109,8 @@ def plate(
     axes:str='', # Axes of each file, such as CYX, if the files give wrong ones
     overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning
+    scheduler:str='', # Do the fields on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
+    field_minutes:float=0, # With --scheduler, time limit for a field, minutes; none if 0
     init:bool=False, # Only write what all fields share; then several machines can start
     shard:str='', # Do only a share of the fields, such as 2/8 for the second of eight shards
     tables:bool=False, # Only make the tables and pictures, from the fields that are done
@@ -110,14 +125,20 @@ def plate(
     Example: refocus plate screen.ome.zarr refocused.ome.zarr
     Example: refocus plate "plate/*.tif" refocused.ome.zarr
     Example: refocus plate plate refocused --shard 2/8
+    Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
+    if scheduler: check_dask(scheduler)
+    source,target = (_for_workers(scheduler, path) for path in (source, str(out)))
+    if Path(model).is_file(): model = _for_workers(scheduler, model)
+    out = Path(target)
     every = _planned(source, out, ome_zarr)
     jobs = _shard_of(shard, every)
-    load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
+    make = partial(load_refocuser, model, device, blur_per_um, tile, turns)
+    load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
     options |= reading_options(channel, axes, pixel_um)
     if dry_run: return _preview(jobs, load, json, options)
     start_plate(every, source, out, load(), ome_zarr)
     if init: return print(f'{out}: ready for {_fields(every)}')
-    return _refocus(jobs, len(every), load(), out, options)
+    return _refocus(jobs, len(every), _way(scheduler, make, load(), field_minutes, options), out)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'failure_of', 'of_each', 'check_ours', 'made_before',
-           'run_job', 'preview_job', 'run_jobs']
+           'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
 import itertools, os, threading
@@ -267,7 +267,9 @@ def preview_job(
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_folders_made
 @contextmanager
-def _folders_made(jobs):
+def folders_made(
+    jobs, # From `plan_run`
+):
     "Remove folders for results that did not exist before, and are empty afterwards"
     around = {d for j in jobs for p in j.targets for d in p.parents}
     made = [d for d in around if not d.exists()]
@@ -279,7 +281,9 @@ def _folders_made(jobs):
 # %% ../../nbs/57_refocus.jobs.ipynb #run_jobs
 LARGE_BYTES = 64e6 # Size from which a file or Zarr is processed alone, bytes
 
-def _is_large(job):
+def is_large(
+    job, # A `Job`
+) -> bool:
     "Is a file or Zarr so large that it is processed alone?"
     paths = [f.path for f in job.source.files] if hasattr(job.source, 'files') else [job.source]
     files = (f for path in paths for f in (path.rglob('*') if path.is_dir() else [path]))
@@ -299,8 +303,8 @@ def run_jobs(
     def do(job):
         _run_reporting(job, refocuser, overwrite, progress, stop, options)
         ended(job)
-    sized = [(j, _is_large(j)) for j in jobs]
-    with _folders_made(jobs):
+    sized = [(j, is_large(j)) for j in jobs]
+    with folders_made(jobs):
         _in_threads(do, [j for j,large in sized if not large], 2, stop)
         _in_threads(do, [j for j,large in sized if large], 1, stop)
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['FieldJob', 'tables_folder', 'is_plate_name', 'version_of', 'plan_plate', 'share_of', 'copy_frame', 'start_plate',
-           'note_field', 'rows_of', 'run_fields', 'by_field', 'start_copies']
+           'note_field', 'rows_of', 'run_fields', 'run_on_cluster', 'by_field', 'start_copies']
 
 # %% ../../nbs/59_refocus.plates.ipynb #imports
 import json, os, re
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from ..io.disk import atomically
 from ..io.planes import ImageError
 from ..io.hcs import *
@@ -18,6 +20,7 @@ from ..io.images import copy_name, open_image
 from ..io.ngff import fields_of, is_zarr
 from ..io.tables import UsageError
 from ..plates.fields import *
+from ..plates.cluster import *
 from .inputs import *
 from .jobs import *
 
@@ -235,6 +238,55 @@ def run_fields(
     "Refocus fields on this machine, and write their rows; failures are noted in the jobs"
     def ended(job): note_field(job, refocuser, measure)
     run_jobs(jobs, refocuser, progress=progress, ended=ended, **options)
+
+# %% ../../nbs/59_refocus.plates.ipynb #worker
+def _begun(load, sha256, seen, threads):
+    "What a worker needs for all fields; raises `ClusterError` if it has another model, or other files"
+    import torch
+    torch.set_num_threads(threads)
+    for path in seen:
+        if not path.exists(): raise ClusterError(f'{path}: it cannot see this; all machines need the same paths')
+    refocuser = load()
+    if refocuser.sha256!=sha256:
+        raise ClusterError(f'its model {refocuser.name} is another file; install the same models on all machines')
+    return refocuser,Lock()
+
+def _do_field(measure, options, state, job, check):
+    "Do a job on a worker, one large field at a time, and write its row; returns the job"
+    refocuser,alone = state
+    with alone if is_large(job) else nullcontext():
+        if job.status=='to do': run_job(job, refocuser, progress=lambda share: check(), **options)
+        note_field(job, refocuser, measure)
+    return job
+
+# %% ../../nbs/59_refocus.plates.ipynb #run_on_cluster
+def _note_outcome(job, outcome):
+    "Note in a job what its worker noted, or that its workers died, or that it took too long"
+    if outcome.error is None: return vars(job).update(vars(outcome.result))
+    job.ended('failed', failure_of(outcome.error, job.source))
+    note_field(job, None)
+
+def run_on_cluster(
+    jobs,      # Some of those from `plan_plate`
+    scheduler, # local:N for N processes on this machine, or the address of a Dask scheduler
+    load,      # Function that loads the `Refocuser`; Dask must be able to send it to other machines
+    sha256,    # The SHA-256 of its model file
+    measure=None,   # See `note_field`
+    progress=None,  # Function that gets the number of jobs done since its last call
+    timeout_s=None, # Time limit for a job, s; none if None
+    **options       # For `run_job`
+):
+    """Refocus fields on a Dask cluster, and write their rows; failures are noted in the jobs. Raises `UsageError` and
+    `ClusterError`, see `on_cluster`"""
+    rows = {j.row_path.parent for j in jobs}
+    for folder in rows: folder.mkdir(parents=True, exist_ok=True)
+    seen = [*rows, *(j.field.files[0].path for j in jobs[:1])]
+    setup = partial(_begun, load, sha256, seen)
+    ended = on_cluster(scheduler, partial(_do_field, measure, options), jobs, setup, timeout_s)
+    with folders_made(jobs), closing(ended):
+        for outcome in ended:
+            _note_outcome(outcome.item, outcome)
+            if progress: progress(1)
 
 # %% ../../nbs/59_refocus.plates.ipynb #by_field
 def _field_of(job, place):
