@@ -205,10 +205,11 @@ def _refocus(jobs, refocuser, out, json, options):
     report(jobs, out, seconds, [*refocuser.remarks, *_remarks(jobs, refocuser), *_stale(jobs, out)])
     return int(not _all_went_well(jobs))
 
-def _scale_of_file(load, path, axes):
-    "The scale of a file, for all other files"
+def _scale_option(load, path, axes):
+    "The scale of a file, for all other files; None without a file"
+    if path is None: return dict(scale_from=None)
     from refocus_nbdev.refocus.files import shared_scale
-    return shared_scale(load(), path, axes)
+    return dict(scale_from=shared_scale(load(), path, axes))
 
 # %% ../../nbs/71_cli.run.ipynb #run
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
@@ -224,7 +225,7 @@ def run(
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensity scale all files share, channel by channel; else each file's own
     hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
-    dtype:ResultDtype='same', # uint16: write files of 8 bits as 16 bits, all counts times 64, so that no peak is clipped
+    dtype:ResultDtype='same', # uint16: 8 bits become 16, counts times 64, so that no peak is clipped; refuses float32
     turns:int=1, # Average the results of this many turned copies, 1 to 8: slightly better, as many times slower
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
@@ -238,7 +239,6 @@ def run(
     """Refocus images: write refocused copies of the files, with their metadata.
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
-    Files of 16 bits stay as they are with --dtype uint16; those of float32 are refused.
     Lists doubts about each result. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
 
     Example: refocus run "plate/*.tif" --out refocused
@@ -247,8 +247,7 @@ def run(
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
-    options |= reading_options(channel, axes, pixel_um)
-    options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
+    options |= reading_options(channel, axes, pixel_um)|_scale_option(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
     return _refocus(jobs, load(), out, json, options)

@@ -419,15 +419,16 @@ def _key_encoding(metadata):
 
 def _make_wider(root, array, stored):
     "Replace an array by an empty one of another data type, with the same layout and attributes"
-    names = {} if array.metadata.zarr_format==2 else dict(dimension_names=array.metadata.dimension_names)
-    order = dict(order=array.order) if array.metadata.zarr_format==2 else {}
+    is_old = array.metadata.zarr_format==2
+    about = dict(order=array.order) if is_old else dict(dimension_names=array.metadata.dimension_names)
     root.create_array(
         array.path, shape=array.shape, dtype=stored.dtype, chunks=array.chunks, shards=array.shards,
         filters=[f for f in array.filters if 'dtype' not in repr(f)] or None,
         compressors=[_wider_codec(c) for c in array.compressors] or None,
         fill_value=None if array.fill_value is None else int(array.fill_value)*stored.factor,
-        chunk_key_encoding=_key_encoding(array.metadata), attributes=dict(array.attrs), overwrite=True, **names, **order)
+        chunk_key_encoding=_key_encoding(array.metadata), attributes=dict(array.attrs), overwrite=True, **about)
 
+# %% ../../nbs/07_io.ngff.ipynb #_widen
 _MOST = np.iinfo(np.uint16).max
 
 def _wider_windows(group, factor):

@@ -144,21 +144,6 @@ def _first_tags(self:TiffReader, text):
     tags += _raw_tags(page, lambda tag: tag.code==code or _is_written_anew(tag))
     return tags if self.factor==1 else list(map(self._wider_tag, tags))
 
-@patch
-def _images_with_planes(self:TiffReader):
-    "Numbers of the images in the OME-XML that hold planes; None if they cannot be told"
-    is_each = len(_PIXELS.findall(self.tif.ome_metadata.encode()))==len(self.series)
-    return {p.series for p in self.planes} if is_each else None
-
-@patch
-def _wider_tag(self:TiffReader, tag):
-    "A tag of the first page, for a copy of 16 bits"
-    code,_,_,value,_ = tag
-    if code!=_DESCRIPTION: return tag
-    if self.tif.is_ome: value = wider_xml(value, self._images_with_planes())
-    if self.tif.is_imagej: value = _wider_lines(value, imagej_entries(self.tif), self.factor)
-    return _text_tag(code, value)
-
 # %% ../../nbs/06_io.tiffcopy.ipynb #wider_xml
 _PIXELS = re.compile(rb'<(?:\w+:)?Pixels\b[^>]*>') # The start of the element for the pixels of an image
 
@@ -191,6 +176,22 @@ def _wider_lines(description, entries, factor):
         if value==entries[name] or name=='Ranges': continue
         description = re.sub(rf'^{name}=[^\n\0]*'.encode(), f'{name}={value}'.encode(), description, flags=re.M)
     return description
+
+# %% ../../nbs/06_io.tiffcopy.ipynb #_wider_tag
+@patch
+def _images_with_planes(self:TiffReader):
+    "Numbers of the images in the OME-XML that hold planes; None if they cannot be told"
+    is_each = len(_PIXELS.findall(self.tif.ome_metadata.encode()))==len(self.series)
+    return {p.series for p in self.planes} if is_each else None
+
+@patch
+def _wider_tag(self:TiffReader, tag):
+    "A tag of the first page, for a copy of 16 bits"
+    code,_,_,value,_ = tag
+    if code!=_DESCRIPTION: return tag
+    if self.tif.is_ome: value = wider_xml(value, self._images_with_planes())
+    if self.tif.is_imagej: value = _wider_lines(value, imagej_entries(self.tif), self.factor)
+    return _text_tag(code, value)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #_write_page
 def _tiles(rows, height, width):
@@ -317,9 +318,10 @@ def _old_pixels(self:TiffReader, page):
     return self.page_rows(page) if is_plain else page.asarray()
 
 @patch
-def _pixels_in_copy(self:TiffReader, page):
-    "The pixels of a plane that stays, or of a smaller version of it"
+def _pixels_in_copy(self:TiffReader, page, new=None):
+    "The `new` pixels of a plane, or of a smaller version of it; the old ones as a copy stores them if that is None"
     def inverted(x): return inverted_as(x, page)
+    if new is not None: return new
     if page.axes!='YX': return self._old_pixels(page)
     return self.in_copy(as_rows(self._old_pixels(page)).map(inverted)).map(inverted)
 
@@ -340,11 +342,14 @@ def _bytes_of(page):
     own = min(page.nbytes, packed) if is_packed else page.nbytes
     return own+sum(_bytes_of(p.aspage()) for p in page.pages or ())
 
-def _needs_big(tif, path, wider):
-    "Does a copy need to be a BigTIFF, if its pixels take `wider` times as many bytes?"
+@patch
+def _needs_big(self:TiffReader):
+    "Does a copy need to be a BigTIFF?"
+    tif = self.tif
     if tif.is_bigtiff: return True
     pages = [p.aspage() for p in tif.pages]
-    others = path.stat().st_size-sum(sum(page.databytecounts) for page in pages)
+    others = self.path.stat().st_size-sum(sum(page.databytecounts) for page in pages)
+    wider = self.stored(self.dtype).dtype.itemsize//self.dtype.itemsize
     return wider*sum(map(_bytes_of, pages))+max(others, 0)>_MOST_BYTES
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #copy-pages
@@ -365,17 +370,13 @@ def _copy_pages(self:TiffReader, path, change, text):
     planes = {p.page.index: p for p in self.planes}
     larger = {i: p.page.index for i,p in planes_of_levels(self.path, pages, self.planes).items()}
     kept = dict.fromkeys(larger.values()) # New pixels of planes with smaller versions behind them, by the page
-    wider = self.stored(self.dtype).dtype.itemsize//self.dtype.itemsize
-    big = _needs_big(tif, self.path, wider)
-    with tifffile.TiffWriter(path, bigtiff=big, byteorder=tif.byteorder, ome=False, shaped=False) as out:
+    with tifffile.TiffWriter(path, bigtiff=self._needs_big(), byteorder=tif.byteorder, ome=False, shaped=False) as out:
         for page in pages:
             i = page.index
-            new = None
-            if i in planes: new = self._new_pixels(planes[i], change)
+            new = self._new_pixels(planes[i], change) if i in planes else None
             if i in kept: kept[i] = new
-            pixels = new
             if i in larger: pixels = self._smaller_version(page, kept[larger[i]])
-            if pixels is None: pixels = self._pixels_in_copy(page) if i in planes else self._old_pixels(page)
+            else: pixels = self._pixels_in_copy(page, new) if i in planes else self._old_pixels(page)
             self._copy_page(out, page, pixels, new, text)
 
 # %% ../../nbs/06_io.tiffcopy.ipynb #TiffReader-copy-stack
@@ -395,7 +396,8 @@ def _copy_stack(self:TiffReader, path, change, text):
     page = tif.pages.first
     planes = (inverted_as(self.changed(p, change)[:], page) for p in self.planes)
     shape = self.shape
-    options = dict(shape=shape, dtype=self.stored(page.dtype).dtype, photometric=page.photometric, software=text, truncate=True)
+    dtype = self.stored(page.dtype).dtype
+    options = dict(shape=shape, dtype=dtype, photometric=page.photometric, software=text, truncate=True)
     with tifffile.TiffWriter(path, bigtiff=tif.is_bigtiff, byteorder=tif.byteorder, imagej=tif.is_imagej) as out:
         out.write(planes, **options, **self._imagej_options(text), **_resolution_options(page))
 

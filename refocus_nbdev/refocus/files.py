@@ -247,6 +247,13 @@ def input_doubts(
     def where(c): return f' of channel {image.channels[c]}' if several else ''
     return [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
 
+def _fitted_and_doubts(image, pixel_um, size_remarks, own):
+    "Remarks on how a file was made to fit, and doubts about it"
+    rescaled = [r for r in size_remarks if r.code=='rescaled']
+    others = [r for r in size_remarks if r not in rescaled]
+    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
+    return rescaled+remarks_on_fields(image), unsized+others+input_doubts(image, own)
+
 # %% ../../nbs/55_refocus.files.ipynb #_overruled
 def _overruled(image, pixel_um):
     "A remark on pixel sizes in the file, if the user gave another size"
@@ -294,7 +301,8 @@ def _constant(image, scales, acquisitions):
 def _clipped_at_top(dtype, share):
     "A remark if computed pixels are brighter than the data type can hold"
     if share<=MOST_SATURATED: return []
-    remedy = '--dtype uint16 leaves room for them' if dtype==np.uint8 else 'halve the counts first, or convert to float32'
+    remedy = 'halve the counts first, or convert to float32'
+    if dtype==np.uint8: remedy = '--dtype uint16 leaves room for them'
     brighter = f'{share:.2%} of the pixels would be brighter than {dtype} can hold'
     return [Remark('clipped', f'{brighter}, and were clipped: {remedy}')]
 
@@ -390,12 +398,14 @@ def _refocused(self:_PlaneRefocuser, plane):
     key = _key(plane)
     defects = self.defects_of(plane)
     light = held(mended(rows, defects)) if defects else rows
+    stored = self.image.stored(rows.dtype)
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
-                                        self._progress_of(plane), partial(self._keep_facts, key), self.image.stored(rows.dtype))
+                                        self._progress_of(plane), partial(self._keep_facts, key), stored)
     self.doubts[key] += processing_doubts(self.refocuser, light, self.widths[key], self.zoom)
     self.doubts[key] += distance_doubts(self.refocuser, self.width, self.widths[key])
     if self.strict: refuse(self.image.path, self.doubts[key])
-    return _with_clipping_counted(rows, put_back(new, self.image.in_copy(rows), defects, self.keep), self.at_top, self.at_0)
+    result = put_back(new, self.image.in_copy(rows), defects, self.keep)
+    return _with_clipping_counted(rows, result, self.at_top, self.at_0)
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-change
 @patch
@@ -463,11 +473,19 @@ def places_remark(
     return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-half_widths
+def _planes_of_result(image, result):
+    "The planes of a result by the keys of those of its image; both are open"
+    others = set(map(_key, image.unlike))
+    return dict(zip(map(_key, image.planes), (p for p in result.planes if _key(p) not in others)))
+
+def _in_counts_of_image(rows, factor):
+    "The rows of a result, in the counts of its image"
+    return rows if factor==1 else rows.map(lambda x: x/np.float32(factor), np.float32)
+
 @patch
 def _half_widths_of(self:_PlaneRefocuser, result):
     "A function for `copy_image`, from a plane to its half widths; `result` is the open result"
-    others = set(map(_key, self.image.unlike))
-    results = dict(zip(map(_key, self.image.planes), (p for p in result.planes if _key(p) not in others)))
+    results = _planes_of_result(self.image, result)
     def half_widths(plane):
         if self.progress: self.progress(0)
         new = result.rows(results[_key(plane)])
@@ -476,8 +494,7 @@ def _half_widths_of(self:_PlaneRefocuser, result):
         scale = self.scales[plane.channel]
         defects = self.defects_of(plane)
         stored = self.image.stored(self.image.rows(plane).dtype)
-        counts = new if stored.factor==1 else new.map(lambda x: x/np.float32(stored.factor), np.float32)
-        light = held(mended(counts, defects))
+        light = held(mended(_in_counts_of_image(new, stored.factor), defects))
         place = self.table_places[_key(plane)]
         half = half_width_in_counts(self.refocuser, light, scale, *place, self.zoom, stored)
         return put_back(half, nothing, defects)
@@ -528,17 +545,9 @@ def refocus_file(
         planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
                                  bool(half_width_path), own, check_hot_pixels(hot_pixels))
         planes.refocus_middle_planes()
-        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from, hot_pixels,
-                             dtype)
+        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from, hot_pixels, dtype)
         _write(planes, _with_findings(made, planes, fitted), doubts, target, half_width_path)
         return _outcome(planes, fitted, doubts, channels, pixel_um)
-
-def _fitted_and_doubts(image, pixel_um, size_remarks, own):
-    "Remarks on how a file was made to fit, and doubts about it"
-    rescaled = [r for r in size_remarks if r.code=='rescaled']
-    others = [r for r in size_remarks if r not in rescaled]
-    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
-    return rescaled+remarks_on_fields(image), unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/55_refocus.files.ipynb #_write
 def _with_findings(made, planes, fitted):
@@ -561,6 +570,14 @@ def _write(planes, made, file_doubts, target, half_width_path):
     with open_image(target) as result:
         copy_image(planes.image, half_width_path, planes._half_widths_of(result), text(half_widths=True))
 
+# %% ../../nbs/55_refocus.files.ipynb #_outcome
+def _reading_of(planes, pixel_um):
+    "How the file was read"
+    image = planes.image
+    names = [image.channels[c] for c,scale in planes.scales.items() if scale]
+    um,by = size_used(planes.refocuser, image, pixel_um)
+    return Reading(image.axes, names, um, by, source_of(image, by), image.factor)
+
 def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     "The `Refocused` of a file"
     image = planes.image
@@ -574,9 +591,7 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     remarks += doubts
     remarks += places_remark(planes.ranges_um())
     remarks += _constant(image, planes.scales, planes.acquisitions)
-    names = [image.channels[c] for c,scale in planes.scales.items() if scale]
-    um,by = size_used(planes.refocuser, image, pixel_um)
-    reading = Reading(image.axes, names, um, by, source_of(image, by), image.factor)
+    reading = _reading_of(planes, pixel_um)
     left_out = list(image.left_out.values())
     return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
                      left_out)
