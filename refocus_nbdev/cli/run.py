@@ -12,6 +12,7 @@ from functools import cache, partial
 from json import dumps
 from pathlib import Path
 from .app import *
+from ..io.images import wider_in_words
 from ..io.progress import Meter
 from ..io.provenance import UNSIZED, texts_of
 from ..io.tables import UsageError, unused_distances
@@ -70,7 +71,8 @@ def _reading_in_words(reading):
     source = dict(user='--pixel-um', file=reading.size_source).get(reading.sized_by)
     if source: size = f'{reading.pixel_um:.4g} um by {source}'
     channels = f'; channels refocused: {", ".join(reading.channels) or "none"}' if 'C' in reading.axes else ''
-    return f'axes {reading.axes}{channels}; pixels of {size}'
+    facts = f'axes {reading.axes}{channels}', f'pixels of {size}', wider_in_words(reading.factor)
+    return '; '.join(filter(None, facts))
 
 def _reading_lines(jobs, most=5):
     "Lines on how the files were read, the most frequent first"
@@ -209,14 +211,15 @@ def _refocus(jobs, refocuser, out, json, options):
     report(jobs, out, seconds, [*refocuser.remarks, *_remarks(jobs, refocuser), *_stale(jobs, out)])
     return int(not _all_went_well(jobs))
 
-def _scale_of_file(load, path, axes):
-    "The scale of a file, for all other files"
+def _scale_option(load, path, axes):
+    "The scale of a file, for all other files; None without a file"
+    if path is None: return dict(scale_from=None)
     from refocus_nbdev.refocus.files import shared_scale
-    return shared_scale(load(), path, axes)
+    return dict(scale_from=shared_scale(load(), path, axes))
 
 # %% ../../nbs/71_cli.run.ipynb #run
 @command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
-         how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty')
+         how='model device blur_per_um scale_from hot_pixels dtype turns tile', trust='strict uncertainty')
 def run(
     inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
@@ -228,6 +231,7 @@ def run(
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     scale_from:Path|None=None, # File whose intensity scale all files share, channel by channel; else each file's own
     hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
+    dtype:ResultDtype='same', # uint16: 8 bits become 16, counts times 64, so that no peak is clipped; refuses float32
     turns:int=1, # Average the results of this many turned copies, 1 to 8: slightly better, as many times slower
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes, such as CYX, if the files give wrong ones: T (time), C (channel), Z, then Y and X
@@ -248,9 +252,8 @@ def run(
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
-    options |= reading_options(channel, axes, pixel_um)
-    options['scale_from'] = scale_from and _scale_of_file(load, scale_from, axes or None)
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
+    options |= reading_options(channel, axes, pixel_um)|_scale_option(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
     return _refocus(jobs, load(), out, json, options)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UNSIZED', 'HOT_PIXELS', 'Remark', 'texts_of', 'refuse', 'made_by', 'in_ascii', 'as_words', 'Provenance', 'is_ours',
-           'read_provenance', 'check_result', 'annotated']
+           'read_provenance', 'provenances', 'total_factor', 'check_result', 'annotated']
 
 # %% ../../nbs/03_io.provenance.ipynb #imports
-import json, re
+import json, math, re
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from typing import NamedTuple
@@ -98,6 +98,7 @@ class Provenance:
     doubts: tuple = ()             # `Remark`s: reasons to doubt the result
     turns: int|None = None         # Number of turned and mirrored copies whose results were averaged, if more than one
     hot_pixels: str = ''           # kept, if the user wanted defective pixels to stay
+    factor: int|None = None        # By which counts of 8 bits were multiplied, to be stored as 16 bits
     earlier: str = ''              # The words of the original file
 
 # %% ../../nbs/03_io.provenance.ipynb #_clauses
@@ -114,6 +115,7 @@ def _clauses(p):
     if p.defocus_um is not None: yield f'told {p.defocus_um:g} um out of focus'
     if p.turns: yield f'mean of {p.turns} turns'
     if p.hot_pixels: yield f'hot pixels {p.hot_pixels}'
+    if p.factor: yield f'16 bits: counts times {p.factor}'
     if p.model: yield _NETWORK
 
 def _distances_in_words(p):
@@ -182,7 +184,8 @@ _PATTERNS = dict( # The clause of each field
     scale_sha256=r'scale of the file with sha256 (\w+)',
     defocus_um=r'told (\S+) um out of focus',
     turns=r'mean of (\d) turns',
-    hot_pixels=r'hot pixels (\w+)')
+    hot_pixels=r'hot pixels (\w+)',
+    factor=r'16 bits: counts times (\d+)')
 
 def _channels_in(words):
     "The names of channels in a clause; letters that were spelled out come back"
@@ -190,7 +193,7 @@ def _channels_in(words):
     return tuple(text.split(', '))
 
 _CONVERTERS = dict( # Others are text
-    pixel_um=float, blur_per_um=float, defocus_um=float, turns=int, channels=_channels_in)
+    pixel_um=float, blur_per_um=float, defocus_um=float, turns=int, factor=int, channels=_channels_in)
 
 def _field_in(clauses, name):
     "The value of a field, from the first clause that gives it; None if none does"
@@ -254,6 +257,22 @@ def read_provenance(
         with suppress(ValueError, TypeError): return _from_json(text[len(sentence)+1:])
     made = replace(_from_sentence(sentence), earlier=earlier)
     return made if made.model or made.half_widths else None
+
+# %% ../../nbs/03_io.provenance.ipynb #total_factor
+def provenances(
+    text, # What a file says of itself; None if it says nothing
+):        # Yields `Provenance`s, the last one first; nothing for a file that is no result
+    "What made a result, and what made the results that it was made of"
+    made = read_provenance(text)
+    while made:
+        yield made
+        made = read_provenance(made.earlier)
+
+def total_factor(
+    text, # What a file says of itself; None if it says nothing
+) -> int: # 1 for a file that is no result
+    "The factor between the counts of a result and those of the image that the microscope took"
+    return math.prod(made.factor or 1 for made in provenances(text))
 
 # %% ../../nbs/03_io.provenance.ipynb #check_result
 def check_result(

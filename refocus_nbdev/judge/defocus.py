@@ -343,12 +343,16 @@ def draw_map(
     image, # (H,W)
     tiles, # From `score_plane`
     most=34., # End of the scale, um
+    name='', # Title: the name of the image
 ) -> Figure:
     "An image, and how far out of focus each of its tiles is; grey where nothing is to be seen"
     height,width = image.shape
     fig = Figure(figsize=(9, 4.5*height/width+0.5), layout='constrained', dpi=70)
+    fig.suptitle(name, fontsize=9, wrap=True)
     left,right = fig.subplots(1, 2)
     draw_grey(left, image)
+    left.set_title('image', fontsize=9)
+    right.set_title('distance from focus', fontsize=9)
     um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index()
     right.set(xticks=[], yticks=[])
     _draw_distances(right, um.to_numpy(), most, extent=(0, width, height, 0))
@@ -408,13 +412,14 @@ def _farthest_place(planes):
     farthest = planes.defocus_um.idxmax()
     return planes.loc[[farthest], axes].dropna(axis=1)
 
-def _worst_map(image, planes, tiles):
-    "The map of that plane of an open image which is farthest out of focus"
+def _worst_map(name, image, planes, tiles):
+    "The map of that plane of an open image which is farthest out of focus; its title says which plane it is"
     farthest = _farthest_place(planes)
     place = {name: column.iloc[0] for name,column in farthest.items()}
     plane = next(p for p in image.planes if image.place(p)==place)
     there = tiles.merge(farthest, on=list(place))
-    return draw_map(image.read(plane), there)
+    which = [f'{axis} {value}' for axis,value in place.items() if planes[axis].nunique()>1]
+    return draw_map(image.read(plane), there, name=', '.join([name, *which]))
 
 # %% ../../nbs/61_judge.defocus.ipynb #maps_of_file
 def _maps_of_file(file, planes, tiles, axes):
@@ -423,7 +428,7 @@ def _maps_of_file(file, planes, tiles, axes):
     with open_image(file, axes) as image:
         for field,own in planes.groupby(fields, sort=False):
             name = '_'.join([Path(file).stem, *field.split('/')]) if field else Path(file).stem
-            yield name, _worst_map(image, own, tiles)
+            yield name, _worst_map(name, image, own, tiles)
 
 def _pictures(scored, tiles, axes, listed):
     "Name and picture of the plate, if there is one, and of each field that shows something"

@@ -13,6 +13,7 @@ import numpy as np, torch
 from fastcore.basics import patch, store_attr
 from ..io.disk import *
 from ..io.strips import *
+from ..io.planes import Stored
 from ..io.provenance import HOT_PIXELS
 from ..io.images import *
 from ..optics.psf import SIGMA_PX_PER_UM
@@ -638,7 +639,8 @@ def refocused_rows(self:Refocuser,
     # Function that gets image and result (`Rows` in network units), the `Width` of the blur (a `WidthMap` if it differs
     # by place, None if the model is not guided), `own_prominence`, and `Contrasts` (None if the model needs none)
     note=None,
-) -> Rows:         # (H,W), counts, in the data type of the plane
+    stored=None,   # How the result is stored, from `Reader.stored`; None: in the data type of the plane
+) -> Rows:         # (H,W), counts, as they are stored
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
     y,width,contrasts = self._result(q, expected, folder, progress)
@@ -647,8 +649,9 @@ def refocused_rows(self:Refocuser,
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
     if note: note(q, _sum(q, change), width, shown, contrasts)
     added = change if zoom==1 else resized(change, own.shape)
-    def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
-    return Rows(own.shape, rows.dtype, read)
+    dtype,factor = stored or Stored(rows.dtype)
+    def read(a, b): return to_dtype(factor*(rows[a:b]+added[a:b]*scale.range.item()), dtype)
+    return Rows(own.shape, dtype, read)
 
 def _sum(q, change): return Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b])
 

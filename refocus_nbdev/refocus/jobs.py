@@ -190,7 +190,7 @@ def run_job(
     overwrite=False,     # Make results again that exist?
     progress=None,       # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,        # Refuse a file with doubts?
-    **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
+    **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`, `dtype`
 ) -> Job:                # The same job, with its status
     "Refocus one file; a failure is noted in the job"
     from refocus_nbdev.refocus.files import refocus_file
@@ -236,16 +236,16 @@ def _note_earlier_doubts(job, result, strict):
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_read_head
 def _read_head(job, options, model_um=None):
-    "Note in the job how its file is read, as far as its header tells; returns its size in words"
+    "Note in the job how its file is read, as far as its header tells; returns its size and data types in words"
     channels = options.get('channels')
     with open_image(job.source, options.get('axes')) as f:
         check_original(f, channels)
+        f.factor = factor_for(f, options.get('dtype', 'same'))
         names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
         job.reading = Reading(f.axes, names, None, None)
         job.reading = reading_of(f, channels, options.get('pixel_um'), model_um)
-        hint = axes_hint(f)
         size = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
-        return f'{size}; {hint}' if hint else size
+        return '; '.join(filter(None, [size, wider_in_words(f.factor), axes_hint(f)]))
 
 # %% ../../nbs/57_refocus.jobs.ipynb #preview_job
 def preview_job(
