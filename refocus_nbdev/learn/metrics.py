@@ -132,7 +132,8 @@ def _nuclei_mask(x, diameter):
     window = 2*(int(3*diameter)//2)+1
     local = threshold_local(x, window, method='gaussian')
     bright = x > low + (otsu-low)*0.7
-    opened = ndi.binary_opening(bright & (x > local), iterations=2)
+    steps = 2 if diameter>15 else 1
+    opened = ndi.binary_opening(bright & (x > local), iterations=steps)
     return ndi.binary_fill_holes(opened)
 
 def _split_nuclei(mask, diameter):
