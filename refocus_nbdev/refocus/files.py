@@ -471,13 +471,14 @@ class PlaneFacts(NamedTuple):
     range_um: tuple|None # Smallest and largest distance by place, um; None if there is one for all
     evidence: object     # (bins,), log-likelihoods of the widths, of the plane as a whole; None if there are none
     doubts: list         # `Remark`s: reasons not to trust its result
+    defects: object      # Its `Defects`, None if they are not known
 
 @patch
 def plane_facts(self:_PlaneRefocuser):
     "The `PlaneFacts` of the planes so far, in the order of the file"
     def facts(p, key):
         return PlaneFacts(p.series, p.index, p.where, p.channel, self.widths[key], self._known_um(key),
-                          self._range_um(key), self.evidence[key], self.doubts[key])
+                          self._range_um(key), self.evidence[key], self.doubts[key], self.defects_of(p))
     return [facts(p, _key(p)) for p in self.todo if _key(p) in self.widths]
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-half_widths
