@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_PARQUET', 'typical_plane', 'count_nuclei', 'nuclei_channels', 'field_rows', 'rows_in_order', 'field_table',
-           'channels_of', 'well_table', 'load_data', 'write_tables']
+           'channels_in', 'well_table', 'load_data', 'write_tables']
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #imports
 import math, os, re
@@ -258,7 +258,7 @@ def _sums(rows):
     return row|dict(doubtful=np.mean([is_doubtful(r['codes']) for r in rows]), doubts=_reasons(rows))
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #well_table
-def channels_of(
+def channels_in(
     rows, # See `rows_in_order`
 ) -> list: # Names, in the order of their first rows
     "The channels of a plate"
@@ -283,7 +283,7 @@ def well_table(
     rows, # See `rows_in_order`
 ) -> pd.DataFrame: # The columns are explained in `COLUMNS`
     "A row for each channel of each well"
-    channels = channels_of(rows) or [None]
+    channels = channels_in(rows) or [None]
     return _table(list(_of_wells(rows_in_order(rows), channels)), 'wells, of refocus plate')
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #names_in_list
@@ -364,7 +364,7 @@ def load_data(
 ) -> pd.DataFrame:
     "A list of the refocused images for LoadData of CellProfiler: a row for each field, or for each of its planes"
     done = [r for r in rows_in_order(rows) if 'channel' in r and r['status']!='failed']
-    names = _names_in_list(channels_of(done))
+    names = _names_in_list(channels_in(done))
     listed = []
     for _,own in groupby(done, lambda r: (r['plate'], r['well'], r['field'])):
         by_channel = {r['channel']: r for r in own}
