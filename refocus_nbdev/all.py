@@ -67,6 +67,8 @@ from .judge.match import *
 from .judge.compare import *
 from .judge.reports import *
 from .judge.own_intervals import *
+from .judge.plate_tables import *
+from .judge.plate_pictures import *
 
 # %% ../nbs/83_all.ipynb #names
 __all__ = [o for o in dir() if not o.startswith('_')]

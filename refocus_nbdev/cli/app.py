@@ -6,9 +6,9 @@
 __all__ = ['app', 'StainChannel', 'HotPixels', 'ResultDtype', 'Device', 'on_interrupt', 'command_line', 'command', 'call_command',
            'numbers', 'names', 'reading_options', 'counted', 'counted_of', 'counted_with_verb', 'check_um',
            'check_new_model', 'check_segmenter', 'check_found', 'warn_of_left_out', 'found_by', 'check_originals',
-           'load_refocuser', 'scores_text', 'is_worse_than_nothing', 'is_doubtful', 'unsized_line', 'channel_of',
-           'target_of', 'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write',
-           'write_tables', 'check_pictures']
+           'load_refocuser', 'scores_text', 'is_worse_than_nothing', 'unsized_line', 'channel_of', 'target_of',
+           'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write', 'write_tables',
+           'check_pictures']
 
 # %% ../../nbs/70_cli.app.ipynb #imports
 import os, re, shlex, sys, warnings
@@ -391,15 +391,6 @@ def is_worse_than_nothing(
     "Were held-out images no better after refocusing than before?"
     validation = card.get('validation', {})
     return validation.get('psnr', 1)<=validation.get('psnr_input', 0)
-
-# %% ../../nbs/70_cli.app.ipynb #is_doubtful
-_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places','axes'} # Codes that are no reason to doubt
-
-def is_doubtful(
-    codes, # Codes of the remarks about an image
-) -> bool:
-    "Is there a reason to doubt the result of a command?"
-    return bool(set(codes)-_NOT_DOUBTFUL)
 
 # %% ../../nbs/70_cli.app.ipynb #unsized_line
 def unsized_line(

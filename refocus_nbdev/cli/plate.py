@@ -80,7 +80,7 @@ def _refocus(jobs, total, refocuser, out, options):
 
 # %% ../../nbs/71b_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels turns tile', trust='strict', many_machines='init shard tables')
+         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', many_machines='init shard tables')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:Path, # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
@@ -91,6 +91,7 @@ def plate(
     pixel_um:float|None=None, # Pixel size, um, if the files do not give it, or give a wrong one
     channel:str='', # Channels to refocus, by name or number from 1, such as DNA or 1,3; all if empty
     hot_pixels:HotPixels='replace', # Hot and dead pixels, and cosmic rays: replace them in the results, or keep them
+    dtype:ResultDtype='same', # uint16: 8 bits become 16, counts times 64, so that no peak is clipped; refuses float32
     turns:int=1, # Average the results of this many turned copies, 1 to 8: slightly better, as many times slower
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes of each file, such as CYX, if the files give wrong ones
@@ -115,7 +116,7 @@ def plate(
     every = _planned(source, out, ome_zarr)
     jobs = _shard_of(shard, every)
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels)
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
     if dry_run: return _preview(jobs, load, json, options)
     start_plate(every, source, out, load(), ome_zarr)

@@ -14,7 +14,7 @@ from pathlib import Path
 from .app import *
 from ..io.images import wider_in_words
 from ..io.progress import Meter
-from ..io.provenance import UNSIZED, texts_of
+from ..io.provenance import UNSIZED, is_doubtful, texts_of
 from ..io.tables import UsageError, unused_distances
 from ..refocus.inputs import half_folder, result_folders
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs

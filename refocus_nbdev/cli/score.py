@@ -14,7 +14,7 @@ from .app import *
 from ..io.images import NAME_AXES, open_image
 from ..io.planes import ImageError
 from ..io.progress import tracked
-from ..io.provenance import UNSIZED
+from ..io.provenance import UNSIZED, is_doubtful
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
 from ..refocus.inputs import listed_wells, results_among
 from ..refocus.jobs import of_each

@@ -8,6 +8,7 @@ __all__ = ['UNET_MULTIPLE', 'NOISE_PROMINENCE', 'STANDS_OUT', 'best_device', 'Re
 
 # %% ../../nbs/51_refocus.engine.ipynb #imports
 import threading
+from dataclasses import replace
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch, store_attr
@@ -217,10 +218,12 @@ class Width(float):
         px,        # The width itself
         low=None,  # Lower end of the interval, px; the width itself if None
         high=None, # Upper end, px
+        evidence=None, # (bins,), log-likelihoods of the widths, of the plane as a whole; None if there are none
     ):
         self = super().__new__(cls, px)
         self.low = float(px if low is None else min(low, px))
         self.high = float(px if high is None else max(high, px))
+        self.evidence = evidence
         return self
 
     @property
@@ -237,12 +240,13 @@ def width_from(self:Refocuser,
     "The width of a blur, decided from the evidence of tiles"
     estimator = self.model.estimator
     together = estimator.joined(evidence.flatten(0, -2)[None].to(self.device))
+    seen = together[0].cpu().numpy()
     def px(log_width): return max(log_width.exp().item()-0.5, 0.)
     if expected is not None:
         given = together.new_tensor([float(expected)])
-        return Width(px(estimator.decided(together, given)))
+        return Width(px(estimator.decided(together, given)), evidence=seen)
     low,high = map(px, estimator.quantiles(together, (0.05, 0.95)))
-    return Width(px(estimator.decided(together)), low, high)
+    return Width(px(estimator.decided(together)), low, high, seen)
 
 # %% ../../nbs/51_refocus.engine.ipynb #found_width
 @patch
@@ -351,7 +355,8 @@ def width_by_place(self:Refocuser,
     cells = self.cell_evidence(q)
     width = self.width_from(cells.sum((-2,-1)), expected)
     if expected is not None: return width
-    return self.map_if_needed(q, cells) or width
+    by_place = self.map_if_needed(q, cells)
+    return replace(by_place, whole=width) if by_place else width
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
 def _float(x): return torch.as_tensor(x.astype(np.float32))

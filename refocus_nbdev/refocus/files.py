@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance_of', 'refocus_image', 'Acquisition', 'acquisitions', 'SharedScale', 'shared_scale', 'zoom_of', 'size_used',
-           'input_doubts', 'distance_range', 'places_remark', 'Refocused', 'refocus_file', 'Refocuser']
+           'input_doubts', 'distance_range', 'places_remark', 'PlaneFacts', 'Refocused', 'refocus_file', 'Refocuser']
 
 # %% ../../nbs/55_refocus.files.ipynb #imports
 from collections import Counter
@@ -359,6 +359,7 @@ class _PlaneRefocuser:
         self.ready = {}         # Key of a plane that was refocused ahead to its new pixels, `Rows`
         self.widths = {}        # Key to the width of the blur, px
         self.spans = {}         # Key to the small and the large width of the blur, px, if it differs by place
+        self.evidence = {}      # Key to the evidence of the widths, (bins,), None if there is none
         self.doubts = {}        # Key to a list of `Remark`s
         self.table_places = {}  # Key to the plane's place in the table of intervals
         self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
@@ -382,6 +383,8 @@ def remarks_on_defects(self:_PlaneRefocuser):
 def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence, contrasts):
     "Keep the width, the doubts and the place in the table of intervals of a refocused plane"
     self.widths[key] = float(width) if isinstance(width, WidthMap) else width
+    whole = width.whole if isinstance(width, WidthMap) else width
+    self.evidence[key] = getattr(whole, 'evidence', None)
     if isinstance(width, WidthMap): self.spans[key] = span_of(width)
     self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence, contrasts)
     if self.with_intervals: self.table_places[key] = place_in_table(self.refocuser, image, width, prominence)
@@ -437,8 +440,13 @@ def change(self:_PlaneRefocuser, plane):
 @patch
 def found_um(self:_PlaneRefocuser):
     "Estimated distances from focus of the planes so far, um; None where a plane does not show it, see `known_um`"
-    def um(key): return known_um(self.refocuser, self.widths[key], self.doubts[key])
-    return [um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+    return [self._known_um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+
+@patch
+def _known_um(self:_PlaneRefocuser, key):
+    "Estimated distance of a plane from focus, um; None where it does not show it, or the model does not estimate it"
+    width = self.widths[key]
+    return None if width is None else known_um(self.refocuser, width, self.doubts[key])
 
 @patch
 def all_doubts(self:_PlaneRefocuser):
@@ -453,8 +461,13 @@ def all_doubts(self:_PlaneRefocuser):
 @patch
 def ranges_um(self:_PlaneRefocuser):
     "For each of the distances in `found_um`, the smallest and the largest by place, um; None if there is one for all"
-    def um(key): return tuple(float(d) for d in self.refocuser.distance_um(self.spans[key]))
-    return [um(key) if key in self.spans else None for key in sorted(self.widths) if self.widths[key] is not None]
+    return [self._range_um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+
+@patch
+def _range_um(self:_PlaneRefocuser, key):
+    "The smallest and the largest distance by place in a plane, um; None if there is one for all"
+    if key not in self.spans: return None
+    return tuple(float(d) for d in self.refocuser.distance_um(self.spans[key]))
 
 # %% ../../nbs/55_refocus.files.ipynb #places_remark
 def distance_range(
@@ -473,6 +486,28 @@ def places_remark(
     least,most = distance_range(known)
     planes = f' ({len(known)} of {len(ranges_um)} planes)' if len(ranges_um)>1 else ''
     return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
+
+# %% ../../nbs/55_refocus.files.ipynb #PlaneFacts
+class PlaneFacts(NamedTuple):
+    "Facts about a plane that was refocused"
+    series: int  # Number of its series in the file, from 0
+    index: int   # Number in the series, from 0
+    where: dict  # Number on each axis but Y and X, from 0
+    channel: int # Number of its channel, from 0
+    width: float|None    # Width of its blur, px of the model; None if the model does not estimate it
+    um: float|None       # Estimated distance from focus, um: 0 in focus, None if it cannot be told
+    range_um: tuple|None # Smallest and largest distance by place, um; None if there is one for all
+    evidence: object     # (bins,), log-likelihoods of the widths, of the plane as a whole; None if there are none
+    doubts: list         # `Remark`s: reasons not to trust its result
+    defects: object      # Its `Defects`, None if they are not known
+
+@patch
+def plane_facts(self:_PlaneRefocuser):
+    "The `PlaneFacts` of the planes so far, in the order of the file"
+    def facts(p, key):
+        return PlaneFacts(p.series, p.index, p.where, p.channel, self.widths[key], self._known_um(key),
+                          self._range_um(key), self.evidence[key], self.doubts[key], self.defects_of(p))
+    return [facts(p, _key(p)) for p in self.todo if _key(p) in self.widths]
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-half_widths
 def _planes_of_result(image, result):
@@ -514,7 +549,8 @@ class Refocused:
     ranges_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
-    left_out: list = field(default_factory=list) # Sentences on fields that cannot be read, which the result lacks
+    planes: list = field(default_factory=list)   # `PlaneFacts` of each plane that was refocused
+    saturated: dict = field(default_factory=dict) # Number of a channel, from 0, to the share of its pixels, 0 to 1
 
 # %% ../../nbs/55_refocus.files.ipynb #refocus_file
 def refocus_file(
@@ -594,4 +630,6 @@ def _outcome(planes, fitted, file_doubts, channels, pixel_um):
     remarks += places_remark(planes.ranges_um())
     remarks += _constant(image, planes.scales, planes.acquisitions)
     reading = _reading_of(planes, pixel_um)
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)
+    saturated = {c: float(a.saturated) for c,a in planes.acquisitions.items()}
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
+                     planes.plane_facts(), saturated)
