@@ -55,7 +55,7 @@ def count_nuclei(
     "Number of nuclei in an image, found by `find_nuclei` in a smaller copy"
     times = max(int(diameter/_COUNTED_PX), 1)
     small = [max(n//times, 1) for n in rows.shape]
-    found = find_nuclei(shrink(as_rows(rows), small)[:], diameter/times)
+    found = find_nuclei(shrink(as_rows(rows), small)[:], diameter/times, specks=1 if times>1 else 2)
     return len(np.unique(found))-1
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #nuclei_channels
