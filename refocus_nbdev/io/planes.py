@@ -129,6 +129,13 @@ def path_of(self:Reader,
     return self.path
 
 @patch
+def place_in_file(self:Reader,
+    plane:Plane, # One of `planes`
+) -> tuple: # Path of its file, and the numbers of its series and of the plane there
+    "Where a plane is, for a program that opens its file; an image of several files says of each plane where it is"
+    return self.path, dict(series=plane.series, index=plane.index)
+
+@patch
 def leave_out(self:Reader,
     plane:Plane, # One of `planes`
     error,       # The `ImageError` that it raises

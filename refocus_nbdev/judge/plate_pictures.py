@@ -32,7 +32,7 @@ def _numbers(wells, column):
 
 def _not_refocused(wells):
     "The names of wells of which no field is refocused"
-    none = wells[(wells.done+wells.incomplete)==0]
+    none = wells[wells.done==0]
     return [well for well in none.Metadata_Well if well_place(well)]
 
 def _end_of_scale(um):
@@ -43,7 +43,7 @@ def _end_of_scale(um):
 # %% ../../nbs/71_judge.plate_pictures.ipynb #draw_plate_maps
 def _in_words(wells):
     "How many wells and fields a table is about"
-    fields,done,failed = wells.fields.sum(), wells.done.sum()+wells.incomplete.sum(), wells.failed.sum()
+    fields,done,failed = wells.fields.sum(), wells.done.sum(), wells.failed.sum()
     return f'{len(wells)} wells; {done} of {fields} fields refocused, {failed} failed'
 
 def draw_plate_maps(

@@ -206,7 +206,7 @@ def rows_in_order(
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_table
 _TEXT = 'Metadata_Plate','Metadata_Well','Metadata_Site','channel','status','note','doubts','codes','source','target'
-_COUNTS = 'planes','t','z','nuclei','nuclei_after','fields','done','incomplete','failed','in_focus'
+_COUNTS = 'planes','t','z','nuclei','nuclei_after','fields','done','failed','to_do','in_focus'
 
 def _types(columns, yes_or_no):
     "The type of each column"
@@ -265,10 +265,10 @@ def channels_in(
     return list(dict.fromkeys(r['channel'] for r in rows if 'channel' in r))
 
 def _status(rows):
-    "The numbers of fields, and of those that are done, incomplete and failed"
+    "The numbers of fields, and of those that are done, that failed, and that nobody has tried"
     fields = {r['field']: r['status'] for r in rows}
     counts = Counter(fields.values())
-    return dict(fields=len(fields), **{status: counts[status] for status in ('done','incomplete','failed')})
+    return dict(fields=len(fields), done=counts['done'], failed=counts['failed'], to_do=counts['to do'])
 
 def _of_wells(rows, channels):
     "Yields a dictionary for each channel of each well"

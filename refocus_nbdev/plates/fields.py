@@ -240,6 +240,14 @@ def path_of(self:FieldReader,
     image,own = plane.page
     return image.path_of(own)
 
+@patch
+def place_in_file(self:FieldReader,
+    plane:Plane, # One of `planes`
+) -> tuple: # Path of its file, and the numbers of its series and of the plane there
+    "Where a plane is in its file"
+    image,own = plane.page
+    return image.path_of(own), dict(series=own.series, index=own.index)
+
 @patch(as_prop=True)
 def shape(self:FieldReader):
     "Lengths of the axes"

@@ -182,18 +182,26 @@ def start_plate(
     else: init_plate(out, jobs[0].field.plate, _acquisitions(source, jobs), text, version)
 
 # %% ../../nbs/59_refocus.plates.ipynb #note_field
-def _measured(job, refocuser, measure):
+_LOST = 'refocused by a run that ended before it wrote this row; --overwrite makes both again'
+
+def _measured(job, refocuser, measure, axes):
     "The facts that `measure` finds about each channel of a result; one empty row if there is no result"
-    if measure is None or job.status=='failed': return [{}]
-    with open_image(job.source) as image, open_image(job.target) as result:
-        return measure(refocuser, image, result, job.result)
+    if measure is None or job.result is None: return [{}]
+    with open_image(job.source, axes) as image, open_image(job.target) as result:
+        return [{**row, **_source_of(image, row)} for row in measure(refocuser, image, result, job.result)]
+
+def _source_of(image, row):
+    "The file of a plane that is measured, and the place of the plane in it"
+    plane = next(p for p in image.planes if dict(series=p.series, index=p.index).items() <= row['at'].items())
+    file,place = image.place_in_file(plane)
+    return dict(source=os.path.abspath(file), at={**row['at'], **place})
 
 def _facts(job):
     "Where a field lies, and what became of it"
     status = 'done' if job.status=='skipped' else job.status
-    note = job.note if status=='failed' else ''
+    note = {'failed':job.note, 'skipped':_LOST}.get(job.status, '')
     return dict(plate=job.field.plate, well=job.field.well, field=job.field.name, status=status, note=note,
-                source=str(job.field.files[0].path), target=str(job.target))
+                source=os.path.abspath(job.field.files[0].path), target=os.path.abspath(job.target))
 
 def _has_row(job):
     "Is there a row of the result that exists? It stays if nothing new was made"
@@ -202,13 +210,14 @@ def _has_row(job):
 def note_field(
     job,       # A `FieldJob` that has ended
     refocuser, # The `Refocuser`
-    measure=None, # Function of the refocuser, the open image, the open result and the `Refocused` (None if it was
-                  # done before), that returns a row for each channel
+    measure=None, # Function of the refocuser, the open image, the open result and the `Refocused`
+                  # that returns a row for each channel
+    axes=None,    # Letters for the axes of each file, if the files give wrong ones
 ):
     "Write the row of a field, unless it was written before; a failure is noted in the job"
     if _has_row(job): return
     try:
-        rows = [{**_facts(job), **row} for row in _measured(job, refocuser, measure)]
+        rows = [{**_facts(job), **row} for row in _measured(job, refocuser, measure, axes)]
         job.row_path.parent.mkdir(parents=True, exist_ok=True)
         with atomically(job.row_path, ImageError) as tmp: tmp.write_text(json.dumps(rows), 'utf-8')
     except Exception as e: job.ended('failed', failure_of(e, job.target))
@@ -233,7 +242,7 @@ def run_fields(
     **options      # For `run_jobs`
 ):
     "Refocus fields on this machine, and write their rows; failures are noted in the jobs"
-    def ended(job): note_field(job, refocuser, measure)
+    def ended(job): note_field(job, refocuser, measure, options.get('axes'))
     run_jobs(jobs, refocuser, progress=progress, ended=ended, **options)
 
 # %% ../../nbs/59_refocus.plates.ipynb #by_field
