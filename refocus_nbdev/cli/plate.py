@@ -6,7 +6,7 @@
 __all__ = ['plate']
 
 # %% ../../nbs/74_cli.plate.ipynb #imports
-import sys, time
+import time
 from collections import Counter
 from functools import cache, partial
 from json import dumps
@@ -37,8 +37,6 @@ def _planned(source, out, version):
     check_originals(found.named if found else [Path(source)])
     try: return plan_plate(source, out, version, found)
     except ImageError as e: raise UsageError(e) from e
-
-def _fields(jobs): return counted(len({j.field for j in jobs}), 'field')
 
 def _facts(j):
     "Facts about a field, for programs"
@@ -79,7 +77,7 @@ def _sheets(rows):
         pages = contact_sheets(typical_fields(rows, channel))
         for number,page in enumerate(pages, 1): yield f'fields_channel{i}_page{number}', page
 
-def _write_all(jobs, out):
+def _write_all(jobs, out, json):
     "Write the tables and pictures of a plate, and say where they are"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheet
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
@@ -88,18 +86,25 @@ def _write_all(jobs, out):
     _,note = write_tables(folder, tables)
     for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
     for name,page in _sheets(rows): save_sheet(page, folder/f'{name}.png')
+    if json: return
     if note: print(note)
     print(f'tables and pictures are in {folder}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_run
-def _refocus(jobs, total, refocuser, out, options):
+def _print_json(jobs, total, out, seconds):
+    "Print what became of the fields, for programs"
+    pixels = sum(j.pixels for j in jobs)
+    print(dumps(dict(fields=list(map(_facts, jobs)), of=total, results=str(out), pixels=pixels, seconds=round(seconds, 3))))
+
+def _refocus(jobs, total, refocuser, out, json, options):
     "Refocus fields, and report"
     from refocus_nbdev.judge.plate_tables import field_rows
     measure = partial(field_rows, channels=options['channels'])
     start = time.perf_counter()
     with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
         run_fields(jobs, refocuser, measure, meter.advance, **options)
-    _print_summary(jobs, total, out, time.perf_counter()-start)
+    report = _print_json if json else _print_summary
+    report(jobs, total, out, time.perf_counter()-start)
     return int(any(j.status=='failed' for j in jobs))
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
@@ -143,9 +148,9 @@ def plate(
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
     if dry_run: return _preview(jobs, load, json, options)
-    if tables: return _write_all(every, out)
+    if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)
-    if init: return print(f'{out}: ready for {_fields(every)}')
-    code = _refocus(jobs, len(every), load(), out, options)
-    if not shard: _write_all(every, out)
+    if init: return print(f'{out}: ready for {counted(len({j.field for j in every}), "field")}')
+    code = _refocus(jobs, len(every), load(), out, json, options)
+    if not shard: _write_all(every, out, json)
     return code

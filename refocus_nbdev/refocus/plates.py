@@ -8,7 +8,6 @@ __all__ = ['FieldJob', 'tables_folder', 'is_plate_name', 'version_of', 'plan_pla
 
 # %% ../../nbs/59_refocus.plates.ipynb #imports
 import json, os, re
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from ..io.disk import atomically
