@@ -575,23 +575,28 @@ def _write(planes, made, file_doubts, target, half_width_path):
     with open_image(target) as result:
         copy_image(planes.image, half_width_path, planes._half_widths_of(result), text(half_widths=True))
 
-def _outcome(planes, fitted, file_doubts, channels, pixel_um):
-    "The `Refocused` of a file"
+# %% ../../nbs/55_refocus.files.ipynb #_outcome
+def _all_remarks(planes, fitted, file_doubts, channels, pixel_um):
+    "All that the user should know about the result of a file"
     image = planes.image
-    doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser)
     remarks += _unnamed_planes(image)+_not_images(image, planes.acquisitions)
     remarks += _overruled(image, pixel_um)
     remarks += _disagreeing(image, pixel_um)
     remarks += planes.remarks_on_defects()
-    remarks += doubts
+    remarks += planes.all_doubts()
     remarks += places_remark(planes.ranges_um())
-    remarks += _constant(image, planes.scales, planes.acquisitions)
+    return remarks+_constant(image, planes.scales, planes.acquisitions)
+
+def _outcome(planes, fitted, file_doubts, channels, pixel_um):
+    "The `Refocused` of a file"
+    image = planes.image
+    remarks = _all_remarks(planes, fitted, file_doubts, channels, pixel_um)
     names = [image.channels[c] for c,scale in planes.scales.items() if scale]
     um,by = size_used(planes.refocuser, image, pixel_um)
     reading = Reading(image.axes, names, um, by, source_of(image, by))
     left_out = list(image.left_out.values())
     saturated = {c: float(a.saturated) for c,a in planes.acquisitions.items()}
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
-                     left_out, planes.plane_facts(), saturated)
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+planes.all_doubts(),
+                     remarks, left_out, planes.plane_facts(), saturated)
