@@ -94,7 +94,12 @@ def _write_all(jobs, out, json):
 def _print_json(jobs, total, out, seconds):
     "Print what became of the fields, for programs"
     pixels = sum(j.pixels for j in jobs)
-    print(dumps(dict(fields=list(map(_facts, jobs)), of=total, results=str(out), pixels=pixels, seconds=round(seconds, 3))))
+    fields = list(map(_facts, jobs))
+    print(dumps(dict(fields=fields, of=total, results=str(out), pixels=pixels, seconds=round(seconds, 3))))
+
+def _print_ready(jobs, out):
+    fields = {j.field for j in jobs}
+    print(f'{out}: ready for {counted(len(fields), "field")}')
 
 def _refocus(jobs, total, refocuser, out, json, options):
     "Refocus fields, and report"
@@ -142,15 +147,15 @@ def plate(
     Example: refocus plate plate refocused --shard 2/8
     """
     check_um('--pixel-um', pixel_um, 'size')
-    every = _planned(source, out, ome_zarr)
-    jobs = _shard_of(shard, every)
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
+    every = _planned(source, out, ome_zarr)
+    jobs = _shard_of(shard, every)
     if dry_run: return _preview(jobs, load, json, options)
     if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)
-    if init: return print(f'{out}: ready for {counted(len({j.field for j in every}), "field")}')
+    if init: return _print_ready(every, out)
     code = _refocus(jobs, len(every), load(), out, json, options)
     if not shard: _write_all(every, out, json)
     return code

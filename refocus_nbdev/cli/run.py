@@ -192,6 +192,7 @@ def _preview(jobs, load, json, options):
     else: print(*map(_preview_line, jobs), sep='\n')
     return int(not _all_went_well(jobs))
 
+# %% ../../nbs/73_cli.run.ipynb #_words_of_zarrs
 def _words_of_zarrs(refocuser, options):
     "What is said of a Zarr as a whole; each of its fields says more"
     from refocus_nbdev.refocus.files import provenance_of

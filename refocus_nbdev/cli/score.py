@@ -113,6 +113,7 @@ def _read_scores(path):
     rows = read_csv(path, dtype=as_text, na_values=empty, keep_default_na=False)
     return {name: of_file for name,of_file in rows.groupby('file', sort=False)}
 
+# %% ../../nbs/78_cli.score.ipynb #_holds_rows
 def _holds_rows(path): return path.exists() and path.stat().st_size>2
 
 def _is_same(rows, file, fingerprint):
@@ -164,6 +165,7 @@ def _save(paths, earlier, done):
     write_tables(paths, list(done.values()))
     return f'{paths[0]} has the scores of {counted(len(done), "file")}: run it again to go on'
 
+# %% ../../nbs/78_cli.score.ipynb #_all_scored
 def _all_scored(files, earlier, paths, score_one):
     "Tables of all files, of which some are scored already; and messages about files that failed"
     done = dict(earlier)
