@@ -16,6 +16,7 @@ from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.provenance import UNSIZED
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
+from ..io.remote import fetched
 from ..refocus.inputs import listed_wells, results_among
 from ..refocus.jobs import of_each
 
@@ -45,7 +46,7 @@ _NO_FOCUS = ('no stack has a plane near focus and five planes that show more tha
 
 def _is_stack(path, axes):
     try:
-        with open_image(path, axes or None) as image: return 'Z' in image.axes
+        with fetched(path) as copy, open_image(copy, axes or None) as image: return 'Z' in image.axes
     except ImageError: return False
 
 def _distances_in_stacks(planes, step_um):
@@ -101,7 +102,8 @@ _INCOMPLETE = ', incomplete' # Ends the fingerprint of a plate of which some fie
 def _fingerprint(file, refocuser, reading):
     "A text that stands for an image, the model and the options; empty for a file that cannot be read"
     from refocus_nbdev.refocus.files import provenance_of
-    try: made_from = provenance_of(refocuser, file, **reading)
+    try:
+        with fetched(file) as copy: made_from = provenance_of(refocuser, copy, **reading)
     except (OSError, ValueError): return ''
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
@@ -151,11 +153,12 @@ def _scored(file, refocuser, missing, reading):
     "The tables of a file; adds a sentence on each field that cannot be read to `missing`"
     from refocus_nbdev.judge.defocus import score_file
     left_out = []
-    planes,tiles = score_file(refocuser, file, on_left_out=left_out.append, **reading)
-    missing += left_out
-    doubtful = planes.codes.map(is_doubtful)
-    fingerprint = _fingerprint(file, refocuser, reading)+(_INCOMPLETE if left_out else '')
-    return planes.assign(doubtful=doubtful, fingerprint=fingerprint), tiles
+    with fetched(file) as copy:
+        planes,tiles = score_file(refocuser, copy, on_left_out=left_out.append, **reading)
+        fingerprint = _fingerprint(copy, refocuser, reading)+(_INCOMPLETE if left_out else '')
+    missing += [text.replace(str(copy), str(file)) for text in left_out]
+    planes,tiles = (t.assign(file=str(file)) if len(t) else t for t in (planes, tiles))
+    return planes.assign(doubtful=planes.codes.map(is_doubtful), fingerprint=fingerprint), tiles
 
 def _save(paths, earlier, done):
     "Write what is scored when somebody presses Ctrl-C, and say so; an earlier table that was to be replaced stays"
@@ -192,9 +195,9 @@ def _score(files, earlier, paths, pictures, listed, refocuser, known, reading):
 
 # %% ../../nbs/75_cli.score.ipynb #score
 @command(what='defocus_um step_um pixel_um channel axes recursive', where_to='out tiles pictures overwrite',
-         how='model device blur_per_um')
+         how='model device blur_per_um', on_servers='inputs')
 def score(
-    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
+    inputs:list[str], # Files, folders, globs such as plate/*.tif, URLs; or a CSV file: column file, or CellProfiler's
     out:Path=Path('scores.csv'), # Table with a row for each plane
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate if names or a list tell its wells

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKERS', 'RemoteError', 'NotThere', 'check_scheme', 'size_at', 'exists_at', 'read_text', 'names_at', 'walk_at',
            'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'ome_attributes', 'json_at', 'Layout',
-           'plate_layout', 'fetch', 'fetched', 'marker_of', 'check_writable_at', 'put']
+           'plate_layout', 'fetch', 'about_at', 'fetched', 'marker_of', 'check_writable_at', 'put']
 
 # %% ../../nbs/13_io.remote.ipynb #imports
 import errno, json, math, tempfile, time
@@ -125,7 +125,7 @@ def _info(url):
     fs.invalidate_cache()
     def ask():
         try: return fs.info(path)
-        except FileNotFoundError as e: raise _root(e) from e
+        except FileNotFoundError as e: raise _root(e)
     return _persist(url, ask)
 
 def size_at(
@@ -365,6 +365,8 @@ def _check_image(url, about):
                           f'or give the address of a field, such as {url}/A/1/0')
     raise RemoteError(f'{url}: this Zarr is no image itself; give the address of an image in it, such as {url}/0')
 
+def _is_file(url): return url.suffix.lower() in IMAGE_SUFFIXES and url.suffix.lower()!='.zarr'
+
 def _unknown(url):
     lists = f'; {_NO_LISTS}' if url.is_web else ''
     return RemoteError(f'{url}: there is no such image on the server; only {KINDS_READ} are read{lists}')
@@ -381,10 +383,20 @@ def fetch(
 ) -> Path:   # The copy, which has the same name
     "Copy an image from a server; raises `NotThere` or another `RemoteError`"
     local = Path(folder)/(url.name or 'image')
-    is_file = url.suffix.lower() in IMAGE_SUFFIXES and url.suffix.lower()!='.zarr'
-    copy = _download if is_file else _fetch_zarr
+    copy = _download if _is_file(url) else _fetch_zarr
     copy(url, local)
     return local
+
+# %% ../../nbs/13_io.remote.ipynb #about_at
+def about_at(
+    url:Url, # The address of an image
+) -> str:    # Such as `2.1 MB`
+    "What would be fetched, in words; raises `NotThere` or another `RemoteError`"
+    if not _is_file(url):
+        if is_zarr_at(url): return 'an OME-Zarr'
+        raise _unknown(url)
+    size = size_at(url)
+    return f'{size/1e6:.3g} MB' if size else 'a file of unknown size'
 
 # %% ../../nbs/13_io.remote.ipynb #fetched
 def _is_zarr_around(url):
@@ -394,7 +406,7 @@ def _is_zarr_around(url):
 def _fetch_with_surroundings(url, folder):
     "Copy an image and, if it lies in other Zarrs, their metadata"
     around = []
-    if url.suffix.lower() in ('', '.zarr'): around = list(takewhile(_is_zarr_around, url.parents))
+    if not _is_file(url): around = list(takewhile(_is_zarr_around, url.parents))
     for parent in reversed(around):
         folder = folder/parent.name
         _fetch_metadata(parent, folder)
