@@ -39,8 +39,13 @@ def _is_missing(error): return isinstance(error, FileNotFoundError) or _status(e
 def _is_refused(error): return isinstance(error, PermissionError) or _status(error) in (401, 403)
 
 def _needed_package(url, error):
-    ours = url.is_web or url.scheme=='s3'
-    return "pip install 'refocus_nbdev[cloud]'" if ours else str(error)
+    if url.is_web or url.scheme=='s3': return "pip install 'refocus_nbdev[cloud]'"
+    return 'pip install gcsfs' if url.scheme in ('gs', 'gcs') else str(error)
+
+def _is_setting(error):
+    "Does Amazon's package complain about the settings, such as a profile that does not exist?"
+    kind = type(error)
+    return kind.__module__.startswith('botocore') and 'Connect' not in kind.__name__
 
 # %% ../../nbs/13_io.remote.ipynb #_why
 def _why(url, error):
@@ -51,8 +56,10 @@ def _why(url, error):
     if getattr(error, 'errno', None) in _DISK_IS_FULL:
         return f'there is no room in {tempfile.gettempdir()}; free some, or give another folder in TMPDIR'
     if _status(error): return f'the server answers {_status(error)}; try again later'
-    if isinstance(error, ValueError): return f'{error}; check the address'
-    return f'no answer ({error or type(error).__name__}); check the network and the address, then try again'
+    said = ' '.join(str(error).split())[:200] or type(error).__name__
+    if _is_setting(error): return f'{said}; check the address, and the variables that begin with AWS_'
+    if isinstance(error, (ValueError, OverflowError)): return f'{said}; check the address'
+    return f'no answer ({said}); check the network and the address, then try again'
 
 def _in_words(url, error):
     "The `RemoteError` for any error about a file on a server"
@@ -97,9 +104,9 @@ def _s3_options(configured):
 
 def _file_system(url):
     "The file system for an address, and the path in it; raises `RemoteError` if a package is missing"
-    from fsspec import get_filesystem_class, url_to_fs
-    from fsspec.config import conf
     def made():
+        from fsspec import get_filesystem_class, url_to_fs
+        from fsspec.config import conf
         get_filesystem_class(url.scheme)
         configured = conf.get(url.scheme, {})
         options = _web_options if url.is_web else _s3_options if url.scheme in ('s3', 's3a') else lambda _: {}
@@ -113,11 +120,9 @@ def check_scheme(
     _file_system(url)
 
 # %% ../../nbs/13_io.remote.ipynb #size_at
-def _root(error):
-    "The error of a web server behind a `FileNotFoundError` of fsspec; else the error itself"
-    cause = error.__cause__
-    is_behind = isinstance(cause, TimeoutError) or type(cause).__module__.startswith('aiohttp')
-    return cause if is_behind else error
+def _root(url, error):
+    "The true reason behind a `FileNotFoundError` of fsspec for a web address; else the error itself"
+    return error.__cause__ or error if url.is_web else error
 
 def _info(url):
     "What fsspec knows about a file or a folder; raises `NotThere`, or another `RemoteError`"
@@ -125,7 +130,7 @@ def _info(url):
     fs.invalidate_cache()
     def ask():
         try: return fs.info(path)
-        except FileNotFoundError as e: raise _root(e)
+        except FileNotFoundError as e: raise _root(url, e)
     return _persist(url, ask)
 
 def size_at(
