@@ -209,9 +209,8 @@ def _scale_of_file(load, path, axes):
     return shared_scale(load(), path, axes)
 
 # %% ../../nbs/71_cli.run.ipynb #run
-@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
-         how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty',
-         on_servers='inputs')
+@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite', on_servers='inputs',
+         how='model device blur_per_um scale_from hot_pixels turns tile', trust='strict uncertainty')
 def run(
     inputs:list[str], # Files, folders, globs such as plate/*.tif, URLs; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
@@ -236,7 +235,6 @@ def run(
     """Refocus images: write refocused copies of the files, with their metadata.
 
     Reads TIFF (plain, ImageJ, OME), grey PNG, OME-Zarr, CZI, ND2 and LIF, of 8 or 16 bits or float32.
-    Files on servers (s3://, gs://, https://) are fetched one at a time, and removed again.
     Lists doubts about each result. With --uncertainty, half widths go into a folder such as refocused_uncertainty.
 
     Example: refocus run "plate/*.tif" --out refocused
