@@ -15,6 +15,7 @@ from functools import cache, partial
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from fastcore.basics import noop
 from .planes import ImageError, reading
 from .ngff import is_zarr
 from .images import IMAGE_SUFFIXES, KINDS_READ
@@ -69,6 +70,8 @@ def _in_words(url, error):
 _PAUSES_S = [0.5, 1, 2, 4] # Before each repetition
 _MAY_PASS = (408, 425, 429, 500, 502, 503, 504) # Status codes
 
+class _Stopped(Exception): "A function that is told of the progress has raised the cause of this exception"
+
 def _may_pass(error):
     "May a fault be over in a moment?"
     if _status(error): return _status(error) in _MAY_PASS
@@ -80,7 +83,7 @@ def _persist(url, step):
     "The result of `step()`, which is repeated after a fault that may pass; raises `RemoteError`"
     for pause in (*_PAUSES_S, None):
         try: return step()
-        except (ImageError, MemoryError): raise
+        except (ImageError, MemoryError, _Stopped): raise
         except Exception as e:
             if pause is None or not _may_pass(e): raise _in_words(url, e) from e
         time.sleep(pause)
@@ -100,7 +103,8 @@ def _has_aws_credentials():
 
 def _s3_options(configured):
     is_decided = {'anon', 'key', 'profile', 'token'} & configured.keys()
-    return {} if is_decided or _has_aws_credentials() else dict(anon=True)
+    options = {} if is_decided or _has_aws_credentials() else dict(anon=True)
+    return dict(max_concurrency=1)|options if 'max_concurrency' not in configured else options
 
 def _file_system(url):
     "The file system for an address, and the path in it; raises `RemoteError` if a package is missing"
@@ -236,14 +240,24 @@ def _inside(folder, key):
     if is_odd or not parts: raise RemoteError(f'{key!r}: no file on this machine can have this name; rename it')
     return Path(folder, *parts)
 
-def _download(url, file):
+# %% ../../nbs/13_io.remote.ipynb #_download
+def _reporting(progress):
+    "A callback for fsspec that calls `progress` after each block; only ordinary exceptions may reach fsspec"
+    from fsspec.callbacks import Callback
+    class Reporting(Callback):
+        def relative_update(self, inc=1):
+            try: progress()
+            except BaseException as e: raise _Stopped from e
+    return Reporting()
+
+def _download(url, file, progress=noop):
     "Copy one file from a server; raises `NotThere` or another `RemoteError`, and leaves no part of it behind"
     fs,path = _file_system(url)
     file.parent.mkdir(parents=True, exist_ok=True)
-    try: _persist(url, partial(fs.get_file, path, str(file)))
-    except BaseException:
+    try: _persist(url, partial(fs.get_file, path, str(file), callback=_reporting(progress)))
+    except BaseException as e:
         if not file.is_dir(): file.unlink(missing_ok=True)
-        raise
+        raise e.__cause__ if isinstance(e, _Stopped) else e
 
 def _downloaded(url, file):
     "Copy one file from a server, if it is there; returns whether it is"
@@ -251,13 +265,18 @@ def _downloaded(url, file):
     except NotThere: return False
     return True
 
-def _each(f, *items, threads=8):
-    "The results of a function of many files, some at a time; an error ends it"
-    with ThreadPoolExecutor(threads) as pool:
-        try: return list(pool.map(f, *items))
+def _each(f, items, progress=noop):
+    "The results of a function of many files, some at a time; an error ends it, also one of `progress`"
+    done = []
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            for result in pool.map(f, items):
+                progress()
+                done.append(result)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return done
 
 # %% ../../nbs/13_io.remote.ipynb #ome_attributes
 def ome_attributes(
@@ -347,19 +366,19 @@ def _chunk_keys(url, folder, path):
         raise RemoteError(f'{url}: its array {path} claims {math.prod(counts)} chunks: it is damaged')
     for at in product(*map(range, counts)): yield f'{path}/{array.metadata.encode_chunk_key(at)}'
 
-def _fetch_unlisted(url, folder):
+def _fetch_unlisted(url, folder, progress=noop):
     "Copy an image, whose own metadata are here, from a server that lists no files"
     with reading(url, 'OME-Zarr'):
         paths = list(_array_paths(url, folder))
         keys = [key for path in paths for key in _chunk_keys(url, folder, path)]
-    _each(lambda key: _downloaded(url/key, _inside(folder, key)), keys)
+    _each(lambda key: _downloaded(url/key, _inside(folder, key)), keys, progress)
 
-def _fetch_listed(url, folder):
+def _fetch_listed(url, folder, progress=noop):
     "Copy an image from a server that lists its files"
     fs,path = _file_system(url)
     fs.invalidate_cache()
     keys = [file[len(path):].strip('/') for file in _persist(url, partial(fs.find, path))]
-    _each(lambda key: _download(url/key, _inside(folder, key)), keys)
+    _each(lambda key: _download(url/key, _inside(folder, key)), keys, progress)
 
 # %% ../../nbs/13_io.remote.ipynb #fetch
 def _check_image(url, about):
@@ -376,20 +395,21 @@ def _unknown(url):
     lists = f'; {_NO_LISTS}' if url.is_web else ''
     return RemoteError(f'{url}: there is no such image on the server; only {KINDS_READ} are read{lists}')
 
-def _fetch_zarr(url, folder):
+def _fetch_zarr(url, folder, progress):
     if not _fetch_metadata(url, folder): raise _unknown(url)
     _check_image(url, ome_attributes(partial(_local_json, folder)))
     copy = _fetch_unlisted if url.is_web else _fetch_listed
-    copy(url, folder)
+    copy(url, folder, progress)
 
 def fetch(
     url:Url, # The address of a file, or of an image in an OME-Zarr
     folder,  # Folder for the copy
+    progress=noop, # Function that is called now and then; what it raises ends the work
 ) -> Path:   # The copy, which has the same name
     "Copy an image from a server; raises `NotThere` or another `RemoteError`"
     local = Path(folder)/(url.name or 'image')
     copy = _download if _is_file(url) else _fetch_zarr
-    copy(url, local)
+    copy(url, local, progress)
     return local
 
 # %% ../../nbs/13_io.remote.ipynb #about_at
@@ -408,25 +428,26 @@ def _is_zarr_around(url):
     try: return is_zarr_at(url)
     except RemoteError: return False
 
-def _fetch_with_surroundings(url, folder):
+def _fetch_with_surroundings(url, folder, progress):
     "Copy an image and, if it lies in other Zarrs, their metadata"
     around = []
     if not _is_file(url): around = list(takewhile(_is_zarr_around, url.parents))
     for parent in reversed(around):
         folder = folder/parent.name
         _fetch_metadata(parent, folder)
-    return fetch(url, folder)
+    return fetch(url, folder, progress)
 
 @contextmanager
 def fetched(
     source, # A path, or a `Url`
+    progress=noop, # Function that is called now and then; what it raises ends the work
 ):          # Yields a local path
     "A local copy of an image on a server, which is removed in the end; `ImageError`s name the address"
     if not isinstance(source, Url):
         yield source
         return
     with tempfile.TemporaryDirectory(prefix='refocus-', ignore_cleanup_errors=True) as folder:
-        local = _fetch_with_surroundings(source, Path(folder))
+        local = _fetch_with_surroundings(source, Path(folder), progress)
         try: yield local
         except RemoteError: raise
         except ImageError as e: raise ImageError(str(e).replace(str(local), str(source))) from e.__cause__

@@ -11,7 +11,9 @@ import itertools, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from fastcore.basics import noop
 from ..io.disk import check_writable
 from ..io.planes import ImageError
 from ..io.provenance import read_provenance, refuse, texts_of
@@ -202,7 +204,7 @@ def run_job(
 ) -> Job:                # The same job, with its status
     "Refocus one file; a failure is noted in the job"
     from refocus_nbdev.refocus.files import refocus_file
-    with _failures_noted(job), _at_hand(job):
+    with _failures_noted(job), _at_hand(job, progress and partial(progress, 0)):
         if not overwrite and _done_before(job, lambda: refocuser, strict, options):
             _read_head(job, options, refocuser.card.get('pixel_um'))
             return job.ended('incomplete' if job.missing else 'skipped', 'done before')
@@ -222,9 +224,9 @@ def _failures_noted(job):
     except Exception as e: job.ended('failed', failure_of(e, job.source, *job.targets))
 
 @contextmanager
-def _at_hand(job):
+def _at_hand(job, progress=None):
     "Give a job its input, or a local copy if it lies on a server; the words of the job name the input"
-    with fetched(job.source) as job.file: yield
+    with fetched(job.source, progress or noop) as job.file: yield
     job.missing = [text.replace(str(job.file), str(job.source)) for text in job.missing]
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_done_before
