@@ -102,8 +102,7 @@ _INCOMPLETE = ', incomplete' # Ends the fingerprint of a plate of which some fie
 def _fingerprint(file, refocuser, reading):
     "A text that stands for an image, the model and the options; empty for a file that cannot be read"
     from refocus_nbdev.refocus.files import provenance_of
-    try:
-        with fetched(file) as copy: made_from = provenance_of(refocuser, copy, **reading)
+    try: made_from = provenance_of(refocuser, file, **reading)
     except (OSError, ValueError): return ''
     return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
 
@@ -119,8 +118,9 @@ def _holds_rows(path): return path.exists() and path.stat().st_size>2
 
 def _is_same(rows, file, fingerprint):
     "Would this run make the same rows of a file?"
+    if file is None: return False
     marks = {mark.removesuffix(_INCOMPLETE) for mark in rows.get('fingerprint', [''])}
-    return file is not None and marks=={fingerprint(file)} and marks!={''}
+    with fetched(file) as copy: return marks=={fingerprint(copy)} and marks!={''}
 
 def _scored_before(paths, files, fingerprint):
     "The tables of the files that an earlier run has scored; raises `UsageError` for rows that this run would not make"
@@ -136,7 +136,7 @@ def _scored_before(paths, files, fingerprint):
     complete = {name: rows for name,rows in planes.items() if not rows.fingerprint.iloc[0].endswith(_INCOMPLETE)}
     return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in complete.items()}
 
-# %% ../../nbs/75_cli.score.ipynb #_score
+# %% ../../nbs/75_cli.score.ipynb #_scored
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
     found = found_by(inputs, recursive, not recursive)
@@ -160,6 +160,7 @@ def _scored(file, refocuser, missing, reading):
     planes,tiles = (t.assign(file=str(file)) if len(t) else t for t in (planes, tiles))
     return planes.assign(doubtful=planes.codes.map(is_doubtful), fingerprint=fingerprint), tiles
 
+# %% ../../nbs/75_cli.score.ipynb #_score
 def _save(paths, earlier, done):
     "Write what is scored when somebody presses Ctrl-C, and say so; an earlier table that was to be replaced stays"
     if paths[0].exists() and not earlier: return f'{paths[0]} is as it was before: run it again'
