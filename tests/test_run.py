@@ -186,13 +186,13 @@ def torn(tmp_path_factory, blurred, refocus):
     return tmp, refocus('run', tmp/'in'/'p.zarr', '--out', tmp/'out', '--model', 'nuclei-fast', '--json')
 
 @pytest.mark.parametrize('args,table', [
-    ('run in/p.zarr --out out --model nuclei-fast', None), ('run in/p.zarr --out out --model nuclei-fast --dry-run', None),
+    ('run in/p.zarr --out out --model nuclei-fast', None),
     ('score in/p.zarr --out score.csv --model nuclei-fast', 'score.csv'), ('trust in/p.zarr out/p.zarr --out trust.csv --model nuclei-fast', 'trust.csv'),
     ('evaluate out/p.zarr in/p.zarr --out report --no-nuclei --no-classical', 'report/scores.csv')])
 def test_every_verb_names_a_torn_field_and_does_the_others(torn, refocus, args, table):
     tmp,said = torn
-    file = json.loads(said.text)['files'][0]
-    assert (said.code, file['status']) == (1, 'incomplete') and 'p.zarr/B/07/1: cannot be read' in file['missing'][0]
+    files = json.loads(said.text)['files']
+    assert (said.code, [o['status'] for o in files]) == (1, ['done']*3+['failed']) and 'p.zarr/B/07/1: cannot be read' in files[3]['note']
     said = refocus(*(tmp/a if '/' in a or '.csv' in a or a in ('out','report') else a for a in args.split()))
     assert said.code==1 and 'B/07/1' in said.text
     if table:
@@ -695,6 +695,22 @@ def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
     assert said.code==0 and len(doubts)==1 and doubts[0] in read_image(tmp_path/'out'/'a.tif').software
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
     assert said.code==1 and 'refused, as --strict asks for' in said.text and not (tmp_path/'strict').exists()
+
+def test_eight_bits_become_sixteen_where_that_is_asked_for(refocus, blurred, tmp_path):
+    wide = (9+(blurred-blurred.min())*(241/np.ptp(blurred))).astype(np.uint8)
+    Image.fromarray(wide).save(tmp_path/'a.png')
+    tifffile.imwrite(tmp_path/'floats.tif', wide.astype(np.float32))
+    args = 'run', tmp_path/'a.png', '--pixel-um', 0.645, '--out', tmp_path/'out', '--model', 'nuclei-fast'
+    assert 'uint8; written as 16 bits, counts times 64' in refocus(*args, '--dtype', 'uint16', '--dry-run').text
+    said = refocus(*args, '--dtype', 'uint16', '--strict', '--json')
+    assert said.code==0 and json.loads(said.text)['files'][0]['factor']==64, said.text
+    result = read_image(tmp_path/'out'/'a.png').pixels
+    assert result.dtype==np.uint16 and 255*64<result.max()<65535 and abs(result.mean()/64/wide.mean()-1)<0.1
+    assert '1 skipped' in refocus(*args, '--dtype', 'uint16').text
+    assert 'it has: 16 bits: counts times 64; asked for: nothing more' in refocus(*args).text
+    assert 'uint16' in (text := refocus('info', tmp_path/'out'/'a.png').text) and '16 bits: counts times 64' in text
+    said = refocus('run', tmp_path/'floats.tif', '--out', tmp_path/'out', '--dtype', 'uint16')
+    assert said.code==1 and 'its pixels are float32, and --dtype uint16 is for 8 bits' in said.text
 
 def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
     from refocus_nbdev.refocus.engine import Refocuser

@@ -172,7 +172,7 @@ def is_load_data(
 
 def listed_images(
     path, # A CSV file with a column `file`, or one that LoadData of CellProfiler reads
-) -> list[Listed]: # In the order of the list
+) -> list[Listed]: # In the order of the list, each once
     "The images in a list; raises `UsageError` if it cannot be read, is empty or names no files"
     rows = _rows(path)
     found = rows[0].keys() if rows else ()
@@ -181,6 +181,7 @@ def listed_images(
     elif channels: listed = [o for row in rows for o in _listed_field(row, channels)]
     else: raise UsageError(f'{path}: has the columns {", ".join(map(str, found))}; {_NO_FILES}')
     folder = Path(path).parent
+    listed = dict.fromkeys(listed)
     return [o._replace(file=Url(o.file) if is_url(o.file) else folder/o.file) for o in listed]
 
 # %% ../../nbs/10_io.tables.ipynb #unused_distances
@@ -414,6 +415,57 @@ _EPOCHS = {**dict(
     ssim_input='SSIM of the images that these were made from',
     seconds='time that the epoch took, s')}
 
+# %% ../../nbs/10_io.tables.ipynb #_FIELDS
+_OF_WELL = dict(
+    Metadata_Plate='the plate',
+    Metadata_Well='well of the plate, such as B07')
+
+_FIELDS = {**_OF_WELL, **dict(
+    Metadata_Site='the field of view in the well',
+    channel='name of the channel, or its number from 1; empty for a field that failed',
+    status='done, failed or to do',
+    note='the reason, or remarks on the file',
+    planes='number of planes of the channel; the columns that follow are about one of them. Of a stack it is the plane '
+           'in best focus; of several time points, the one with the median distance',
+    t='number of the time point, from 0; empty if there is one',
+    z='number of the plane, from 0; empty if there is one'), **_FOCUS, **dict(
+    least_um='if the distance differs by place: the smallest distance, um; else empty',
+    most_um='if the distance differs by place: the largest distance, um; else empty',
+    in_focus='whether the blur is at most one pixel of the model wide; empty where the image does not show it',
+    power_slope='slope of the logarithm of the power spectrum over the logarithm of the frequency, before refocusing',
+    laplacian_variance='variance of the Laplacian before refocusing, counts squared',
+    saturated='share of the pixels of the channel that are saturated, 0 to 1',
+    mean='mean of the image, counts',
+    median='median of the image, counts',
+    mean_after='mean of the refocused image, counts',
+    median_after='median of the refocused image, counts',
+    nuclei='number of nuclei found in the image; empty for channels that show none',
+    nuclei_after='number of nuclei found in the refocused image',
+    half_width='mean half width of the intervals of the pixels, counts; empty if there are no intervals',
+    doubtful='whether there is a reason to doubt the result',
+    doubts='these reasons, and others to know',
+    codes='their codes, for programs',
+    source='the image',
+    target='the refocused image')}
+
+# %% ../../nbs/10_io.tables.ipynb #_WELLS
+_WELLS = {**_OF_WELL, **dict(
+    channel='name of the channel, or its number from 1; empty if no field of the plate is done',
+    fields='number of fields of the well',
+    done='number of fields that are refocused',
+    failed='number of fields that failed',
+    to_do='number of fields that nobody has tried yet',
+    in_focus='number of fields that were in focus before',
+    median_um='median of the distances of the fields from focus, um',
+    worst_um='the largest of these distances, um',
+    doubtful='share of the refocused fields with a reason to doubt the result, 0 to 1',
+    saturated='largest share of saturated pixels of a field, 0 to 1',
+    mean='mean of the images, counts',
+    mean_after='mean of the refocused images, counts',
+    nuclei='number of nuclei found in all images of the well; empty for channels that show none',
+    nuclei_after='number of nuclei found in all refocused images of the well',
+    doubts='the reasons, each with the number of fields')}
+
 # %% ../../nbs/10_io.tables.ipynb #COLUMNS
 COLUMNS = {
     'planes, of refocus score': _SCORED,
@@ -424,7 +476,9 @@ COLUMNS = {
     'nuclei, of refocus evaluate': _NUCLEI,
     'focus, of refocus check': _IN_FOCUS,
     'registration, of refocus check': _REGISTERED,
-    'epochs, of refocus train --log': _EPOCHS}
+    'epochs, of refocus train --log': _EPOCHS,
+    'fields, of refocus plate': _FIELDS,
+    'wells, of refocus plate': _WELLS}
 
 # Columns that some tables of a kind lack, such as those that an older version wrote
 _REGIONS = {'contradicted', 'missing', 'surplus', 'area_px', 'strength'}

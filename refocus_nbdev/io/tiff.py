@@ -468,6 +468,34 @@ def metadata(self:TiffPages):
     names = self.names[self.planes[0].series] if self.names else []
     return {'Channel': {'Name': [str(n or '') for n in names]}} if any(names) else {}
 
+# %% ../../nbs/05_io.tiff.ipynb #steps
+_SECONDS = {'ms':1e-3, 's':1, 'sec':1, 'second':1, 'min':60, 'h':3600}
+
+def _seconds_of(time, unit):
+    "A time in seconds; None for an unknown unit, or a time that is no positive number"
+    per_unit = _SECONDS.get(unit)
+    if per_unit is None or not isinstance(time, (int,float)): return None
+    return float(time)*per_unit if 0<time<np.inf else None
+
+def _ome_steps(pixels):
+    "Distance of neighbours on the axes Z, um, and T, s, from an element `Pixels`; None for what it does not give"
+    um = um_of(pixels.get('PhysicalSizeZ'), pixels.get('PhysicalSizeZUnit', 'µm'))
+    return um, _seconds_of(pixels.get('TimeIncrement'), pixels.get('TimeIncrementUnit', 's'))
+
+def _imagej_steps(entries):
+    "Distance of neighbours on the axes Z, um, and T, s, from ImageJ's entries; None for what they do not give"
+    um = um_of(entries.get('spacing'), entries.get('unit'))
+    return um, _seconds_of(entries.get('finterval'), entries.get('tunit', 's'))
+
+@patch(as_prop=True)
+def steps(self:TiffPages):
+    "Distance of neighbours on the axes Z, um, and T, s, of the first series, as far as the file gives it"
+    found = _imagej_steps(imagej_entries(self.tif))
+    if self.tif.is_ome:
+        images = _images_here(self.tif)
+        if len(images)==len(self.series): found = _ome_steps(images[self.planes[0].series])
+    return {axis: step for axis,step in zip('ZT', found) if step}
+
 # %% ../../nbs/05_io.tiff.ipynb #_unpacked_rows
 def _unpack(page, index):
     "Pixels of strip or tile number `index` of a page, None if it is empty; and its first row and column"

@@ -427,6 +427,13 @@ def sizes_um(self:VendorReader):
     "Width and height of the pixels of each scene, um; None for what the file does not give"
     return [(scene.um.get('X'), scene.um.get('Y')) for scene in self.scenes]
 
+@patch(as_prop=True)
+def steps(self:VendorReader):
+    "Distance of neighbours on the axes Z, um, and T, s, of the first scene, as far as it gives them"
+    first = self.scenes[0]
+    found = dict(Z=first.um.get('Z'), T=first.seconds)
+    return {axis: float(step) for axis,step in found.items() if step}
+
 # %% ../../nbs/08_io.vendors.ipynb #VendorReader-about-2
 def _channel_names(scene):
     "A name for each channel of a `Scene`, as tifffile takes them; empty if it has no names"
@@ -488,14 +495,14 @@ def _xml(self:VendorReader):
     for scene in self.scenes:
         *others,height,width = scene.shape
         pages = int(np.prod(others)), 1, 1, height, width, 1
-        xml.addimage(scene.dtype, scene.shape, pages, axes=scene.axes, **_metadata_of(scene))
+        xml.addimage(self.stored(scene.dtype).dtype, scene.shape, pages, axes=scene.axes, **_metadata_of(scene))
     return xml.tostring()
 
 @patch
 def _write(self:VendorReader, path, change, text):
     "Write all planes, page after page"
     planes = (self.changed(p, change)[:] for p in self.planes)
-    nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
+    nbytes = sum(p.size for p in self.planes)*self.stored(self.dtype).dtype.itemsize
     write_ome(path, planes, nbytes, self._xml(), text, compression='zlib')
 
 # %% ../../nbs/08_io.vendors.ipynb #VendorReader-copy-2

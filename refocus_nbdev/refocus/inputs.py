@@ -166,7 +166,8 @@ def _kinds_of_results(files):
     pool = ThreadPoolExecutor(8)
     try:
         provenances = tracked(pool.map(provenance_in, files), 'looking for results', len(files))
-        return dict(zip(files, map(_kind_of_result, provenances)))
+        kinds = [_kind_of_result(made) for made in provenances] # To the end, so that the progress ends too
+        return dict(zip(files, kinds))
     finally: pool.shutdown(cancel_futures=True)
 
 def results_among(

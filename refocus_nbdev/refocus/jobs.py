@@ -27,16 +27,16 @@ from .inputs import *
 @dataclass
 class Job:
     "One input, the path of its result, and its outcome"
-    source: Path|Url
+    source: Path # Or a `PlateField`, or a `Url`
     target: Path
     half_width_path: Path|None = None # Path for the half widths of intervals, if they are wanted
     defocus_um: float|None = None     # Distance from focus that the user gave, um
-    status: str = 'to do'             # then: done, incomplete, skipped or failed
+    status: str = 'to do'             # then: done, skipped or failed
     note: str = ''                    # The reason, or remarks for the user
     reading: Reading|None = None      # How the file was read
     result: object = None             # The `Refocused`, if the file was refocused in this run
     doubts: list = field(default_factory=list) # `Remark`s: reasons not to trust its result
-    missing: list = field(default_factory=list) # Sentences on fields that an incomplete result lacks
+    frame: tuple = () # Paths of the Zarr in which the input is a field, and of its copy; empty for a file of its own
     file: Path|None = None            # While the job is in work: its input, or a local copy of it
 
     @property
@@ -49,13 +49,8 @@ class Job:
         "Number of pixels that were refocused in this run"
         return self.result.pixels if self.result else 0
 
-    @property
-    def is_made(self):
-        "Was a result made in this run, complete or not?"
-        return self.status=='done' or (self.status=='incomplete' and self.result is not None)
-
     def ended(self,
-        status, # done, incomplete, skipped or failed
+        status, # done, skipped or failed
         note,   # The reason, or remarks for the user
     ):          # The job itself
         "Note how the job ended"
@@ -200,22 +195,21 @@ def run_job(
     overwrite=False,     # Make results again that exist?
     progress=None,       # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,        # Refuse a file with doubts?
-    **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
+    **options            # For `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`, `dtype`
 ) -> Job:                # The same job, with its status
     "Refocus one file; a failure is noted in the job"
     from refocus_nbdev.refocus.files import refocus_file
-    with _failures_noted(job), _at_hand(job, progress and partial(progress, 0)):
+    with _failures_noted(job), fetched(job.source, partial(progress, 0) if progress else noop) as job.file:
         if not overwrite and _done_before(job, lambda: refocuser, strict, options):
             _read_head(job, options, refocuser.card.get('pixel_um'))
-            return job.ended('incomplete' if job.missing else 'skipped', 'done before')
+            return job.ended('skipped', 'done before')
         for p in job.targets: check_ours(p)
         for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
         for p in job.targets: check_writable(p, ImageError)
         job.result = refocus_file(refocuser, job.file, job.target, defocus_um=job.defocus_um, progress=progress,
                                   strict=strict, half_width_path=job.half_width_path, **options)
         job.reading,job.doubts = job.result.reading,job.result.doubts
-        job.missing = [f'missing in the result: {reason}' for reason in job.result.left_out]
-        job.ended('incomplete' if job.missing else 'done', '; '.join(texts_of(job.result.remarks)))
+        job.ended('done', '; '.join(texts_of(job.result.remarks)))
     return job
 
 @contextmanager
@@ -223,20 +217,12 @@ def _failures_noted(job):
     try: yield
     except Exception as e: job.ended('failed', failure_of(e, job.source, *job.targets))
 
-@contextmanager
-def _at_hand(job, progress=None):
-    "Give a job its input, or a local copy if it lies on a server; the words of the job name the input"
-    with fetched(job.source, progress or noop) as job.file: yield
-    job.missing = [text.replace(str(job.file), str(job.source)) for text in job.missing]
-
 # %% ../../nbs/57_refocus.jobs.ipynb #_done_before
 def _done_before(job, load, strict, options):
     "Do all outputs exist? Raises `ImageError` for another file at their path, and for doubts if `strict`"
     earlier = _earlier_provenances(job, load, options)
     _note_earlier_doubts(job, earlier[0], strict)
-    if not all(earlier): return False
-    job.missing = _missing_before(job, earlier[0])
-    return True
+    return all(earlier)
 
 def _earlier_provenances(job, load, options):
     "The provenance of each output, None if it does not exist; loads the model only if there is an output"
@@ -247,12 +233,6 @@ def _earlier_provenances(job, load, options):
     if job.half_width_path: earlier.append(made_before(job.half_width_path, replace(wanted, half_widths=True)))
     return earlier
 
-def _missing_before(job, made):
-    "Sentences on the fields that an earlier result lacks, from its provenance"
-    texts = [r.text for r in made.remarks if r.code=='left out']
-    return [f'{job.target}: was made before, {text}; repair {job.source}, or try again with --overwrite'
-            for text in texts]
-
 def _note_earlier_doubts(job, result, strict):
     "Note the doubts about an earlier result, from its provenance; raises `ImageError` for doubts if `strict`"
     if result is None: return
@@ -261,16 +241,16 @@ def _note_earlier_doubts(job, result, strict):
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_read_head
 def _read_head(job, options, model_um=None):
-    "Note in the job how its file is read, as far as its header tells; returns its size in words"
+    "Note in the job how its file is read, as far as its header tells; returns its size and data types in words"
     channels = options.get('channels')
     with open_image(job.file, options.get('axes')) as f:
         check_original(f, channels)
+        f.factor = factor_for(f, options.get('dtype', 'same'))
         names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
         job.reading = Reading(f.axes, names, None, None)
         job.reading = reading_of(f, channels, options.get('pixel_um'), model_um)
-        hint = axes_hint(f)
         size = f'{f.axes} {" x ".join(map(str, f.shape))}, {f.dtype}'
-        return f'{size}; {hint}' if hint else size
+        return '; '.join(filter(None, [size, wider_in_words(f.factor), axes_hint(f)]))
 
 # %% ../../nbs/57_refocus.jobs.ipynb #preview_job
 def preview_job(
@@ -282,9 +262,9 @@ def preview_job(
 ) -> Job:            # The same job: skipped or failed if that is known, else to do, with the size of the file as a note
     "Find out what `run_job` would do with a file"
     if isinstance(job.source, Url): return _preview_at(job, overwrite)
-    with _failures_noted(job), _at_hand(job):
+    with _failures_noted(job), fetched(job.source) as job.file:
         done = not overwrite and _done_before(job, load, strict, options)
-        if done: job.ended('incomplete' if job.missing else 'skipped', f'{job.source}: done before')
+        if done: job.ended('skipped', f'{job.source}: done before')
         for p in job.targets: check_ours(p)
         size = _read_head(job, options)
         replaced = '; replaces the earlier result' if any(p.exists() for p in job.targets) else ''
@@ -317,7 +297,8 @@ LARGE_BYTES = 64e6 # Size from which a file or Zarr is processed alone, bytes
 def _is_large(job):
     "Is a file or Zarr so large that it is processed alone? Files on servers are, too: only one is here at a time"
     if isinstance(job.source, Url): return True
-    files = job.source.rglob('*') if job.source.is_dir() else [job.source]
+    paths = [f.path for f in job.source.files] if hasattr(job.source, 'files') else [job.source]
+    files = (f for path in paths for f in (path.rglob('*') if path.is_dir() else [path]))
     try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
     except OSError: return False
 
@@ -326,11 +307,14 @@ def run_jobs(
     refocuser,     # The `Refocuser` that does them
     overwrite=False, # Make results again that exist?
     progress=None, # Function that gets the number of files, or the share of one, done since its last call
+    ended=noop,    # Function that gets each job when it has ended
     **options      # `strict`, for `run_job`; and for `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
 ):
     "Refocus all files whose status is `to do`; failures are noted in the jobs"
     stop = threading.Event()
-    def do(job): _run_reporting(job, refocuser, overwrite, progress, stop, options)
+    def do(job):
+        _run_reporting(job, refocuser, overwrite, progress, stop, options)
+        ended(job)
     sized = [(j, _is_large(j)) for j in jobs]
     with _folders_made(jobs):
         _in_threads(do, [j for j,large in sized if not large], 2, stop)
