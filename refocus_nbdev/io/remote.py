@@ -22,7 +22,9 @@ from .images import IMAGE_SUFFIXES, KINDS_READ
 from .tables import Url
 
 # %% ../../nbs/13_io.remote.ipynb #RemoteError
-class RemoteError(ImageError): "A file on a server cannot be read or written; the message gives the reason and the remedy"
+class RemoteError(ImageError):
+    "A file on a server cannot be read or written; the message gives the reason and the remedy"
+
 class NotThere(RemoteError): "A server does not have a file"
 
 _CREDENTIALS = {
