@@ -15,7 +15,7 @@ from ..io.planes import ImageError
 from ..io.hcs import *
 from ..io.images import copy_name, open_image
 from ..io.ngff import fields_of, is_zarr
-from ..io.tables import UsageError
+from ..io.tables import Url, UsageError
 from ..plates.fields import *
 from .inputs import *
 from .jobs import *
@@ -260,7 +260,8 @@ def by_field(
     "The jobs, with one for each field of a Zarr that holds several"
     found = []
     for j in jobs:
-        fields = fields_of(j.source) if j.status=='to do' and is_zarr(j.source) else [j.source]
+        is_here = j.status=='to do' and not isinstance(j.source, Url)
+        fields = fields_of(j.source) if is_here and is_zarr(j.source) else [j.source]
         if len(fields)==1: found.append(j)
         else: found += [_field_of(j, f.relative_to(j.source)) for f in fields]
     return found
