@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from fastcore.basics import noop
 from .planes import ImageError, reading
-from .ngff import is_zarr
 from .images import IMAGE_SUFFIXES, KINDS_READ
 from .tables import Url
 
@@ -176,7 +175,6 @@ def names_at(
     _check_lists(url)
     fs,path = _file_system(url)
     fs.invalidate_cache()
-    own = path.rstrip('/').rsplit('/', 1)[-1]
     listed = _persist(url, partial(fs.ls, path, detail=True))
     def names(is_folder):
         found = [o['name'].rstrip('/') for o in listed if (o['type']=='directory')==is_folder]

@@ -20,7 +20,7 @@ from ..io.strips import *
 from ..io.planes import ImageError
 from ..io.provenance import is_doubtful
 from ..io.images import *
-from ..plates.names import well_name, well_place
+from ..plates.names import well_place
 from .defocus import *
 from .plate_tables import *
 

@@ -7,7 +7,7 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
            'run_job', 'preview_job', 'run_jobs']
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
-import itertools, os, threading
+import itertools, threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
