@@ -696,6 +696,22 @@ def test_clipping_is_a_doubt(refocus, blurred, tmp_path):
     said = refocus('run', tmp_path/'a.tif', '--out', tmp_path/'strict', '--strict')
     assert said.code==1 and 'refused, as --strict asks for' in said.text and not (tmp_path/'strict').exists()
 
+def test_eight_bits_become_sixteen_where_that_is_asked_for(refocus, blurred, tmp_path):
+    wide = (9+(blurred-blurred.min())*(241/np.ptp(blurred))).astype(np.uint8)
+    Image.fromarray(wide).save(tmp_path/'a.png')
+    tifffile.imwrite(tmp_path/'floats.tif', wide.astype(np.float32))
+    args = 'run', tmp_path/'a.png', '--pixel-um', 0.645, '--out', tmp_path/'out', '--model', 'nuclei-fast'
+    assert 'uint8; written as 16 bits, counts times 64' in refocus(*args, '--dtype', 'uint16', '--dry-run').text
+    said = refocus(*args, '--dtype', 'uint16', '--strict', '--json')
+    assert said.code==0 and json.loads(said.text)['files'][0]['factor']==64, said.text
+    result = read_image(tmp_path/'out'/'a.png').pixels
+    assert result.dtype==np.uint16 and 255*64<result.max()<65535 and abs(result.mean()/64/wide.mean()-1)<0.1
+    assert '1 skipped' in refocus(*args, '--dtype', 'uint16').text
+    assert 'it has: 16 bits: counts times 64; asked for: nothing more' in refocus(*args).text
+    assert 'uint16' in (text := refocus('info', tmp_path/'out'/'a.png').text) and '16 bits: counts times 64' in text
+    said = refocus('run', tmp_path/'floats.tif', '--out', tmp_path/'out', '--dtype', 'uint16')
+    assert said.code==1 and 'its pixels are float32, and --dtype uint16 is for 8 bits' in said.text
+
 def test_clipping_at_0_is_a_doubt(refocus, blurred, tmp_path):
     from refocus_nbdev.refocus.engine import Refocuser
     subtracted = np.clip(blurred.astype(int)-int(np.median(blurred)), 0, None).astype(np.uint16)

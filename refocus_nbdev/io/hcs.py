@@ -393,7 +393,7 @@ def _write_planes(group, image, change, shapes, version):
     axes = _axes_of(image)
     lengths = dict(zip(image.axes, image.shape))
     before = [lengths[axis] for axis in axes[:-2]]
-    dtype = image.dtype.newbyteorder('=')
+    dtype = image.stored(image.dtype).dtype.newbyteorder('=')
     levels = [_new_level(group, str(i), axes, before, shape, dtype, version) for i,shape in enumerate(shapes)]
     ranges = defaultdict(list)
     for plane in image.planes:
@@ -408,7 +408,7 @@ def _write_field(path, image, change, words, version):
     group = _new_group(path, version)
     ranges = _write_planes(group, image, change, shapes, version)
     multiscales = _multiscales(image, shapes)
-    omero = _channels_entry(image.channels, ranges, image.dtype)
+    omero = _channels_entry(image.channels, ranges, image.stored(image.dtype).dtype)
     if version=='0.4': about = dict(multiscales=[dict(multiscales, version=version)], omero=omero)
     else: about = dict(ome=dict(version=version, multiscales=[multiscales], omero=omero))
     group.attrs.update(dict(about, refocus_nbdev=made_by(words(), image.software)))

@@ -8,6 +8,7 @@ __all__ = ['is_zarr', 'zarr_package', 'by_number', 'ZarrReader', 'well_of', 'sto
 
 # %% ../../nbs/07_io.ngff.ipynb #imports
 import json, math, os, shutil, warnings
+from dataclasses import replace
 from itertools import groupby, product, takewhile
 from pathlib import Path
 import numpy as np
@@ -15,6 +16,7 @@ from fastcore.basics import patch
 from .strips import *
 from .planes import *
 from .provenance import *
+from .tiffcopy import wider_xml
 
 # %% ../../nbs/07_io.ngff.ipynb #is_zarr
 def is_zarr(
@@ -437,6 +439,54 @@ def _write_levels(levels, plane, new):
         pixels = new if sides==new.shape else shrink(new, sides)
         write_rows(level, _place_in(level, plane), pixels)
 
+# %% ../../nbs/07_io.ngff.ipynb #_make_wider
+def _wider_codec(codec):
+    "The codec of an array for pixels of two bytes, if it depends on their size"
+    return replace(codec, typesize=2) if getattr(codec, 'typesize', 0)==1 else codec
+
+def _key_encoding(metadata):
+    "How an array names its chunks"
+    if metadata.zarr_format==2: return dict(name='v2', separator=metadata.dimension_separator)
+    return metadata.chunk_key_encoding
+
+def _make_wider(root, array, stored):
+    "Replace an array by an empty one of another data type, with the same layout and attributes"
+    is_old = array.metadata.zarr_format==2
+    about = dict(order=array.order) if is_old else dict(dimension_names=array.metadata.dimension_names)
+    root.create_array(
+        array.path, shape=array.shape, dtype=stored.dtype, chunks=array.chunks, shards=array.shards,
+        filters=[f for f in array.filters if 'dtype' not in repr(f)] or None,
+        compressors=[_wider_codec(c) for c in array.compressors] or None,
+        fill_value=None if array.fill_value is None else int(array.fill_value)*stored.factor,
+        chunk_key_encoding=_key_encoding(array.metadata), attributes=dict(array.attrs), overwrite=True, **about)
+
+# %% ../../nbs/07_io.ngff.ipynb #_widen
+_MOST = np.iinfo(np.uint16).max
+
+def _wider_windows(group, factor):
+    "Multiply the ranges that OMERO's viewer shows"
+    about = _ome_attributes(group)
+    channels = [dict(c, window={name: min(factor*n, _MOST) for name,n in c['window'].items()}) if c.get('window') else c
+                for c in about.get('omero', {}).get('channels', [])]
+    if channels: _set_ome(group, {**about, 'omero': {**about['omero'], 'channels': channels}})
+
+@patch
+def _widen(self:ZarrReader, new, path):
+    "Make the arrays of a copy, whose root is `new`, fit for wider pixels"
+    for image in self.images:
+        group = _member(new, image.path)
+        for array in _levels(group): _make_wider(new, array, self.stored(array.dtype))
+        _wider_windows(group, self.factor)
+    xml = path/'OME'/'METADATA.ome.xml'
+    if xml.is_file(): xml.write_bytes(wider_xml(xml.read_bytes()))
+
+@patch
+def _copy_levels(self:ZarrReader, levels, plane):
+    "Write a plane that stays into all levels of its image, as a copy stores it"
+    for old,level in zip(_levels(self.images[plane.series]), levels):
+        smaller = Plane(plane.series, plane.index, plane.where, old.shape[-2:], (old, _place_in(old, plane)))
+        write_rows(level, _place_in(level, plane), self.in_copy(self.rows(smaller)))
+
 # %% ../../nbs/07_io.ngff.ipynb #ZarrReader-copy
 @patch
 def copy(self:ZarrReader,
@@ -449,13 +499,15 @@ def copy(self:ZarrReader,
     _copy_files(self.path, path, self.left_out)
     new = _writable(path, use_consolidated=False)
     for left in self.left_out: _unlist(new, left)
+    if self.factor>1: self._widen(new, path)
     for series,planes in groupby(self.planes, lambda p: p.series):
         levels = _levels(_member(new, self.images[series].path))
         for plane in planes:
             pixels = change(plane)
             if pixels is not None: _write_levels(levels, plane, as_rows(pixels))
+            elif self.factor>1: self._copy_levels(levels, plane)
     _writable(path).attrs['refocus_nbdev'] = made_by(as_words(text)(), self.software)
-    if self.left_out: _consolidate_again(path)
+    if self.left_out or self.factor>1: _consolidate_again(path)
 
 # %% ../../nbs/07_io.ngff.ipynb #zarr_software
 def _json_in(path):

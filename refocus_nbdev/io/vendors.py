@@ -495,14 +495,14 @@ def _xml(self:VendorReader):
     for scene in self.scenes:
         *others,height,width = scene.shape
         pages = int(np.prod(others)), 1, 1, height, width, 1
-        xml.addimage(scene.dtype, scene.shape, pages, axes=scene.axes, **_metadata_of(scene))
+        xml.addimage(self.stored(scene.dtype).dtype, scene.shape, pages, axes=scene.axes, **_metadata_of(scene))
     return xml.tostring()
 
 @patch
 def _write(self:VendorReader, path, change, text):
     "Write all planes, page after page"
     planes = (self.changed(p, change)[:] for p in self.planes)
-    nbytes = sum(p.size for p in self.planes)*self.dtype.itemsize
+    nbytes = sum(p.size for p in self.planes)*self.stored(self.dtype).dtype.itemsize
     write_ome(path, planes, nbytes, self._xml(), text, compression='zlib')
 
 # %% ../../nbs/08_io.vendors.ipynb #VendorReader-copy-2

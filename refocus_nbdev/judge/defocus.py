@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['laplacian_variance', 'power_slope', 'beliefs', 'score_plane', 'score_file', 'measured_blur', 'stack_distances',
-           'draw_grey', 'draw_map', 'wells_of', 'draw_plate', 'draw_scores']
+           'draw_grey', 'draw_map', 'wells_of', 'draw_wells', 'draw_plate', 'draw_scores']
 
 # %% ../../nbs/61_judge.defocus.ipynb #imports
 import warnings
@@ -343,12 +343,16 @@ def draw_map(
     image, # (H,W)
     tiles, # From `score_plane`
     most=34., # End of the scale, um
+    name='', # Title: the name of the image
 ) -> Figure:
     "An image, and how far out of focus each of its tiles is; grey where nothing is to be seen"
     height,width = image.shape
     fig = Figure(figsize=(9, 4.5*height/width+0.5), layout='constrained', dpi=70)
+    fig.suptitle(name, fontsize=9, wrap=True)
     left,right = fig.subplots(1, 2)
     draw_grey(left, image)
+    left.set_title('image', fontsize=9)
+    right.set_title('distance from focus', fontsize=9)
     um = tiles.pivot(index='y', columns='x', values='defocus_um').sort_index()
     right.set(xticks=[], yticks=[])
     _draw_distances(right, um.to_numpy(), most, extent=(0, width, height, 0))
@@ -373,27 +377,81 @@ def wells_of(
     return scored.defocus_um.groupby(wells.map(_plate_well, na_action='ignore')).median().to_dict()
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_plate
-def _plate_size(places):
-    "Rows and columns of a plate with wells in these places: 384 wells, or 1,536 if they need more"
-    fits = all(row<16 and column<24 for row,column in places)
-    return (16, 24) if fits else (32, 48)
+_PLATES = (2,3), (4,6), (8,12), (16,24), (32,48) # Rows and columns of plates of 6 to 1,536 wells
 
+def _plate_size(places):
+    "Rows and columns of the smallest plate with wells in these places"
+    def holds(size): return all(row<size[0] and column<size[1] for row,column in places)
+    return next(size for size in _PLATES if holds(size))
+
+def _write_numbers(ax, shown):
+    "Write the number of each well into it, in black on bright colours; `shown` is their image"
+    values = shown.get_array().filled(np.nan)
+    is_bright = shown.to_rgba(values)[...,:3] @ (0.3, 0.6, 0.1)>0.5
+    size = 7 if len(values)>8 else 10
+    for (row,column),value in np.ndenumerate(values):
+        if np.isnan(value): continue
+        color = 'k' if is_bright[row,column] else 'w'
+        number = ax.text(column, row, f'{value:.0f}', color=color, ha='center', va='center', fontsize=size)
+        number.set_in_layout(False)
+
+def _name_wells(ax, rows, columns):
+    "Write the names of rows and columns beside a plate, and draw lines between its wells"
+    letters = [well_name(row, 0)[:-2] for row in range(rows)]
+    size = 6 if rows>16 else 9
+    ax.set_xticks(range(columns), range(1, columns+1), fontsize=size)
+    ax.set_yticks(range(rows), letters, fontsize=size)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.set_xticks(np.arange(columns-1)+0.5, minor=True)
+    ax.set_yticks(np.arange(rows-1)+0.5, minor=True)
+    ax.grid(which='minor', color='w', linewidth=0.3 if rows>16 else 1)
+    ax.tick_params(which='minor', length=0)
+
+# %% ../../nbs/61_judge.defocus.ipynb #draw_wells
+def _on_plate(wells, rows, columns):
+    "The values of wells by their places; NaN where there is none"
+    values = np.full((rows,columns), np.nan)
+    for name,value in wells.items(): values[well_place(name)] = value
+    return values
+
+def _notes(wells, crossed):
+    "What grey and crossed wells mean, if there are any"
+    notes = []
+    if np.isnan([*wells.values()]).any(): notes.append('grey: nothing to tell by')
+    if crossed: notes.append('crossed out: not refocused')
+    return ';  '.join(notes)
+
+def draw_wells(
+    ax,         # Axes of a matplotlib figure
+    wells:dict, # Name, such as a01, to a number; NaN where there is none
+    most,       # End of the scale
+    label='um out of focus', # What the numbers are, with their unit
+    crossed=(), # Names of wells that were not refocused
+    cmap='viridis', # Name of a scale of colours of matplotlib
+):
+    "Draw the wells of a plate of 6 to 1,536 wells"
+    places = [well_place(name) for name in (*wells, *crossed)]
+    rows,columns = _plate_size(places)
+    there = _on_plate(dict.fromkeys((*wells, *crossed), 1.), rows, columns)
+    ax.imshow(there, cmap='Greys', vmin=0, vmax=6)
+    refocused = {name: value for name,value in wells.items() if name not in crossed}
+    values = _on_plate(refocused, rows, columns)
+    shown = ax.imshow(values, cmap=cmap, vmin=0, vmax=most)
+    ax.figure.colorbar(shown, ax=ax, label=label, shrink=0.8)
+    if rows<=16: _write_numbers(ax, shown)
+    at = np.array([well_place(name) for name in crossed]).reshape(-1, 2)
+    ax.scatter(at[:,1], at[:,0], marker='x', color='firebrick', s=4000/rows**1.5)
+    _name_wells(ax, rows, columns)
+    ax.set_xlabel(_notes(refocused, crossed))
+
+# %% ../../nbs/61_judge.defocus.ipynb #draw_plate-def
 def draw_plate(
     wells:dict, # Name, such as a01, to um
     most=34.,   # End of the scale, um
 ) -> Figure:
-    "How far out of focus the wells of a plate of 384 or 1,536 wells are; grey where there is nothing"
+    "How far out of focus the wells of a plate are; grey where there is nothing"
     fig = Figure(figsize=(9, 5), layout='constrained', dpi=70)
-    ax = fig.subplots()
-    places = {well_place(name): distance for name,distance in wells.items()}
-    rows,columns = _plate_size(places)
-    um = np.full((rows,columns), np.nan)
-    for place,distance in places.items(): um[place] = distance
-    _draw_distances(ax, um, most)
-    step = rows//16
-    letters = [well_name(row, 0)[:-2] for row in range(0, rows, step)]
-    ax.set(xticks=range(0, columns, step), xticklabels=range(1, columns+1, step))
-    ax.set(yticks=range(0, rows, step), yticklabels=letters)
+    draw_wells(fig.subplots(), wells, most)
     return fig
 
 # %% ../../nbs/61_judge.defocus.ipynb #draw_scores
@@ -408,13 +466,14 @@ def _farthest_place(planes):
     farthest = planes.defocus_um.idxmax()
     return planes.loc[[farthest], axes].dropna(axis=1)
 
-def _worst_map(image, planes, tiles):
-    "The map of that plane of an open image which is farthest out of focus"
+def _worst_map(name, image, planes, tiles):
+    "The map of that plane of an open image which is farthest out of focus; its title says which plane it is"
     farthest = _farthest_place(planes)
     place = {name: column.iloc[0] for name,column in farthest.items()}
     plane = next(p for p in image.planes if image.place(p)==place)
     there = tiles.merge(farthest, on=list(place))
-    return draw_map(image.read(plane), there)
+    which = [f'{axis} {value}' for axis,value in place.items() if planes[axis].nunique()>1]
+    return draw_map(image.read(plane), there, name=', '.join([name, *which]))
 
 # %% ../../nbs/61_judge.defocus.ipynb #maps_of_file
 def _maps_of_file(file, planes, tiles, axes):
@@ -423,7 +482,7 @@ def _maps_of_file(file, planes, tiles, axes):
     with open_image(file, axes) as image:
         for field,own in planes.groupby(fields, sort=False):
             name = '_'.join([Path(file).stem, *field.split('/')]) if field else Path(file).stem
-            yield name, _worst_map(image, own, tiles)
+            yield name, _worst_map(name, image, own, tiles)
 
 def _pictures(scored, tiles, axes, listed):
     "Name and picture of the plate, if there is one, and of each field that shows something"

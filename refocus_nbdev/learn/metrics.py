@@ -124,7 +124,7 @@ def shows_something(
     return any(has_structure(image, scale) for scale in scales)
 
 # %% ../../nbs/45_learn.metrics.ipynb #nuclei_mask
-def _nuclei_mask(x, diameter):
+def _nuclei_mask(x, diameter, specks):
     "Pixels of a smooth image (H,W) above Otsu's threshold and the local mean, without specks and holes"
     low = np.percentile(x, 5)
     clipped = np.minimum(x, np.percentile(x, 99.5))
@@ -132,7 +132,7 @@ def _nuclei_mask(x, diameter):
     window = 2*(int(3*diameter)//2)+1
     local = threshold_local(x, window, method='gaussian')
     bright = x > low + (otsu-low)*0.7
-    opened = ndi.binary_opening(bright & (x > local), iterations=2)
+    opened = ndi.binary_opening(bright & (x > local), iterations=specks)
     return ndi.binary_fill_holes(opened)
 
 def _split_nuclei(mask, diameter):
@@ -149,12 +149,13 @@ def _split_nuclei(mask, diameter):
 def find_nuclei(
     image,        # (H,W), any unit
     diameter=20., # Diameter of a typical nucleus, px
+    specks=2,     # Half the width of what is too thin for a nucleus, px
 ) -> np.ndarray:  # (H,W) labels, 0 background
     "Label the nuclei of a fluorescence image: Otsu and local threshold, then a distance watershed"
     x = ndi.gaussian_filter(np.asarray(image, np.float64), diameter/20)
     if np.ptp(x)==0: return np.zeros(x.shape, int)
     if not shows_something(image, diameter): return np.zeros(x.shape, int)
-    mask = _nuclei_mask(x, diameter)
+    mask = _nuclei_mask(x, diameter, specks)
     found = _split_nuclei(mask, diameter)
     areas = np.bincount(found.ravel())
     least = int(diameter**2/12)

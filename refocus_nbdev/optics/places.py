@@ -86,6 +86,7 @@ class WidthMap:
     y: np.ndarray         # (n,), rows, px, rising
     x: np.ndarray         # (m,), columns, px, rising
     log_width: np.ndarray # (n,m), log(width in px + 1/2) at these rows and columns
+    whole: object = None  # The width that suits the plane as a whole, None if it is not known
 
     def at(self,
         rows,    # (h,), numbers of rows, px

@@ -155,8 +155,8 @@ _FAINT = Remark('faint', 'hardly anything stands out as nuclei do: left as it is
 _NOT_NUCLEI = Remark('stain', 'does not look like nuclei: more than half of it is bright; '
                     'the model general is for any stain')
 _UNSURE = Remark('unsure', 'it shows too little to tell how far out of focus it is: give the distance if you know it')
-_NOT_GIVEN_BACK = Remark('unexplained', 'its result, blurred again, does not give it back: '
-                         'another stain, other optics, or an error')
+_NOT_GIVEN_BACK = 'its result, blurred again, does not give it back: another stain{remedy}, other optics, or an error'
+_ANY_STAIN = ' (the model general is for any)'
 
 # %% ../../nbs/53_refocus.doubts.ipynb #plane_doubts-order
 def plane_doubts(
@@ -176,7 +176,7 @@ def plane_doubts(
     if result is None: return doubts
     doubts += _of_stain(refocuser, result)
     can_compare = clear and width is not None
-    if can_compare and unexplained(image, result, width)>_MOST_UNEXPLAINED: doubts.append(_NOT_GIVEN_BACK)
+    if can_compare and unexplained(image, result, width)>_MOST_UNEXPLAINED: doubts.append(_not_given_back(refocuser))
     return doubts
 
 def _unsure(width):
@@ -188,6 +188,11 @@ def _too_far(refocuser, width):
     if not is_too_far(refocuser, refocuser.distance_um(widest)): return []
     most = farthest_tested_um(refocuser)
     return [Remark('far', f'farther out of focus than anything that was tested ({most:.0f} um)')]
+
+def _not_given_back(refocuser):
+    "A doubt about a result that contradicts its image; a model of nuclei names the one for other stains"
+    remedy = _ANY_STAIN if refocuser.of_nuclei else ''
+    return Remark('unexplained', _NOT_GIVEN_BACK.format(remedy=remedy))
 
 # %% ../../nbs/53_refocus.doubts.ipynb #_of_stain
 def _of_stain(refocuser, result):

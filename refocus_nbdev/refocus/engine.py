@@ -8,11 +8,13 @@ __all__ = ['UNET_MULTIPLE', 'NOISE_PROMINENCE', 'STANDS_OUT', 'best_device', 'Re
 
 # %% ../../nbs/51_refocus.engine.ipynb #imports
 import threading
+from dataclasses import replace
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch, store_attr
 from ..io.disk import *
 from ..io.strips import *
+from ..io.planes import Stored
 from ..io.provenance import HOT_PIXELS
 from ..io.images import *
 from ..optics.psf import SIGMA_PX_PER_UM
@@ -216,10 +218,12 @@ class Width(float):
         px,        # The width itself
         low=None,  # Lower end of the interval, px; the width itself if None
         high=None, # Upper end, px
+        evidence=None, # (bins,), log-likelihoods of the widths, of the plane as a whole; None if there are none
     ):
         self = super().__new__(cls, px)
         self.low = float(px if low is None else min(low, px))
         self.high = float(px if high is None else max(high, px))
+        self.evidence = evidence
         return self
 
     @property
@@ -236,12 +240,13 @@ def width_from(self:Refocuser,
     "The width of a blur, decided from the evidence of tiles"
     estimator = self.model.estimator
     together = estimator.joined(evidence.flatten(0, -2)[None].to(self.device))
+    seen = together[0].cpu().numpy()
     def px(log_width): return max(log_width.exp().item()-0.5, 0.)
     if expected is not None:
         given = together.new_tensor([float(expected)])
-        return Width(px(estimator.decided(together, given)))
+        return Width(px(estimator.decided(together, given)), evidence=seen)
     low,high = map(px, estimator.quantiles(together, (0.05, 0.95)))
-    return Width(px(estimator.decided(together)), low, high)
+    return Width(px(estimator.decided(together)), low, high, seen)
 
 # %% ../../nbs/51_refocus.engine.ipynb #found_width
 @patch
@@ -350,7 +355,8 @@ def width_by_place(self:Refocuser,
     cells = self.cell_evidence(q)
     width = self.width_from(cells.sum((-2,-1)), expected)
     if expected is not None: return width
-    return self.map_if_needed(q, cells) or width
+    by_place = self.map_if_needed(q, cells)
+    return replace(by_place, whole=width) if by_place else width
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-refocus
 def _float(x): return torch.as_tensor(x.astype(np.float32))
@@ -638,7 +644,8 @@ def refocused_rows(self:Refocuser,
     # Function that gets image and result (`Rows` in network units), the `Width` of the blur (a `WidthMap` if it differs
     # by place, None if the model is not guided), `own_prominence`, and `Contrasts` (None if the model needs none)
     note=None,
-) -> Rows:         # (H,W), counts, in the data type of the plane
+    stored=None,   # How the result is stored, from `Reader.stored`; None: in the data type of the plane
+) -> Rows:         # (H,W), counts, as they are stored
     "The refocused plane"
     own,q = self.in_network_units(rows, scale, zoom)
     y,width,contrasts = self._result(q, expected, folder, progress)
@@ -647,8 +654,9 @@ def refocused_rows(self:Refocuser,
     change = Rows(q.shape, np.float32, lambda a,b: share*(y[a:b]-q[a:b]))
     if note: note(q, _sum(q, change), width, shown, contrasts)
     added = change if zoom==1 else resized(change, own.shape)
-    def read(a, b): return to_dtype(rows[a:b]+added[a:b]*scale.range.item(), rows.dtype)
-    return Rows(own.shape, rows.dtype, read)
+    dtype,factor = stored or Stored(rows.dtype)
+    def read(a, b): return to_dtype(factor*(rows[a:b]+added[a:b]*scale.range.item()), dtype)
+    return Rows(own.shape, dtype, read)
 
 def _sum(q, change): return Rows(q.shape, np.float32, lambda a,b: q[a:b]+change[a:b])
 

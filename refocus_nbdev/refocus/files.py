@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance_of', 'refocus_image', 'Acquisition', 'acquisitions', 'SharedScale', 'shared_scale', 'zoom_of', 'size_used',
-           'input_doubts', 'distance_range', 'places_remark', 'Refocused', 'refocus_file', 'Refocuser']
+           'input_doubts', 'distance_range', 'places_remark', 'PlaneFacts', 'Refocused', 'refocus_file', 'Refocuser']
 
 # %% ../../nbs/55_refocus.files.ipynb #imports
 from collections import Counter
@@ -28,6 +28,12 @@ from .intervals import *
 _all_ = ['Refocuser']
 
 # %% ../../nbs/55_refocus.files.ipynb #_chosen_names
+def _factor_of(source, axes, dtype):
+    "The factor for the counts of the file `source`, None if its result has the same counts"
+    if dtype=='same': return None
+    with open_image(source, axes) as image: factor = factor_for(image, dtype)
+    return factor if factor>1 else None
+
 def _chosen_names(source, channels, axes):
     "The names that the file `source` gives to the chosen channels; without a file, `channels` themselves"
     if source is None: return tuple(map(str, channels))
@@ -47,8 +53,9 @@ def provenance_of(
     pixel_um=None,   # Size of its pixels, um, if the user gave it
     scale_from=None, # The `SharedScale`, if the scale is not the file's own
     hot_pixels='replace', # One of `HOT_PIXELS`
+    dtype='same',    # One of `RESULT_DTYPES`
 ) -> Provenance:     # No time and no random number: the same run gives the same bytes
-    "The provenance of the result of a file; raises `ImageError` for channels that the file does not have"
+    "The provenance of the result of a file; raises `ImageError` for channels or a `dtype` that it cannot have"
     return Provenance(
         __version__, refocuser.name, refocuser.sha256[:16],
         input_sha256=_hash_of(source)[:16] if source else '',
@@ -59,7 +66,8 @@ def provenance_of(
         scale_sha256=scale_from.sha256[:16] if scale_from else '',
         defocus_um=None if defocus_um is None else abs(defocus_um),
         turns=refocuser.turns if refocuser.turns>1 else None,
-        hot_pixels='kept' if check_hot_pixels(hot_pixels) else '')
+        hot_pixels='kept' if check_hot_pixels(hot_pixels) else '',
+        factor=_factor_of(source, axes, dtype))
 
 # %% ../../nbs/55_refocus.files.ipynb #refocus_image
 def refocus_image(
@@ -241,6 +249,13 @@ def input_doubts(
     def where(c): return f' of channel {image.channels[c]}' if several else ''
     return [d for c,a in acquisitions.items() for d in saturation_doubts(a.saturated, where(c))]
 
+def _fitted_and_doubts(image, pixel_um, size_remarks, own):
+    "Remarks on how a file was made to fit, and doubts about it"
+    rescaled = [r for r in size_remarks if r.code=='rescaled']
+    others = [r for r in size_remarks if r not in rescaled]
+    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
+    return rescaled+remarks_on_fields(image), unsized+others+input_doubts(image, own)
+
 # %% ../../nbs/55_refocus.files.ipynb #_overruled
 def _overruled(image, pixel_um):
     "A remark on pixel sizes in the file, if the user gave another size"
@@ -288,7 +303,8 @@ def _constant(image, scales, acquisitions):
 def _clipped_at_top(dtype, share):
     "A remark if computed pixels are brighter than the data type can hold"
     if share<=MOST_SATURATED: return []
-    remedy = 'convert to 16 bits first' if dtype==np.uint8 else 'halve the counts first, or convert to float32'
+    remedy = 'halve the counts first, or convert to float32'
+    if dtype==np.uint8: remedy = '--dtype uint16 leaves room for them'
     brighter = f'{share:.2%} of the pixels would be brighter than {dtype} can hold'
     return [Remark('clipped', f'{brighter}, and were clipped: {remedy}')]
 
@@ -305,14 +321,14 @@ def _more_at(value, image, result):
 
 def _with_clipping_counted(rows, new, at_top, at_0):
     "The rows `new`; each read adds the shares of pixels that were clipped to the lists `at_top` and `at_0`"
-    if rows.dtype.kind=='f': return new
-    top = np.iinfo(rows.dtype).max
+    if new.dtype.kind=='f': return new
+    top = np.iinfo(new.dtype).max
     def read(first, last):
         result,image = new[first:last],rows[first:last]
         at_top.append(_more_at(top, image, result))
         at_0.append(_more_at(0, image, result))
         return result
-    return Rows(rows.shape, rows.dtype, read)
+    return Rows(new.shape, new.dtype, read)
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser
 @dataclass
@@ -343,6 +359,7 @@ class _PlaneRefocuser:
         self.ready = {}         # Key of a plane that was refocused ahead to its new pixels, `Rows`
         self.widths = {}        # Key to the width of the blur, px
         self.spans = {}         # Key to the small and the large width of the blur, px, if it differs by place
+        self.evidence = {}      # Key to the evidence of the widths, (bins,), None if there is none
         self.doubts = {}        # Key to a list of `Remark`s
         self.table_places = {}  # Key to the plane's place in the table of intervals
         self.at_top = []        # Shares of pixels that were clipped at the top, one for each strip of rows
@@ -366,6 +383,8 @@ def remarks_on_defects(self:_PlaneRefocuser):
 def _keep_facts(self:_PlaneRefocuser, key, image, result, width, prominence, contrasts):
     "Keep the width, the doubts and the place in the table of intervals of a refocused plane"
     self.widths[key] = float(width) if isinstance(width, WidthMap) else width
+    whole = width.whole if isinstance(width, WidthMap) else width
+    self.evidence[key] = getattr(whole, 'evidence', None)
     if isinstance(width, WidthMap): self.spans[key] = span_of(width)
     self.doubts[key] = plane_doubts(self.refocuser, image, result, width, prominence, contrasts)
     if self.with_intervals: self.table_places[key] = place_in_table(self.refocuser, image, width, prominence)
@@ -384,12 +403,14 @@ def _refocused(self:_PlaneRefocuser, plane):
     key = _key(plane)
     defects = self.defects_of(plane)
     light = held(mended(rows, defects)) if defects else rows
+    stored = self.image.stored(rows.dtype)
     new = self.refocuser.refocused_rows(light, self.scales[plane.channel], self.width, self.zoom, self.folder,
-                                        self._progress_of(plane), partial(self._keep_facts, key))
+                                        self._progress_of(plane), partial(self._keep_facts, key), stored)
     self.doubts[key] += processing_doubts(self.refocuser, light, self.widths[key], self.zoom)
     self.doubts[key] += distance_doubts(self.refocuser, self.width, self.widths[key])
     if self.strict: refuse(self.image.path, self.doubts[key])
-    return _with_clipping_counted(rows, put_back(new, rows, defects, self.keep), self.at_top, self.at_0)
+    result = put_back(new, self.image.in_copy(rows), defects, self.keep)
+    return _with_clipping_counted(rows, result, self.at_top, self.at_0)
 
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-change
 @patch
@@ -401,9 +422,17 @@ def refocus_middle_planes(self:_PlaneRefocuser):
         self.ready[_key(middle)] = self._refocused(middle)
 
 @patch
+def _if_mask(self:_PlaneRefocuser, plane):
+    "The pixels of a mask if its data type changes: its values stay. None for other planes"
+    rows = self.image.rows(plane)
+    dtype = self.image.stored(rows.dtype).dtype
+    if dtype==rows.dtype or not _is_mask(rows): return None
+    return rows.map(lambda x: x.astype(dtype), dtype)
+
+@patch
 def change(self:_PlaneRefocuser, plane):
     "The new pixels of a plane, for `copy_image`; None if the plane stays as it is"
-    if not self.is_refocused(plane): return None
+    if not self.is_refocused(plane): return self._if_mask(plane)
     ready = self.ready.pop(_key(plane), None)
     return self._refocused(plane) if ready is None else ready
 
@@ -411,8 +440,13 @@ def change(self:_PlaneRefocuser, plane):
 @patch
 def found_um(self:_PlaneRefocuser):
     "Estimated distances from focus of the planes so far, um; None where a plane does not show it, see `known_um`"
-    def um(key): return known_um(self.refocuser, self.widths[key], self.doubts[key])
-    return [um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+    return [self._known_um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+
+@patch
+def _known_um(self:_PlaneRefocuser, key):
+    "Estimated distance of a plane from focus, um; None where it does not show it, or the model does not estimate it"
+    width = self.widths[key]
+    return None if width is None else known_um(self.refocuser, width, self.doubts[key])
 
 @patch
 def all_doubts(self:_PlaneRefocuser):
@@ -422,13 +456,18 @@ def all_doubts(self:_PlaneRefocuser):
     def with_count(doubt): return Remark(doubt.code, f'{doubt.text} ({counts[doubt]} of {n} planes)')
     doubts = list(counts) if n==1 else [with_count(d) for d in counts]
     at_top,at_0 = (np.mean(shares or [0]) for shares in (self.at_top, self.at_0))
-    return doubts+_clipped_at_top(self.image.dtype, at_top)+_clipped_at_0(at_0)
+    return doubts+_clipped_at_top(self.image.stored(self.image.dtype).dtype, at_top)+_clipped_at_0(at_0)
 
 @patch
 def ranges_um(self:_PlaneRefocuser):
     "For each of the distances in `found_um`, the smallest and the largest by place, um; None if there is one for all"
-    def um(key): return tuple(float(d) for d in self.refocuser.distance_um(self.spans[key]))
-    return [um(key) if key in self.spans else None for key in sorted(self.widths) if self.widths[key] is not None]
+    return [self._range_um(key) for key in sorted(self.widths) if self.widths[key] is not None]
+
+@patch
+def _range_um(self:_PlaneRefocuser, key):
+    "The smallest and the largest distance by place in a plane, um; None if there is one for all"
+    if key not in self.spans: return None
+    return tuple(float(d) for d in self.refocuser.distance_um(self.spans[key]))
 
 # %% ../../nbs/55_refocus.files.ipynb #places_remark
 def distance_range(
@@ -448,11 +487,42 @@ def places_remark(
     planes = f' ({len(known)} of {len(ranges_um)} planes)' if len(ranges_um)>1 else ''
     return [Remark('places', f'distance from focus differs by place: {least:.0f} to {most:.0f} um{planes}')]
 
+# %% ../../nbs/55_refocus.files.ipynb #PlaneFacts
+class PlaneFacts(NamedTuple):
+    "Facts about a plane that was refocused"
+    series: int  # Number of its series in the file, from 0
+    index: int   # Number in the series, from 0
+    where: dict  # Number on each axis but Y and X, from 0
+    channel: int # Number of its channel, from 0
+    width: float|None    # Width of its blur, px of the model; None if the model does not estimate it
+    um: float|None       # Estimated distance from focus, um: 0 in focus, None if it cannot be told
+    range_um: tuple|None # Smallest and largest distance by place, um; None if there is one for all
+    evidence: object     # (bins,), log-likelihoods of the widths, of the plane as a whole; None if there are none
+    doubts: list         # `Remark`s: reasons not to trust its result
+    defects: object      # Its `Defects`, None if they are not known
+
+@patch
+def plane_facts(self:_PlaneRefocuser):
+    "The `PlaneFacts` of the planes so far, in the order of the file"
+    def facts(p, key):
+        return PlaneFacts(p.series, p.index, p.where, p.channel, self.widths[key], self._known_um(key),
+                          self._range_um(key), self.evidence[key], self.doubts[key], self.defects_of(p))
+    return [facts(p, _key(p)) for p in self.todo if _key(p) in self.widths]
+
 # %% ../../nbs/55_refocus.files.ipynb #_PlaneRefocuser-half_widths
+def _planes_of_result(image, result):
+    "The planes of a result by the keys of those of its image; both are open"
+    others = set(map(_key, image.unlike))
+    return dict(zip(map(_key, image.planes), (p for p in result.planes if _key(p) not in others)))
+
+def _in_counts_of_image(rows, factor):
+    "The rows of a result, in the counts of its image"
+    return rows if factor==1 else rows.map(lambda x: x/np.float32(factor), np.float32)
+
 @patch
 def _half_widths_of(self:_PlaneRefocuser, result):
     "A function for `copy_image`, from a plane to its half widths; `result` is the open result"
-    results = dict(zip(map(_key, self.image.planes), result.planes))
+    results = _planes_of_result(self.image, result)
     def half_widths(plane):
         if self.progress: self.progress(0)
         new = result.rows(results[_key(plane)])
@@ -460,8 +530,10 @@ def _half_widths_of(self:_PlaneRefocuser, result):
         if not self.is_refocused(plane): return nothing
         scale = self.scales[plane.channel]
         defects = self.defects_of(plane)
-        light = held(mended(new, defects))
-        half = half_width_in_counts(self.refocuser, light, scale, *self.table_places[_key(plane)], self.zoom)
+        stored = self.image.stored(self.image.rows(plane).dtype)
+        light = held(mended(_in_counts_of_image(new, stored.factor), defects))
+        place = self.table_places[_key(plane)]
+        half = half_width_in_counts(self.refocuser, light, scale, *place, self.zoom, stored)
         return put_back(half, nothing, defects)
     return half_widths
 
@@ -477,7 +549,8 @@ class Refocused:
     ranges_um: list = field(default_factory=list)
     doubts: list = field(default_factory=list)  # `Remark`s: reasons not to trust the result, also written into it
     remarks: list = field(default_factory=list) # `Remark`s: all that the user should know
-    left_out: list = field(default_factory=list) # Sentences on fields that cannot be read, which the result lacks
+    planes: list = field(default_factory=list)   # `PlaneFacts` of each plane that was refocused
+    saturated: dict = field(default_factory=dict) # Number of a channel, from 0, to the share of its pixels, 0 to 1
 
 # %% ../../nbs/55_refocus.files.ipynb #refocus_file
 def refocus_file(
@@ -490,6 +563,7 @@ def refocus_file(
     pixel_um=None,   # Size of its pixels, um; None: the size in the file, or the model's if the file has none
     scale_from=None, # A `SharedScale`; its own scales if None
     hot_pixels='replace', # One of `HOT_PIXELS`: what becomes of hot and dead pixels, and of cosmic rays
+    dtype='same',    # One of `RESULT_DTYPES`: data type of the copy
     progress=None,   # Function that gets the share of the file, 0 to 1, done since its last call
     strict=False,    # Refuse a file with doubts?
     # Path of a second copy, with half of the interval of each pixel; the folder must exist
@@ -500,6 +574,7 @@ def refocus_file(
     if half_width_path: interval_table(refocuser)
     with open_image(source, axes) as image:
         check_original(image, channels)
+        image.factor = factor_for(image, dtype)
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))
         scales = _scales_for(image, own, scale_from)
@@ -508,16 +583,9 @@ def refocus_file(
         planes = _PlaneRefocuser(refocuser, image, scales, width, zoom, Path(target).parent, progress, strict,
                                  bool(half_width_path), own, check_hot_pixels(hot_pixels))
         planes.refocus_middle_planes()
-        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from, hot_pixels)
+        made = provenance_of(refocuser, source, defocus_um, channels, axes, pixel_um, scale_from, hot_pixels, dtype)
         _write(planes, _with_findings(made, planes, fitted), doubts, target, half_width_path)
         return _outcome(planes, fitted, doubts, channels, pixel_um)
-
-def _fitted_and_doubts(image, pixel_um, size_remarks, own):
-    "Remarks on how a file was made to fit, and doubts about it"
-    rescaled = [r for r in size_remarks if r.code=='rescaled']
-    others = [r for r in size_remarks if r not in rescaled]
-    unsized = [] if pixel_um or image.pixel_um else [UNSIZED]
-    return rescaled+remarks_on_fields(image), unsized+others+input_doubts(image, own)
 
 # %% ../../nbs/55_refocus.files.ipynb #_write
 def _with_findings(made, planes, fitted):
@@ -540,20 +608,31 @@ def _write(planes, made, file_doubts, target, half_width_path):
     with open_image(target) as result:
         copy_image(planes.image, half_width_path, planes._half_widths_of(result), text(half_widths=True))
 
-def _outcome(planes, fitted, file_doubts, channels, pixel_um):
-    "The `Refocused` of a file"
+# %% ../../nbs/55_refocus.files.ipynb #_outcome
+def _reading_of(planes, pixel_um):
+    "How the file was read"
     image = planes.image
-    doubts = planes.all_doubts()
+    names = [image.channels[c] for c,scale in planes.scales.items() if scale]
+    um,by = size_used(planes.refocuser, image, pixel_um)
+    return Reading(image.axes, names, um, by, source_of(image, by), image.factor)
+
+def _all_remarks(planes, fitted, file_doubts, channels, pixel_um):
+    "All that the user should know about the result of a file"
+    image = planes.image
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser)
     remarks += _unnamed_planes(image)+_not_images(image, planes.acquisitions)
     remarks += _overruled(image, pixel_um)
     remarks += _disagreeing(image, pixel_um)
     remarks += planes.remarks_on_defects()
-    remarks += doubts
+    remarks += planes.all_doubts()
     remarks += places_remark(planes.ranges_um())
-    remarks += _constant(image, planes.scales, planes.acquisitions)
-    names = [image.channels[c] for c,scale in planes.scales.items() if scale]
-    um,by = size_used(planes.refocuser, image, pixel_um)
-    reading = Reading(image.axes, names, um, by, source_of(image, by))
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks)
+    return remarks+_constant(image, planes.scales, planes.acquisitions)
+
+def _outcome(planes, fitted, file_doubts, channels, pixel_um):
+    "The `Refocused` of a file"
+    remarks = _all_remarks(planes, fitted, file_doubts, channels, pixel_um)
+    reading = _reading_of(planes, pixel_um)
+    saturated = {c: float(a.saturated) for c,a in planes.acquisitions.items()}
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+planes.all_doubts(),
+                     remarks, planes.plane_facts(), saturated)

@@ -11,6 +11,7 @@ import numpy as np
 from fastcore.basics import noop
 from scipy.ndimage import gaussian_filter
 from ..io.strips import *
+from ..io.planes import Stored
 from ..io.images import to_dtype
 from ..optics.defects import find_defects
 from ..optics.places import WidthMap, blended
@@ -91,14 +92,16 @@ def half_width_in_counts(
     width,   # Width from `place_in_table`, px
     unit,    # Range from `place_in_table`, network units
     zoom=1., # Its pixel size relative to the model's, from `Refocuser.zoom`
-) -> Rows:   # (H,W), counts, in the data type of the plane
+    stored=None, # How half widths are stored, from `Reader.stored`; None: in the data type of the plane
+) -> Rows:   # (H,W), counts, as they are stored
     "Half of the interval of each pixel of a refocused plane"
     plane,at_model = refocuser.in_network_units(rows, scale, zoom)
     half = half_width(refocuser, at_model, width, unit)
     if zoom!=1: half = resized(half, plane.shape)
-    rounded = noop if rows.dtype.kind=='f' else np.ceil
-    def read(a, b): return to_dtype(rounded(half[a:b].clip(0)*scale.range.item()), rows.dtype)
-    return Rows(rows.shape, rows.dtype, read)
+    dtype,factor = stored or Stored(rows.dtype)
+    rounded = noop if dtype.kind=='f' else np.ceil
+    def read(a, b): return to_dtype(rounded(factor*(half[a:b].clip(0)*scale.range.item())), dtype)
+    return Rows(rows.shape, dtype, read)
 
 # %% ../../nbs/54_refocus.intervals.ipynb #refocus_with_interval
 def refocus_with_interval(
