@@ -8,7 +8,6 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
 import itertools, threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -321,8 +320,8 @@ def run_jobs(
         ended(job)
     sized = [(j, is_large(j)) for j in jobs]
     with folders_made(jobs):
-        _in_threads(do, [j for j,large in sized if not large], 2, stop)
-        _in_threads(do, [j for j,large in sized if large], 1, stop)
+        _in_threads(do, [j for j,large in sized if not large], *refocuser.at_once, stop)
+        _in_threads(do, [j for j,large in sized if large], 1, None, stop)
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_run_reporting
 def _run_reporting(job, refocuser, overwrite, progress, stop, options):
@@ -335,9 +334,10 @@ def _run_reporting(job, refocuser, overwrite, progress, stop, options):
     if job.status=='to do': run_job(job, refocuser, overwrite, report, **options)
     if progress: progress(1-sum(shares))
 
-def _in_threads(f, items, threads, stop):
-    "Call a function for each item, `threads` at a time; an interruption also ends the running calls"
-    with ThreadPoolExecutor(threads) as pool:
+def _in_threads(f, items, jobs, threads, stop):
+    "Call a function for each item, `jobs` at a time; an interruption also ends the running calls"
+    from refocus_nbdev.refocus.engine import job_threads
+    with job_threads(jobs, threads) as pool:
         try: list(pool.map(f, items))
         except BaseException:
             stop.set()
