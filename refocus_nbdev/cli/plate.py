@@ -133,7 +133,8 @@ def _way(scheduler, make, refocuser, minutes):
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', many_machines='scheduler field_minutes init shard tables')
+         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict',
+         many_machines='scheduler field_minutes init shard tables', on_servers='source out scheduler')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (also s3:// and the like), else a folder

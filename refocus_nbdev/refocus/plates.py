@@ -19,7 +19,7 @@ from ..io.disk import atomically
 from ..io.planes import ImageError
 from ..io.hcs import *
 from ..io.images import copy_name, open_image
-from ..io.ngff import fields_of, is_zarr
+from ..io.ngff import fields_of, is_zarr, well_of
 from ..io.provenance import is_ours, read_provenance
 from ..io.tables import Url, UsageError, given_path
 from ..io.remote import *
@@ -93,11 +93,11 @@ def _row_path(out, field, target=None):
     name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
     return tables_folder(out)/'rows'/f'{name}.json'
 
-def _field_job(field, out, version):
-    "A job for a field of an OME-Zarr plate"
+def _field_job(field, out, version, is_copy):
+    "A job for a field of an OME-Zarr plate, which is copied from one of the same version, or written anew"
     only = field.files[0].path
     row_path = _row_path(out, field)
-    if _is_of_version(only, version): return FieldJob(only, given_path(out)/field.place, field=field, row_path=row_path)
+    if is_copy: return FieldJob(only, given_path(out)/field.place, field=field, row_path=row_path)
     return FieldJob(replace(field, version=version), given_path(out)/field.path, field=field, row_path=row_path)
 
 def _file_jobs(field, out, found):
@@ -124,6 +124,12 @@ def result_places(
     "The folders on this machine into which results go"
     return [tables_folder(out)] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
+def _is_plate(source):
+    "Is the source an OME-Zarr? Raises `UsageError` for other things on a server"
+    if not isinstance(given_path(source), Url): return is_zarr(source)
+    if is_plate_name(source): return True
+    raise UsageError(f'{source}: from servers, plates are read in OME-Zarr only; copy the files to this machine first')
+
 def plan_plate(
     source, # An OME-Zarr plate; or a folder, a glob, or a list of images
     out,    # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
@@ -132,12 +138,13 @@ def plan_plate(
 ) -> list[FieldJob]: # In the order of the plate
     "The jobs of a plate; raises `UsageError` if names tell no wells, or if source and results are not apart"
     _check_apart(source, out)
-    if _is_zarr(source):
+    if _is_plate(source):
         if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
-        return [_field_job(field, out, version) for field in _zarr_fields(source)]
+        is_copy = version_of(source)==version
+        return [_field_job(field, out, version, is_copy) for field in _zarr_fields(source)]
     found = found or search([source], True, apart=result_places(out))
     fields = _file_fields(source, found)
-    if is_plate_name(out): return [_field_job(field, out, version) for field in fields]
+    if is_plate_name(out): return [_field_job(field, out, version, False) for field in fields]
     if isinstance(given_path(out), Url): raise UsageError(f'{out}: {_NO_FILES_AT}')
     return [job for field in fields for job in _file_jobs(field, out, found)]
 
@@ -340,6 +347,8 @@ def _is_done_at(job, refocuser, options):
 def _take_back(job, local):
     "Note in a job what became of its copy"
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
+    moved = [(o.path, f.path) for o,f in zip(local.field.files, job.field.files)]
+    for here,there in (*moved, (local.target, job.target)): job.note = job.note.replace(str(here), str(there))
 
 def do_field(
     job,       # A `FieldJob`
