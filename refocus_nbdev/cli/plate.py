@@ -18,6 +18,7 @@ from ..io.ngff import is_zarr
 from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError
+from ..refocus.inputs import Found
 from ..refocus.plates import *
 from ..refocus.jobs import preview_job
 
@@ -31,12 +32,21 @@ def _shard_of(text, jobs):
     raise UsageError(f'--shard {text}: write the number of the shard and how many there are, as in 2/8')
 
 # %% ../../nbs/74_cli.plate.ipynb #_planned
-def _planned(source, out, version):
+def _found(source, out):
+    "What the source names; raises `UsageError` if there is nothing, or if an OME-Zarr is a result"
+    if not is_zarr(source): return found_by([source], True, apart=[out, tables_folder(out)])
+    check_originals([Path(source)])
+    return Found({}, {}, [])
+
+def _planned(source, out, version, found):
     "The jobs of the whole plate; raises `UsageError`"
-    found = None if is_zarr(source) else found_by([source], True, apart=[out, tables_folder(out)])
-    check_originals(found.named if found else [Path(source)])
     try: return plan_plate(source, out, version, found)
     except ImageError as e: raise UsageError(e) from e
+
+def _check_originals(jobs, named):
+    "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
+    files = {f.path for j in jobs for f in j.field.files}
+    check_originals(files.intersection(named))
 
 def _fields(jobs): return counted(len({j.field for j in jobs}), 'field')
 
@@ -137,8 +147,10 @@ def plate(
     Example: refocus plate plate refocused --shard 2/8
     """
     check_um('--pixel-um', pixel_um, 'size')
-    every = _planned(source, out, ome_zarr)
+    found = _found(source, out)
+    every = _planned(source, out, ome_zarr, found)
     jobs = _shard_of(shard, every)
+    _check_originals(jobs, found.named)
     load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)

@@ -71,12 +71,14 @@ def _row_path(out, field, target=None):
     name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
     return tables_folder(out)/'rows'/f'{name}.json'
 
+def _copy_job(field, out):
+    "A job for a field of an OME-Zarr plate that is copied with all that lies in it"
+    return FieldJob(field.files[0].path, Path(out)/field.place, field=field, row_path=_row_path(out, field))
+
 def _field_job(field, out, version):
-    "A job for a field of an OME-Zarr plate"
-    only = field.files[0].path
-    row_path = _row_path(out, field)
-    if _is_of_version(only, version): return FieldJob(only, Path(out)/field.place, field=field, row_path=row_path)
-    return FieldJob(replace(field, version=version), Path(out)/field.path, field=field, row_path=row_path)
+    "A job for a field that is written anew into an OME-Zarr plate"
+    source = replace(field, version=version)
+    return FieldJob(source, Path(out)/field.path, field=field, row_path=_row_path(out, field))
 
 def _file_jobs(field, out, found):
     "A job for each file of a field"
@@ -104,7 +106,9 @@ def plan_plate(
     _check_apart(source, out)
     if is_zarr(source):
         if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
-        return [_field_job(field, out, version) for field in _zarr_fields(source)]
+        fields = list(_zarr_fields(source))
+        if version_of(source)==version: return [_copy_job(field, out) for field in fields]
+        return [_field_job(field, out, version) for field in fields]
     found = found or search([source], True, apart=[out, tables_folder(out)])
     fields = _file_fields(source, found)
     if is_plate_name(out): return [_field_job(field, out, version) for field in fields]
