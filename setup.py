@@ -15,6 +15,6 @@ setup(
     author=cfg["author"], author_email=cfg["author_email"], license="Apache-2.0", license_files=["LICENSE"],
     packages=find_packages(include=[name, f'{name}.*']), package_data={name: ["models/*.safetensors"]}, include_package_data=True, zip_safe=False,
     python_requires=">=" + cfg["min_python"], install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "zarr", "czi", "nd2", "lif", "oib", "dv", "plates", "stardist", "cellpose")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "zarr", "czi", "nd2", "lif", "oib", "dv", "plates", "cloud", "cloud-dev", "stardist", "cellpose")},
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{name}={name}._modidx:d"]},
 )

@@ -20,6 +20,7 @@ from .io.images import *
 from .io.tables import *
 from .io.progress import *
 from .io.hcs import *
+from .io.remote import *
 from .optics.psf import *
 from .optics.specimen import *
 from .optics.intensity import *
@@ -36,6 +37,7 @@ from .plates.simulate import *
 from .plates.pairs import *
 from .plates.registration import *
 from .plates.download import *
+from .plates.fields import *
 
 # %% ../nbs/86_all.ipynb #imports-2
 from .learn.data import *
@@ -57,6 +59,7 @@ from .refocus.files import *
 from .refocus.inputs import *
 from .refocus.jobs import *
 from .refocus.contradictions import *
+from .refocus.plates import *
 from .judge.segmenters import *
 from .judge.defocus import *
 from .judge.reblur import *

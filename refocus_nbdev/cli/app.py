@@ -31,7 +31,7 @@ from ..io.planes import ImageError
 from ..io.ngff import is_zarr
 from ..io.provenance import HOT_PIXELS
 from ..io.images import RESULT_DTYPES
-from ..io.tables import UsageError, is_our_table
+from ..io.tables import Url, UsageError, given_path, is_our_table, is_url
 from ..refocus.inputs import Found, left_out_lines, no_images, results_among, search
 
 # %% ../../nbs/72_cli.app.ipynb #app
@@ -116,6 +116,28 @@ def _discard_output():
     "Send the rest of the output nowhere, so that Python does not complain at its end"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+# %% ../../nbs/72_cli.app.ipynb #_check_local
+_BROKEN_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/(?!/)') # As `Path` writes it
+_OTHERWISE = dict(
+    out='write the results here, and copy them to the server afterwards',
+    inputs='copy the files here first; refocus run, score and info read files on servers')
+
+def _address_in(given):
+    "The address that an argument was meant to be; None if it is none"
+    if isinstance(given, str): return str(Url(given)) if is_url(given) else None
+    if not isinstance(given, Path) or given.exists(): return None
+    text = given.as_posix()
+    return _BROKEN_ADDRESS.sub(r'\1://', text) if _BROKEN_ADDRESS.match(text) else None
+
+def _check_local(kwargs, on_servers):
+    "Raise `UsageError` for an address where a command needs a path on this machine"
+    for name in kwargs.keys()-on_servers.split():
+        values = kwargs[name] if isinstance(kwargs[name], list) else [kwargs[name]]
+        address = next(filter(None, map(_address_in, values)), None)
+        option = name if name=='inputs' else f'--{name.replace("_", "-")}'
+        remedy = _OTHERWISE.get(name, 'give a path on this machine')
+        if address: raise UsageError(f'{option} {address}: this has to lie on this machine; {remedy}')
+
 # %% ../../nbs/72_cli.app.ipynb #_guarded
 _LINE = ContextVar('line', default='') # The command line that is running
 
@@ -123,10 +145,11 @@ def command_line() -> str:
     "The command line that is running; empty if Python called the function of a command"
     return _LINE.get()
 
-def _guarded(f, kwargs):
-    "Run a command, and return its exit code"
+def _guarded(f, kwargs, on_servers=''):
+    "Run a command, and return its exit code; `on_servers` names the arguments that may be addresses"
     token = _LINE.set(shlex.join(['refocus', *sys.argv[1:]]))
     try:
+        _check_local(kwargs, on_servers)
         code = f(**kwargs) or 0
         sys.stdout.flush()
         return code
@@ -159,10 +182,10 @@ class _Command(TyperCommand):
         if option: option.rich_help_panel = _REST
         return option
 
-def _callback(f, groups):
+def _callback(f, groups, on_servers):
     "The function that typer calls for a command"
     def callback(**kwargs):
-        with _disk_warnings_printed(): code = _guarded(f, kwargs)
+        with _disk_warnings_printed(): code = _guarded(f, kwargs, on_servers)
         raise typer.Exit(code)
     callback.__signature__ = _signature(f, groups)
     callback.__annotations__ = {name: p.annotation for name,p in callback.__signature__.parameters.items()}
@@ -176,11 +199,12 @@ def _help_text(f):
 # %% ../../nbs/72_cli.app.ipynb #command
 def command(
     epilog='', # Text for the end of the help
+    on_servers='', # Names of the arguments that may be addresses, such as s3://bucket/a.tif
     **groups,  # For each group, such as `where_to`, the names of its options; other options are in the group Advanced
 ):             # Decorator of a function
     "Make a function a `refocus` command, with its parameter comments as help"
     def register(f):
-        app.command(f.__name__, cls=_Command, help=_help_text(f), epilog=epilog)(_callback(f, groups))
+        app.command(f.__name__, cls=_Command, help=_help_text(f), epilog=epilog)(_callback(f, groups, on_servers))
         return f
     return register
 
@@ -318,7 +342,7 @@ def check_found(
 ):
     "Raise `UsageError` if there are no files, or if none of them exists"
     if not files: raise UsageError(no_images(', '.join(map(str, inputs)), deeper))
-    if any(os.path.exists(f) for f in files): return
+    if any(isinstance(f, Url) or os.path.exists(f) for f in files): return
     try: open_image(files[0])
     except ImageError as e: raise UsageError(e) from e
 
@@ -472,7 +496,8 @@ def list_failed(
 # %% ../../nbs/72_cli.app.ipynb #_why_not_replaced
 def _path_key(path):
     "A text that is equal for two names of the same file"
-    return str(Path(path).resolve()).lower()
+    given = given_path(path)
+    return str(given if isinstance(given, Url) else given.resolve()).lower()
 
 def _why_not_replaced(table, overwrite):
     "The reason why a file that exists must stay; None if it may be replaced"
@@ -527,6 +552,7 @@ def write_tables(
 # %% ../../nbs/72_cli.app.ipynb #check_pictures
 def _holds(folder, file):
     "Is a file in a folder, also through a link? Or is the folder in the file, as in an OME-Zarr?"
+    if isinstance(file, Url): return False
     return folder in (file.resolve().parent, file.parent.resolve()) or file.resolve() in (folder, *folder.parents)
 
 def check_pictures(

@@ -28,7 +28,7 @@ def _fetch(planned):
     return int(len(failed)>0)
 
 # %% ../../nbs/82_cli.download.ipynb #download
-@command(what='planes channel wells fields labels', where_to='dest')
+@command(what='planes channel wells fields labels', where_to='dest', on_servers='url')
 def download(
     dataset:Literal['bbbc006','bbbc038'], # bbbc006: a plate in 34 planes; bbbc038: nuclei in focus
     dest:Path|None=None, # Folder for the images; data/bbbc006 or data/bbbc038 if not given

@@ -12,7 +12,8 @@ from ..io.images import IMAGE_SUFFIXES, KINDS_READ, enumerated, open_image, rema
 from ..io.planes import ImageError
 from ..io.provenance import texts_of
 from ..io.vendors import VENDORS
-from ..io.tables import explained
+from ..io.tables import Url, explained
+from ..io.remote import fetched
 from ..refocus.inputs import image_files
 
 # %% ../../nbs/84_cli.info.ipynb #_image_facts
@@ -99,7 +100,7 @@ def _model_facts(path):
 # %% ../../nbs/84_cli.info.ipynb #_print_facts
 def _shipped_model(path):
     "The file of a shipped model, if a path is its name; None for anything else"
-    if path.suffix or path.exists(): return None
+    if isinstance(path, Url) or path.suffix or path.exists(): return None
     from refocus_nbdev.learn.modelfile import model_path, shipped_models
     return model_path(path) if str(path) in shipped_models() else None
 
@@ -121,13 +122,14 @@ def _facts_of(path, axes):
 
 def _print_facts(path, axes):
     "Print the facts about a file; returns whether all of it can be opened"
-    facts = _facts_of(path, axes)
+    with fetched(path) as copy: facts = _facts_of(copy, axes)
     width = max(len(name) for name,_ in facts)
-    print(path, *(f'  {name:{width}}  {value}' for name,value in facts), sep='\n')
+    lines = [f'  {name:{width}}  {value}'.replace(str(copy), str(path)) for name,value in facts]
+    print(path, *lines, sep='\n')
     return 'damaged' not in dict(facts)
 
 # %% ../../nbs/84_cli.info.ipynb #info
-@command(what='axes')
+@command(what='axes', on_servers='inputs')
 def info(
     inputs:list[str], # Files, folders or globs; also models, and tables (CSV) that another refocus command has written
     axes:str='', # Axes, such as CYX, if the files give wrong ones

@@ -6,7 +6,7 @@
 __all__ = ['plate']
 
 # %% ../../nbs/74_cli.plate.ipynb #imports
-import sys, time
+import os, time
 from collections import Counter
 from functools import cache, partial
 from json import dumps
@@ -18,6 +18,7 @@ from ..io.ngff import is_zarr
 from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError
+from ..plates.cluster import check_dask, local_workers
 from ..refocus.inputs import Found
 from ..refocus.plates import *
 from ..refocus.jobs import preview_job
@@ -47,8 +48,6 @@ def _check_originals(jobs, named):
     "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
     files = {f.path for j in jobs for f in j.field.files}
     check_originals(files.intersection(named))
-
-def _fields(jobs): return counted(len({j.field for j in jobs}), 'field')
 
 def _facts(j):
     "Facts about a field, for programs"
@@ -89,7 +88,7 @@ def _sheets(rows):
         pages = contact_sheets(typical_fields(rows, channel))
         for number,page in enumerate(pages, 1): yield f'fields_channel{i}_page{number}', page
 
-def _write_all(jobs, out):
+def _write_all(jobs, out, json):
     "Write the tables and pictures of a plate, and say where they are"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheet
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
@@ -98,23 +97,47 @@ def _write_all(jobs, out):
     _,note = write_tables(folder, tables)
     for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
     for name,page in _sheets(rows): save_sheet(page, folder/f'{name}.png')
+    if json: return
     if note: print(note)
     print(f'tables and pictures are in {folder}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_run
-def _refocus(jobs, total, refocuser, out, options):
-    "Refocus fields, and report"
+def _print_json(jobs, total, out, seconds):
+    "Print what became of the fields, for programs"
+    pixels = sum(j.pixels for j in jobs)
+    fields = list(map(_facts, jobs))
+    print(dumps(dict(fields=fields, of=total, results=str(out), pixels=pixels, seconds=round(seconds, 3))))
+
+def _print_ready(jobs, out):
+    fields = {j.field for j in jobs}
+    print(f'{out}: ready for {counted(len(fields), "field")}')
+
+def _refocus(jobs, total, do, out, json, options):
+    "Refocus fields with the function `do`, and report"
     from refocus_nbdev.judge.plate_tables import field_rows
     measure = partial(field_rows, channels=options['channels'])
     start = time.perf_counter()
     with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
-        run_fields(jobs, refocuser, measure, meter.advance, **options)
-    _print_summary(jobs, total, out, time.perf_counter()-start)
+        do(jobs, measure=measure, progress=meter.advance, **options)
+    report = _print_json if json else _print_summary
+    report(jobs, total, out, time.perf_counter()-start)
     return int(any(j.status=='failed' for j in jobs))
+
+# %% ../../nbs/74_cli.plate.ipynb #full-paths
+def _for_workers(scheduler, path):
+    "A path that means the same to every worker"
+    if not scheduler or local_workers(scheduler) or '://' in path: return path
+    return os.path.abspath(path)
+
+def _way(scheduler, make, refocuser, minutes):
+    "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
+    if not scheduler: return partial(run_fields, refocuser=refocuser)
+    limit = 60*minutes if minutes else None
+    return partial(run_on_cluster, scheduler=scheduler, load=make, sha256=refocuser.sha256, timeout_s=limit)
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', many_machines='init shard tables')
+         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', many_machines='scheduler field_minutes init shard tables')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:Path, # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
@@ -131,6 +154,8 @@ def plate(
     axes:str='', # Axes of each file, such as CYX, if the files give wrong ones
     overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning
+    scheduler:str='', # Do the fields on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
+    field_minutes:float=0, # With --scheduler, time limit for a field, minutes; none if 0
     init:bool=False, # Only write what all fields share; then several machines can start
     shard:str='', # Do only a share of the fields, such as 2/8 for the second of eight shards
     tables:bool=False, # Only make the tables and pictures, from the fields that are done
@@ -145,19 +170,24 @@ def plate(
     Example: refocus plate screen.ome.zarr refocused.ome.zarr
     Example: refocus plate "plate/*.tif" refocused.ome.zarr
     Example: refocus plate plate refocused --shard 2/8
+    Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
+    if scheduler: check_dask(scheduler)
+    source,target = (_for_workers(scheduler, path) for path in (source, str(out)))
+    if Path(model).is_file(): model = _for_workers(scheduler, model)
+    out,make = Path(target),partial(load_refocuser, model, device, blur_per_um, tile, turns)
+    load = cache(make)
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
+    options |= reading_options(channel, axes, pixel_um)
     found = _found(source, out)
     every = _planned(source, out, ome_zarr, found)
     jobs = _shard_of(shard, every)
     _check_originals(jobs, found.named)
-    load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
-    options |= reading_options(channel, axes, pixel_um)
     if dry_run: return _preview(jobs, load, json, options)
-    if tables: return _write_all(every, out)
+    if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)
-    if init: return print(f'{out}: ready for {_fields(every)}')
-    code = _refocus(jobs, len(every), load(), out, options)
-    if not shard: _write_all(every, out)
+    if init: return _print_ready(every, out)
+    code = _refocus(jobs, len(every), _way(scheduler, make, load(), field_minutes), out, json, options)
+    if not shard: _write_all(every, out, json)
     return code

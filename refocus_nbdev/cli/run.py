@@ -192,6 +192,7 @@ def _preview(jobs, load, json, options):
     else: print(*map(_preview_line, jobs), sep='\n')
     return int(not _all_went_well(jobs))
 
+# %% ../../nbs/73_cli.run.ipynb #_words_of_zarrs
 def _words_of_zarrs(refocuser, options):
     "What is said of a Zarr as a whole; each of its fields says more"
     from refocus_nbdev.refocus.files import provenance_of
@@ -218,10 +219,10 @@ def _scale_option(load, path, axes):
     return dict(scale_from=shared_scale(load(), path, axes))
 
 # %% ../../nbs/73_cli.run.ipynb #run
-@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite',
+@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite', on_servers='inputs',
          how='model device blur_per_um scale_from hot_pixels dtype turns tile', trust='strict uncertainty')
 def run(
-    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
+    inputs:list[str], # Files, folders, globs such as plate/*.tif, URLs; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card

@@ -16,6 +16,7 @@ from ..io.planes import ImageError
 from ..io.progress import tracked
 from ..io.provenance import UNSIZED, is_doubtful
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
+from ..io.remote import fetched
 from ..refocus.inputs import listed_wells, results_among
 from ..refocus.jobs import of_each
 
@@ -45,7 +46,7 @@ _NO_FOCUS = ('no stack has a plane near focus and five planes that show more tha
 
 def _is_stack(path, axes):
     try:
-        with open_image(path, axes or None) as image: return 'Z' in image.axes
+        with fetched(path) as copy, open_image(copy, axes or None) as image: return 'Z' in image.axes
     except ImageError: return False
 
 def _distances_in_stacks(planes, step_um):
@@ -113,28 +114,7 @@ def _read_scores(path):
     rows = read_csv(path, dtype=as_text, na_values=empty, keep_default_na=False)
     return {name: of_file for name,of_file in rows.groupby('file', sort=False)}
 
-def _holds_rows(path): return path.exists() and path.stat().st_size>2
-
-def _is_same(rows, file, fingerprint):
-    "Would this run make the same rows of a file?"
-    marks = {mark.removesuffix(_INCOMPLETE) for mark in rows.get('fingerprint', [''])}
-    return file is not None and marks=={fingerprint(file)} and marks!={''}
-
-def _scored_before(paths, files, fingerprint):
-    "The tables of the files that an earlier run has scored; raises `UsageError` for rows that this run would not make"
-    if not all(map(_holds_rows, paths)):
-        check_replaced(paths, [], False)
-        return {}
-    by_name = {str(f): f for f in files}
-    tables = list(map(_read_scores, paths))
-    planes,tiles = tables[0],tables[-1]
-    for name,rows in planes.items():
-        if not _is_same(rows, by_name.get(name), fingerprint): raise UsageError(f'{paths[0]}: {_OTHER_ROWS}')
-    if not tiles.keys() <= planes.keys(): raise UsageError(f'{paths[-1]}: {_OTHER_ROWS}')
-    complete = {name: rows for name,rows in planes.items() if not rows.fingerprint.iloc[0].endswith(_INCOMPLETE)}
-    return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in complete.items()}
-
-# %% ../../nbs/78_cli.score.ipynb #_score
+# %% ../../nbs/78_cli.score.ipynb #_scored
 def _files(inputs, recursive):
     "The files that the user gave; raises `UsageError` if there are none"
     found = found_by(inputs, recursive, not recursive)
@@ -151,12 +131,37 @@ def _scored(file, refocuser, missing, reading):
     "The tables of a file; adds a sentence on each field that cannot be read to `missing`"
     from refocus_nbdev.judge.defocus import score_file
     left_out = []
-    planes,tiles = score_file(refocuser, file, on_left_out=left_out.append, **reading)
-    missing += left_out
-    doubtful = planes.codes.map(is_doubtful)
-    fingerprint = _fingerprint(file, refocuser, reading)+(_INCOMPLETE if left_out else '')
-    return planes.assign(doubtful=doubtful, fingerprint=fingerprint), tiles
+    with fetched(file) as copy:
+        planes,tiles = score_file(refocuser, copy, on_left_out=left_out.append, **reading)
+        fingerprint = _fingerprint(copy, refocuser, reading)+(_INCOMPLETE if left_out else '')
+    missing += [text.replace(str(copy), str(file)) for text in left_out]
+    planes,tiles = (t.assign(file=str(file)) if len(t) else t for t in (planes, tiles))
+    return planes.assign(doubtful=planes.codes.map(is_doubtful), fingerprint=fingerprint), tiles
 
+# %% ../../nbs/78_cli.score.ipynb #_holds_rows
+def _holds_rows(path): return path.exists() and path.stat().st_size>2
+
+def _is_same(rows, file, fingerprint):
+    "Would this run make the same rows of a file?"
+    if file is None: return False
+    marks = {mark.removesuffix(_INCOMPLETE) for mark in rows.get('fingerprint', [''])}
+    with fetched(file) as copy: return marks=={fingerprint(copy)} and marks!={''}
+
+def _scored_before(paths, files, fingerprint):
+    "The tables of the files that an earlier run has scored; raises `UsageError` for rows that this run would not make"
+    if not all(map(_holds_rows, paths)):
+        check_replaced(paths, [], False)
+        return {}
+    by_name = {str(f): f for f in files}
+    tables = list(map(_read_scores, paths))
+    planes,tiles = tables[0],tables[-1]
+    for name,rows in planes.items():
+        if not _is_same(rows, by_name.get(name), fingerprint): raise UsageError(f'{paths[0]}: {_OTHER_ROWS}')
+    if not tiles.keys() <= planes.keys(): raise UsageError(f'{paths[-1]}: {_OTHER_ROWS}')
+    complete = {name: rows for name,rows in planes.items() if not rows.fingerprint.iloc[0].endswith(_INCOMPLETE)}
+    return {by_name[name]: (rows, tiles.get(name, rows[:0])) for name,rows in complete.items()}
+
+# %% ../../nbs/78_cli.score.ipynb #_score
 def _save(paths, earlier, done):
     "Write what is scored when somebody presses Ctrl-C, and say so; an earlier table that was to be replaced stays"
     if paths[0].exists() and not earlier: return f'{paths[0]} is as it was before: run it again'
@@ -164,6 +169,7 @@ def _save(paths, earlier, done):
     write_tables(paths, list(done.values()))
     return f'{paths[0]} has the scores of {counted(len(done), "file")}: run it again to go on'
 
+# %% ../../nbs/78_cli.score.ipynb #_all_scored
 def _all_scored(files, earlier, paths, score_one):
     "Tables of all files, of which some are scored already; and messages about files that failed"
     done = dict(earlier)
@@ -192,9 +198,9 @@ def _score(files, earlier, paths, pictures, listed, refocuser, known, reading):
 
 # %% ../../nbs/78_cli.score.ipynb #score
 @command(what='defocus_um step_um pixel_um channel axes recursive', where_to='out tiles pictures overwrite',
-         how='model device blur_per_um')
+         how='model device blur_per_um', on_servers='inputs')
 def score(
-    inputs:list[str], # Files, folders, globs such as plate/*.tif; or a CSV file: column file, or CellProfiler's
+    inputs:list[str], # Files, folders, globs such as plate/*.tif, URLs; or a CSV file: column file, or CellProfiler's
     out:Path=Path('scores.csv'), # Table with a row for each plane
     tiles:Path|None=None, # Table with a row for each tile of 256 px
     pictures:Path|None=None, # Folder for a map of each image, and of the plate if names or a list tell its wells

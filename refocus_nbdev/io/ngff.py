@@ -485,7 +485,7 @@ def _copy_levels(self:ZarrReader, levels, plane):
     "Write a plane that stays into all levels of its image, as a copy stores it"
     for old,level in zip(_levels(self.images[plane.series]), levels):
         smaller = Plane(plane.series, plane.index, plane.where, old.shape[-2:], (old, _place_in(old, plane)))
-        _write_rows(level, _place_in(level, plane), self.in_copy(self.rows(smaller)))
+        write_rows(level, _place_in(level, plane), self.in_copy(self.rows(smaller)))
 
 # %% ../../nbs/07_io.ngff.ipynb #ZarrReader-copy
 @patch

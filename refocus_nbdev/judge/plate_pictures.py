@@ -20,15 +20,16 @@ from ..io.strips import *
 from ..io.planes import ImageError
 from ..io.provenance import is_doubtful
 from ..io.images import *
-from ..plates.names import well_name, well_place
+from ..plates.names import well_place
 from .defocus import *
 from .plate_tables import *
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #wells_drawn
 def _numbers(wells, column):
     "A column of a table of wells as numbers by well, for those wells that have a place on a plate"
-    named = zip(wells.Metadata_Well, wells[column])
-    return {well: np.nan if pd.isna(value) else float(value) for well,value in named if well_place(well)}
+    numbers = wells[column].astype(float)
+    named = zip(wells.Metadata_Well, numbers)
+    return {well: number for well,number in named if well_place(well)}
 
 def _not_refocused(wells):
     "The names of wells of which no field is refocused"
@@ -43,8 +44,8 @@ def _end_of_scale(um):
 # %% ../../nbs/71_judge.plate_pictures.ipynb #draw_plate_maps
 def _in_words(wells):
     "How many wells and fields a table is about"
-    fields,done,failed = wells.fields.sum(), wells.done.sum(), wells.failed.sum()
-    return f'{len(wells)} wells; {done} of {fields} fields refocused, {failed} failed'
+    sums = wells[['fields','done','failed']].sum()
+    return f'{len(wells)} wells; {sums.done} of {sums.fields} fields refocused, {sums.failed} failed'
 
 def draw_plate_maps(
     wells:pd.DataFrame, # From `well_table`, of one channel of one plate
@@ -67,7 +68,12 @@ def draw_plate_maps(
 # %% ../../nbs/71_judge.plate_pictures.ipynb #plate_maps
 def _file_name(*parts):
     "A name for a file: parts that are not empty, without characters that some disks refuse"
-    return '_'.join(re.sub(r'[^\w.+-]+', '_', str(part)).strip('_') for part in parts if not pd.isna(part))
+    names = []
+    for part in parts:
+        if pd.isna(part): continue
+        name = re.sub(r'[^\w.+-]+', '_', part)
+        names.append(name.strip('_'))
+    return '_'.join(names)
 
 def plate_maps(
     rows, # See `rows_in_order`
@@ -116,7 +122,9 @@ class BeforeAfter(NamedTuple):
 
 def _plane_at(image, at):
     "The plane of a row in an open image"
-    return next(p for p in image.planes if (p.series,p.index)==(at['series'],at['index']))
+    for plane in image.planes:
+        if plane.series==at['series'] and plane.index==at['index']: return plane
+    raise ImageError(f'{image.path}: holds other planes than when it was refocused; refocus it again')
 
 def _cuts(rows, key, folder, lefts, axes=None):
     "Thumbnails by the numbers of rows, from the files `source` or `target`, and their first columns"
@@ -128,7 +136,7 @@ def _cuts(rows, key, folder, lefts, axes=None):
                 for i in own:
                     plane = image.rows(_plane_at(image, rows[i]['at']))
                     found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), lefts.get(i))
-        except (ImageError, OSError, StopIteration): continue
+        except (ImageError, OSError): continue
     return found
 
 def _pixel_um(image):
@@ -152,7 +160,8 @@ def read_pairs(
 # %% ../../nbs/71_judge.plate_pictures.ipynb #choose
 def _shown(rows, channel):
     "The rows of a channel that have a result, in order"
-    return [r for r in rows_in_order(rows) if r.get('channel')==channel and r['status']!='failed']
+    own = [r for r in rows if r.get('channel')==channel]
+    return rows_in_order(r for r in own if r['status']!='failed')
 
 def _um(row): return -1. if row['defocus_um'] is None else row['defocus_um']
 
@@ -161,9 +170,12 @@ def typical_fields(
     channel, # Name of the channel
 ) -> list[dict]: # Rows, in order
     "One field of each well: that with the median distance from focus"
-    wells = groupby(_shown(rows, channel), lambda r: (r['plate'], r['well']))
-    by_well = [sorted(own, key=_um) for _,own in wells]
-    return [own[len(own)//2] for own in by_well]
+    def well(r): return r['plate'],r['well']
+    typical = []
+    for _,own in groupby(_shown(rows, channel), well):
+        by_distance = sorted(own, key=_um)
+        typical.append(by_distance[len(by_distance)//2])
+    return typical
 
 def worst_fields(
     rows,    # See `rows_in_order`
@@ -171,7 +183,8 @@ def worst_fields(
     most=96, # The number of fields
 ) -> list[dict]: # Rows, the worst first
     "The fields that were farthest out of focus"
-    return sorted(_shown(rows, channel), key=_um, reverse=True)[:most]
+    by_distance = sorted(_shown(rows, channel), key=_um, reverse=True)
+    return by_distance[:most]
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #greys_of
 def greys_of(
@@ -205,9 +218,11 @@ _LINE = 22   # Height of a line of text, px
 
 def _place(i):
     "Top and left of the i-th pair on a page, px"
-    width,height = 2*_SIDE_PX+_GAP+_MARGIN, _SIDE_PX+_LINE+_MARGIN//2
+    width = 2*_SIDE_PX+_GAP+_MARGIN
+    height = _SIDE_PX+_LINE+_MARGIN//2
     row,column = divmod(i, _ACROSS)
-    return 2*_LINE+row*height, _MARGIN+column*width
+    top = 2*_LINE+row*height
+    return top, _MARGIN+column*width
 
 def _page(pairs, greys):
     "The picture of a page without text"
@@ -221,6 +236,7 @@ def _page(pairs, greys):
             left += _SIDE_PX+_GAP
     return page
 
+# %% ../../nbs/71_judge.plate_pictures.ipynb #draw_sheet-def
 def draw_sheet(
     pairs, # `BeforeAfter`s, up to 96
     title, # Stands above
@@ -239,6 +255,14 @@ def draw_sheet(
     return page
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #contact_sheets
+def _named(pairs):
+    "The plates and channels of some fields, in words"
+    words = []
+    for name in ('plate','channel'):
+        found = dict.fromkeys(p.row[name] for p in pairs)
+        words.append(f'{name} {enumerated([*found])}')
+    return ', '.join(words)
+
 def contact_sheets(
     rows,      # Rows to show, from `typical_fields` or `worst_fields`
     folder='', # Folder from which relative sources and targets count
@@ -248,11 +272,10 @@ def contact_sheets(
     pairs = read_pairs(rows, folder, axes)
     greys = greys_of(pairs)
     pages = [pairs[i:i+_ACROSS*_DOWN] for i in range(0, len(pairs), _ACROSS*_DOWN)]
+    black,white = (f'{counts:.4g}' for counts in greys)
     for number,page in enumerate(pages, 1):
-        plates,channels = (enumerated([*dict.fromkeys(p.row[name] for p in page)]) for name in ('plate','channel'))
-        black,white = (f'{counts:.4g}' for counts in greys)
-        title = (f'Plate {plates}, channel {channels}: before (left) and after refocusing (right), with the distance '
-                 f'from focus before; greys from {black} to {white} counts; page {number} of {len(pages)}')
+        title = (f'{_named(page)}: before (left) and after refocusing (right), with the distance from focus before; '
+                 f'greys from {black} to {white} counts; page {number} of {len(pages)}')
         yield draw_sheet(page, title, greys)
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #save_sheet

@@ -93,8 +93,8 @@ def _light(rows, after=''):
 def _of_file(refocused):
     "Doubts about a file as a whole, and that a channel is constant"
     of_planes = {d.code for p in refocused.planes for d in p.doubts}
-    doubts = [d for d in refocused.doubts if d.code not in of_planes|{'saturated'}]
-    return doubts
+    others = of_planes|{'saturated'}
+    return [d for d in refocused.doubts if d.code not in others]
 
 def _remarks(refocused, channel, facts):
     "Doubts about a channel, and whether its distance differs by place"
@@ -107,9 +107,13 @@ def _key(plane): return plane.series,plane.index
 
 def _places(planes):
     "Where planes are in a file: number of the series and in it, of time point and plane"
-    axes = dict(t='T', z='Z')
-    return [dict(series=p.series, index=p.index, **{a: p.where[A] for a,A in axes.items() if A in p.where})
-            for p in planes]
+    places = []
+    for p in planes:
+        place = dict(series=p.series, index=p.index)
+        for axis in 'TZ':
+            if axis in p.where: place[axis.lower()] = p.where[axis]
+        places.append(place)
+    return places
 
 def _measured(before, after, diameter):
     "Light, sharpness and number of nuclei (unless `diameter` is None) of a plane, before and after"
@@ -133,7 +137,17 @@ def _plane_of(planes, facts):
 
 def _same(planes, plane):
     "That of some planes which is at the same place in its file as another"
-    return next(p for p in planes if _key(p)==_key(plane))
+    by_key = {_key(p): p for p in planes}
+    return by_key[_key(plane)]
+
+def _of_channel(image, channel):
+    "The planes of a channel, of a file or of a `Refocused`"
+    return [p for p in image.planes if p.channel==channel]
+
+def _place_of(plane, written):
+    "Where the plane of a row is, and all planes of its channel in the result"
+    at, = _places([plane])
+    return dict(at=at, planes=_places(written), t=at.get('t'), z=at.get('z'))
 
 def _mean_half_width(half_widths, plane):
     "Mean half width of the intervals of a plane, counts"
@@ -142,19 +156,19 @@ def _mean_half_width(half_widths, plane):
 
 def _row(refocuser, image, result, refocused, half_widths, channel, diameter):
     "The row of a channel, without its name"
-    own = [p for p in refocused.planes if p.channel==channel]
+    own = _of_channel(refocused, channel)
     facts = typical_plane(own) if own else None
-    plane = _plane_of([p for p in image.planes if p.channel==channel], facts)
-    written = [p for p in result.planes if p.channel==channel]
-    at, = _places([plane])
+    plane = _plane_of(_of_channel(image, channel), facts)
     remarks = _remarks(refocused, channel, facts)
-    if 'stain' in {r.code for r in remarks}: diameter = None
+    codes = [r.code for r in remarks]
+    row = _place_of(plane, _of_channel(result, channel))
+    row |= _focus(refocuser, facts)
+    row['saturated'] = refocused.saturated.get(channel)
     before = mended(image.rows(plane), facts and facts.defects)
-    after = result.rows(_same(written, plane))
-    row = dict(at=at, planes=_places(written), t=at.get('t'), z=at.get('z'), **_focus(refocuser, facts))
-    row |= dict(saturated=refocused.saturated.get(channel), **_measured(held(before), held(after), diameter))
+    after = result.rows(_same(result.planes, plane))
+    row |= _measured(held(before), held(after), None if 'stain' in codes else diameter)
     row['half_width'] = half_widths and _mean_half_width(half_widths, plane)
-    return row|dict(doubts=texts_of(remarks), codes=[r.code for r in remarks])
+    return row|dict(doubts=texts_of(remarks), codes=codes)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_rows
 def field_rows(
@@ -174,7 +188,7 @@ def field_rows(
     diameter = nucleus_px(nucleus_um, refocused.reading.pixel_um)
     rows = []
     for c in sorted(chosen_channels(image, channels)):
-        if c not in {p.channel for p in image.planes}: continue
+        if not _of_channel(image, c): continue
         row = _row(refocuser, image, result, refocused, half_widths, c, diameter if c in with_nuclei else None)
         rows.append(dict(channel=names[c], number=c)|{k: _plain(v) for k,v in row.items()})
     return rows
@@ -184,7 +198,9 @@ _KEYS = dict(plate='Metadata_Plate', well='Metadata_Well', field='Metadata_Site'
 
 def _by_number(text):
     "Key for sorting names: numbers in them count as numbers"
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r'(\d+)', text)]
+    def key(part): return (1, int(part), part) if part.isdigit() else (0, 0, part)
+    parts = re.split(r'(\d+)', text)
+    return [key(part) for part in parts]
 
 def _well(name):
     "A well such as A01; any other name as it is"
@@ -201,7 +217,8 @@ def rows_in_order(
     rows, # From `field_rows`, with plate, well, field, status, note, source and target
 ) -> list[dict]: # Rows with wells such as A01
     "The rows of one or more plates, by plate, well and field"
-    named = [dict(r, well=_well(r['well']), field=str(r['field'])) for r in rows]
+    named = []
+    for r in rows: named.append(dict(r, well=_well(r['well']), field=str(r['field'])))
     return sorted(named, key=_order)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_table
@@ -239,30 +256,41 @@ def field_table(
 def _reasons(rows):
     "The reasons to doubt of some rows, the most frequent first, each with the number of rows"
     counts = Counter()
-    for r in rows: counts.update(text for text,code in zip(r['doubts'], r['codes']) if is_doubtful([code]))
-    return '; '.join(f'{text} ({n} of {len(rows)} fields)' for text,n in counts.most_common())
-
-def _known(rows, name): return [r[name] for r in rows if r.get(name) is not None]
+    for r in rows:
+        for text,code in zip(r['doubts'], r['codes']):
+            if is_doubtful([code]): counts[text] += 1
+    reasons = []
+    for text,n in counts.most_common(): reasons.append(f'{text} ({n} of {len(rows)} fields)')
+    return '; '.join(reasons)
 
 def _over(f, rows, name):
     "A function of the known values of some rows; None if there are none"
-    known = _known(rows, name)
+    values = [r.get(name) for r in rows]
+    known = [v for v in values if v is not None]
     return f(known) if known else None
 
 def _sums(rows):
     "The sums of the rows of a channel in a well, all done"
-    row = dict(median_um=_over(np.median, rows, 'defocus_um'), worst_um=_over(max, rows, 'defocus_um'))
-    row |= dict(in_focus=_over(sum, rows, 'in_focus'), saturated=_over(max, rows, 'saturated'))
+    row = {}
+    for name in ('in_focus','nuclei','nuclei_after'): row[name] = _over(sum, rows, name)
     for name in ('mean','mean_after'): row[name] = _over(np.mean, rows, name)
-    for name in ('nuclei','nuclei_after'): row[name] = _over(sum, rows, name)
-    return row|dict(doubtful=np.mean([is_doubtful(r['codes']) for r in rows]), doubts=_reasons(rows))
+    row['median_um'] = _over(np.median, rows, 'defocus_um')
+    row['worst_um'] = _over(max, rows, 'defocus_um')
+    row['saturated'] = _over(max, rows, 'saturated')
+    doubtful = [is_doubtful(r['codes']) for r in rows]
+    row['doubtful'] = np.mean(doubtful)
+    row['doubts'] = _reasons(rows)
+    return row
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #well_table
 def channels_in(
     rows, # See `rows_in_order`
 ) -> list: # Names, in the order of their first rows
     "The channels of a plate"
-    return list(dict.fromkeys(r['channel'] for r in rows if 'channel' in r))
+    names = {}
+    for r in rows:
+        if 'channel' in r: names[r['channel']] = True
+    return list(names)
 
 def _status(rows):
     "The numbers of fields, and of those that are done, that failed, and that nobody has tried"
@@ -277,7 +305,9 @@ def _of_wells(rows, channels):
         where = dict(Metadata_Plate=plate, Metadata_Well=well)
         for channel in channels:
             own = [r for r in group if channel is not None and r.get('channel')==channel]
-            yield where|dict(channel=channel, **_status(group))|(_sums(own) if own else {})
+            row = dict(where, channel=channel, **_status(group))
+            if own: row |= _sums(own)
+            yield row
 
 def well_table(
     rows, # See `rows_in_order`
@@ -289,21 +319,23 @@ def well_table(
 # %% ../../nbs/70_judge.plate_tables.ipynb #names_in_list
 def _name_in_list(channel):
     "A name of a channel that CellProfiler allows: letters, digits and underscores; no digit comes first"
-    name = re.sub(r'\W+', '_', channel, flags=re.A).strip('_') or 'Channel'
+    name = re.sub(r'\W+', '_', channel, flags=re.A)
+    name = name.strip('_') or 'Channel'
     return f'Channel{name}' if name[0].isdigit() else name
 
 def _names_in_list(channels):
     "A name for each channel, different from the others"
     names = [_name_in_list(c) for c in channels]
     lower = [n.lower() for n in names]
-    unique = [n if lower.count(n.lower())==1 else f'{n}_{i}' for i,n in enumerate(names, 1)]
-    return dict(zip(channels, unique))
+    for i,name in enumerate(lower):
+        if lower.count(name)>1: names[i] += f'_{i+1}'
+    return dict(zip(channels, names))
 
 def _folder_and_name(target, folder):
     "The folder of an image, seen from the folder of the list if it lies there, and its name"
-    path = Path(os.path.abspath(Path(folder)/target))
-    around = path.parent
+    path = Path(folder).absolute()/target
     here = Path(os.path.abspath(folder))
+    around = Path(os.path.abspath(path.parent))
     if around.is_relative_to(here): around = around.relative_to(here)
     return around.as_posix(), path.name
 
@@ -312,8 +344,10 @@ def _when(place): return place.get('t'), place.get('z')
 
 def _at(row, when):
     "The plane of a channel at a time and a depth, or its only plane; None if it has none there"
-    if len(row['planes'])==1: return row['planes'][0]
-    return next((p for p in row['planes'] if _when(p)==when), None)
+    planes = row['planes']
+    if len(planes)==1: return planes[0]
+    by_time = {_when(p): p for p in planes}
+    return by_time.get(when)
 
 def _times(rows):
     "All times and depths at which the channels of a field have planes"
@@ -322,21 +356,22 @@ def _times(rows):
 
 def _quality(row, name):
     "The columns of a channel that CellProfiler copies into its results"
-    def number(value): return np.nan if value is None else float(value)
-    return {f'Refocus_FocusScore_{name}': number(row['focus_score']),
-            f'Refocus_DefocusUm_{name}': number(row['defocus_um']),
-            f'Refocus_InFocus_{name}': number(row['in_focus']),
-            f'Refocus_Doubtful_{name}': number(is_doubtful(row['codes']))}
+    columns = dict(FocusScore='focus_score', DefocusUm='defocus_um', InFocus='in_focus')
+    cells = {}
+    for column,key in columns.items():
+        value = row[key]
+        cells[f'Refocus_{column}_{name}'] = np.nan if value is None else float(value)
+    doubtful = is_doubtful(row['codes'])
+    return cells|{f'Refocus_Doubtful_{name}': float(doubtful)}
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #load_data
 def _cells_of_plane(row, place, name, folder):
     "The columns of a channel for one of its planes"
     around,file = _folder_and_name(row['target'], folder)
-    cells = {f'Image_FileName_{name}': file, f'Image_PathName_{name}': around,
-             f'Series_{name}': place['series'], f'Frame_{name}': place['index']}
-    is_in_zarr = any(part.lower().endswith('.zarr') for part in Path(row['target']).parts)
-    if not is_in_zarr: return cells
-    return cells|{f'C_{name}': row['number'], f'Z_{name}': place.get('z', 0), f'T_{name}': place.get('t', 0)}
+    cells = dict(Image_FileName=file, Image_PathName=around, Series=place['series'], Frame=place['index'])
+    if '.zarr' in row['target'].lower():
+        cells |= dict(C=row['number'], Z=place.get('z', 0), T=place.get('t', 0))
+    return {f'{kind}_{name}': value for kind,value in cells.items()}
 
 def _rows_of_field(rows, names, folder):
     "The rows of a field: one for each plane"
@@ -354,8 +389,11 @@ def _rows_of_field(rows, names, folder):
 def _without_empty(table):
     "A list without columns that say nothing: the plane of files that hold one, and times where there are none"
     numbers = [c for c in table if c.startswith(('Series_','Frame_'))]
-    if not table[numbers].to_numpy().any(): table = table.drop(columns=numbers)
-    return table.drop(columns=[c for c in ('Metadata_T','Metadata_Z') if c in table and table[c].isna().all()])
+    is_needed = table[numbers].to_numpy().any()
+    if not is_needed: table = table.drop(columns=numbers)
+    times = table.columns.intersection(['Metadata_T','Metadata_Z'])
+    empty = [c for c in times if table[c].isna().all()]
+    return table.drop(columns=empty)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #load_data-def
 def load_data(
@@ -375,8 +413,9 @@ def load_data(
 # %% ../../nbs/70_judge.plate_tables.ipynb #write_tables
 def _is_ours(path):
     "Did this package write a CSV file? It may be a list from `load_data`"
-    columns = pd.read_csv(path, nrows=0).columns if is_load_data(path) else ()
-    return any(c.startswith('Refocus_') for c in columns) or is_our_table(path)
+    if not is_load_data(path): return is_our_table(path)
+    columns = pd.read_csv(path, nrows=0).columns
+    return any(c.startswith('Refocus_') for c in columns)
 
 def _write_csv(path, table):
     "Write a table as CSV; raises `UsageError` if another file has its name"

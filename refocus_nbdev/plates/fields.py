@@ -6,7 +6,7 @@
 __all__ = ['well_path', 'FieldFile', 'PlateField', 'fields_among', 'FieldReader']
 
 # %% ../../nbs/36_plates.fields.ipynb #imports
-import hashlib, math, re
+import hashlib, re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..io.planes import *
 from ..io.hcs import *
 from ..io.images import *
 from ..io.provenance import is_ours
-from ..io.tables import UsageError, listed_images
+from ..io.tables import UsageError
 from .names import *
 
 # %% ../../nbs/36_plates.fields.ipynb #well_path

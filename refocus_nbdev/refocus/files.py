@@ -616,20 +616,23 @@ def _reading_of(planes, pixel_um):
     um,by = size_used(planes.refocuser, image, pixel_um)
     return Reading(image.axes, names, um, by, source_of(image, by), image.factor)
 
-def _outcome(planes, fitted, file_doubts, channels, pixel_um):
-    "The `Refocused` of a file"
+def _all_remarks(planes, fitted, file_doubts, channels, pixel_um):
+    "All that the user should know about the result of a file"
     image = planes.image
-    doubts = planes.all_doubts()
     remarks = fitted+[d for d in file_doubts if d!=UNSIZED]
     remarks += _one_model(image, channels, planes.refocuser)
     remarks += _unnamed_planes(image)+_not_images(image, planes.acquisitions)
     remarks += _overruled(image, pixel_um)
     remarks += _disagreeing(image, pixel_um)
     remarks += planes.remarks_on_defects()
-    remarks += doubts
+    remarks += planes.all_doubts()
     remarks += places_remark(planes.ranges_um())
-    remarks += _constant(image, planes.scales, planes.acquisitions)
+    return remarks+_constant(image, planes.scales, planes.acquisitions)
+
+def _outcome(planes, fitted, file_doubts, channels, pixel_um):
+    "The `Refocused` of a file"
+    remarks = _all_remarks(planes, fitted, file_doubts, channels, pixel_um)
     reading = _reading_of(planes, pixel_um)
     saturated = {c: float(a.saturated) for c,a in planes.acquisitions.items()}
-    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+doubts, remarks,
-                     planes.plane_facts(), saturated)
+    return Refocused(planes.pixels, reading, planes.found_um(), planes.ranges_um(), file_doubts+planes.all_doubts(),
+                     remarks, planes.plane_facts(), saturated)

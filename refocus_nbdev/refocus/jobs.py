@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'failure_of', 'of_each', 'check_ours', 'made_before',
-           'run_job', 'preview_job', 'run_jobs']
+           'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
-import itertools, os, threading
-from concurrent.futures import ThreadPoolExecutor
+import itertools, threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from fastcore.basics import noop
 from ..io.disk import check_writable
@@ -19,13 +19,14 @@ from ..io.provenance import read_provenance, refuse, texts_of
 from ..io.ngff import is_zarr
 from ..io.images import *
 from ..io.tables import *
+from ..io.remote import about_at, fetched
 from .inputs import *
 
 # %% ../../nbs/57_refocus.jobs.ipynb #Job
 @dataclass
 class Job:
     "One input, the path of its result, and its outcome"
-    source: Path # Or a `PlateField`
+    source: Path # Or a `PlateField`, or a `Url`
     target: Path
     half_width_path: Path|None = None # Path for the half widths of intervals, if they are wanted
     defocus_um: float|None = None     # Distance from focus that the user gave, um
@@ -35,6 +36,7 @@ class Job:
     result: object = None             # The `Refocused`, if the file was refocused in this run
     doubts: list = field(default_factory=list) # `Remark`s: reasons not to trust its result
     frame: tuple = () # Paths of the Zarr in which the input is a field, and of its copy; empty for a file of its own
+    file: Path|None = None            # While the job is in work: its input, or a local copy of it
 
     @property
     def targets(self):
@@ -90,12 +92,14 @@ def plan_run(
 # %% ../../nbs/57_refocus.jobs.ipynb #_check_output_folder
 def _image_folders(inputs, jobs):
     "The folders that the user gave, and the folders of the images"
-    given = {Path(o).resolve() for o in inputs if os.path.isdir(o)}
-    return given | {j.source.resolve().parent for j in jobs}
+    given = {o.resolve() for o in map(given_path, inputs) if not isinstance(o, Url) and o.is_dir()}
+    return given | {f.resolve().parent for f in _local_sources(jobs)}
+
+def _local_sources(jobs): return [j.source for j in jobs if not isinstance(j.source, Url)]
 
 def _replace_an_image(jobs):
     "Does a result have the path of an image? An image that is a link has two paths"
-    images = {p for j in jobs for p in (j.source.resolve(), j.source.parent.resolve()/j.source.name)}
+    images = {p for f in _local_sources(jobs) for p in (f.resolve(), f.parent.resolve()/f.name)}
     results = {j.target.parent.resolve()/j.target.name for j in jobs}
     return bool(images & results)
 
@@ -108,7 +112,7 @@ def _check_output_folder(inputs, jobs, out):
     if intervals.resolve() in image_folders:
         raise UsageError(f'{intervals} holds intervals of earlier results, or would: '
                          'give images, or choose another folder for the results')
-    around = [j.source for j in jobs if is_zarr(j.source) and _lies_in(out, j.source)]
+    around = [f for f in _local_sources(jobs) if is_zarr(f) and _lies_in(out, f)]
     if around: raise UsageError(f'{out} lies in the image {around[0]}; choose another folder for the results')
 
 # %% ../../nbs/57_refocus.jobs.ipynb #note_distances
@@ -194,14 +198,14 @@ def run_job(
 ) -> Job:                # The same job, with its status
     "Refocus one file; a failure is noted in the job"
     from refocus_nbdev.refocus.files import refocus_file
-    with _failures_noted(job):
+    with _failures_noted(job), fetched(job.source, partial(progress, 0) if progress else noop) as job.file:
         if not overwrite and _done_before(job, lambda: refocuser, strict, options):
             _read_head(job, options, refocuser.card.get('pixel_um'))
             return job.ended('skipped', 'done before')
         for p in job.targets: check_ours(p)
         for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
         for p in job.targets: check_writable(p, ImageError)
-        job.result = refocus_file(refocuser, job.source, job.target, defocus_um=job.defocus_um, progress=progress,
+        job.result = refocus_file(refocuser, job.file, job.target, defocus_um=job.defocus_um, progress=progress,
                                   strict=strict, half_width_path=job.half_width_path, **options)
         job.reading,job.doubts = job.result.reading,job.result.doubts
         job.ended('done', '; '.join(texts_of(job.result.remarks)))
@@ -223,7 +227,7 @@ def _earlier_provenances(job, load, options):
     "The provenance of each output, None if it does not exist; loads the model only if there is an output"
     if not any(p.exists() for p in job.targets): return [None]*len(job.targets)
     from refocus_nbdev.refocus.files import provenance_of
-    wanted = provenance_of(load(), job.source, job.defocus_um, **options)
+    wanted = provenance_of(load(), job.file, job.defocus_um, **options)
     earlier = [made_before(job.target, wanted)]
     if job.half_width_path: earlier.append(made_before(job.half_width_path, replace(wanted, half_widths=True)))
     return earlier
@@ -238,7 +242,7 @@ def _note_earlier_doubts(job, result, strict):
 def _read_head(job, options, model_um=None):
     "Note in the job how its file is read, as far as its header tells; returns its size and data types in words"
     channels = options.get('channels')
-    with open_image(job.source, options.get('axes')) as f:
+    with open_image(job.file, options.get('axes')) as f:
         check_original(f, channels)
         f.factor = factor_for(f, options.get('dtype', 'same'))
         names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
@@ -256,7 +260,8 @@ def preview_job(
     **options        # For `refocus_file`
 ) -> Job:            # The same job: skipped or failed if that is known, else to do, with the size of the file as a note
     "Find out what `run_job` would do with a file"
-    with _failures_noted(job):
+    if isinstance(job.source, Url): return _preview_at(job, overwrite)
+    with _failures_noted(job), fetched(job.source) as job.file:
         done = not overwrite and _done_before(job, load, strict, options)
         if done: job.ended('skipped', f'{job.source}: done before')
         for p in job.targets: check_ours(p)
@@ -265,9 +270,20 @@ def preview_job(
         if job.status=='to do': job.note = size+replaced
     return job
 
+def _preview_at(job, overwrite):
+    "As `preview_job`, for a file on a server, which is not fetched"
+    earlier = 'is replaced' if overwrite else 'stays if it is the same'
+    with _failures_noted(job):
+        for p in job.targets: check_ours(p)
+        job.note = f'{about_at(job.source)} to fetch'
+        if any(p.exists() for p in job.targets): job.note += f'; the earlier result {earlier}'
+    return job
+
 # %% ../../nbs/57_refocus.jobs.ipynb #_folders_made
 @contextmanager
-def _folders_made(jobs):
+def folders_made(
+    jobs, # From `plan_run`
+):
     "Remove folders for results that did not exist before, and are empty afterwards"
     around = {d for j in jobs for p in j.targets for d in p.parents}
     made = [d for d in around if not d.exists()]
@@ -279,8 +295,11 @@ def _folders_made(jobs):
 # %% ../../nbs/57_refocus.jobs.ipynb #run_jobs
 LARGE_BYTES = 64e6 # Size from which a file or Zarr is processed alone, bytes
 
-def _is_large(job):
-    "Is a file or Zarr so large that it is processed alone?"
+def is_large(
+    job, # A `Job`
+) -> bool:
+    "Is a file or Zarr so large that it is processed alone? Files on servers are, too: only one is here at a time"
+    if isinstance(job.source, Url): return True
     paths = [f.path for f in job.source.files] if hasattr(job.source, 'files') else [job.source]
     files = (f for path in paths for f in (path.rglob('*') if path.is_dir() else [path]))
     try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
@@ -299,10 +318,10 @@ def run_jobs(
     def do(job):
         _run_reporting(job, refocuser, overwrite, progress, stop, options)
         ended(job)
-    sized = [(j, _is_large(j)) for j in jobs]
-    with _folders_made(jobs):
-        _in_threads(do, [j for j,large in sized if not large], 2, stop)
-        _in_threads(do, [j for j,large in sized if large], 1, stop)
+    sized = [(j, is_large(j)) for j in jobs]
+    with folders_made(jobs):
+        _in_threads(do, [j for j,large in sized if not large], *refocuser.at_once, stop)
+        _in_threads(do, [j for j,large in sized if large], 1, None, stop)
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_run_reporting
 def _run_reporting(job, refocuser, overwrite, progress, stop, options):
@@ -315,9 +334,10 @@ def _run_reporting(job, refocuser, overwrite, progress, stop, options):
     if job.status=='to do': run_job(job, refocuser, overwrite, report, **options)
     if progress: progress(1-sum(shares))
 
-def _in_threads(f, items, threads, stop):
-    "Call a function for each item, `threads` at a time; an interruption also ends the running calls"
-    with ThreadPoolExecutor(threads) as pool:
+def _in_threads(f, items, jobs, threads, stop):
+    "Call a function for each item, `jobs` at a time; an interruption also ends the running calls"
+    from refocus_nbdev.refocus.engine import job_threads
+    with job_threads(jobs, threads) as pool:
         try: list(pool.map(f, items))
         except BaseException:
             stop.set()
