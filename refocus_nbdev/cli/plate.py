@@ -19,6 +19,7 @@ from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError, is_url
 from ..plates.cluster import check_dask, local_workers
+from ..refocus.inputs import Found
 from ..refocus.plates import *
 
 # %% ../../nbs/74_cli.plate.ipynb #_shard
@@ -35,13 +36,22 @@ def _local(path):
     "A list with a path, which is empty for an address"
     return [] if is_url(path) else [Path(path)]
 
-def _planned(source, out, version):
-    "The jobs of the whole plate; raises `UsageError`"
+def _found(source, out):
+    "What the source names; raises `UsageError` if there is nothing, or if an OME-Zarr is a result"
     is_plate = is_plate_name(source) if is_url(source) else is_zarr(source)
-    found = None if is_plate else found_by([source], True, apart=result_places(out))
-    check_originals(found.named if found else _local(source))
+    if not is_plate: return found_by([source], True, apart=result_places(out))
+    check_originals(_local(source))
+    return Found({}, {}, [])
+
+def _planned(source, out, version, found):
+    "The jobs of the whole plate; raises `UsageError`"
     try: return plan_plate(source, out, version, found)
     except ImageError as e: raise UsageError(e) from e
+
+def _check_originals(jobs, named):
+    "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
+    files = {f.path for j in jobs for f in j.field.files}
+    check_originals(files.intersection(named))
 
 def _facts(j):
     "Facts about a field, for programs"
@@ -177,8 +187,10 @@ def plate(
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
-    every = _planned(source, out, ome_zarr)
+    found = _found(source, out)
+    every = _planned(source, out, ome_zarr, found)
     jobs = _shard_of(shard, every)
+    _check_originals(jobs, found.named)
     if dry_run: return _preview(jobs, load, json, options)
     if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)

@@ -77,6 +77,7 @@ def _loop_without_interrupts():
     try: yield runner.loop
     finally: runner.stop()
 
+# %% ../../nbs/37_plates.cluster.ipynb #_local_cluster
 @contextmanager
 def _local_cluster(n):
     "A cluster of `n` processes on this machine, which ends with the `with`"

@@ -80,7 +80,8 @@ def _wells_of(source):
     try: layout = plate_layout(partial(json_at, source))
     except RemoteError: raise
     except ImageError as e: raise ImageError(f'{source}: {e}') from e
-    return {well_of(f'{well}/0'): paths for well,paths in layout.wells.items()} | {well: [well] for well in layout.left_out}
+    found = {well_of(f'{well}/0'): paths for well,paths in layout.wells.items()}
+    return found | {well: [well] for well in layout.left_out}
 
 def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
@@ -93,12 +94,14 @@ def _row_path(out, field, target=None):
     name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
     return tables_folder(out)/'rows'/f'{name}.json'
 
-def _field_job(field, out, version, is_copy):
-    "A job for a field of an OME-Zarr plate, which is copied from one of the same version, or written anew"
-    only = field.files[0].path
-    row_path = _row_path(out, field)
-    if is_copy: return FieldJob(only, given_path(out)/field.place, field=field, row_path=row_path)
-    return FieldJob(replace(field, version=version), given_path(out)/field.path, field=field, row_path=row_path)
+def _copy_job(field, out):
+    "A job for a field of an OME-Zarr plate that is copied with all that lies in it"
+    return FieldJob(field.files[0].path, given_path(out)/field.place, field=field, row_path=_row_path(out, field))
+
+def _field_job(field, out, version):
+    "A job for a field that is written anew into an OME-Zarr plate"
+    source = replace(field, version=version)
+    return FieldJob(source, given_path(out)/field.path, field=field, row_path=_row_path(out, field))
 
 def _file_jobs(field, out, found):
     "A job for each file of a field"
@@ -124,6 +127,7 @@ def result_places(
     "The folders on this machine into which results go"
     return [tables_folder(out)] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
+# %% ../../nbs/59_refocus.plates.ipynb #plan_plate-3
 def _is_plate(source):
     "Is the source an OME-Zarr? Raises `UsageError` for other things on a server"
     if not isinstance(given_path(source), Url): return is_zarr(source)
@@ -140,11 +144,12 @@ def plan_plate(
     _check_apart(source, out)
     if _is_plate(source):
         if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
-        is_copy = version_of(source)==version
-        return [_field_job(field, out, version, is_copy) for field in _zarr_fields(source)]
+        fields = list(_zarr_fields(source))
+        if version_of(source)==version: return [_copy_job(field, out) for field in fields]
+        return [_field_job(field, out, version) for field in fields]
     found = found or search([source], True, apart=result_places(out))
     fields = _file_fields(source, found)
-    if is_plate_name(out): return [_field_job(field, out, version, False) for field in fields]
+    if is_plate_name(out): return [_field_job(field, out, version) for field in fields]
     if isinstance(given_path(out), Url): raise UsageError(f'{out}: {_NO_FILES_AT}')
     return [job for field in fields for job in _file_jobs(field, out, found)]
 
@@ -214,6 +219,7 @@ def _acquisitions(source, jobs):
     paths = {j.field.path: known.get(j.field.place) for j in jobs}
     return {path: acquisition for path,acquisition in paths.items() if path.count('/')==2}
 
+# %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
 def _new_plate(jobs, source, out, text, version):
     "Write new metadata of a plate"
     init_plate(out, jobs[0].field.plate, _acquisitions(source, jobs), text, version)
@@ -362,7 +368,8 @@ def do_field(
     "Refocus a field, also on a server, and write its row; a failure is noted in the job"
     axes = options.get('axes')
     try:
-        if not overwrite and _is_done_at(job, refocuser, options): note_field(job.ended('skipped', 'done before'), refocuser)
+        if not overwrite and _is_done_at(job, refocuser, options):
+            note_field(job.ended('skipped', 'done before'), refocuser)
         else:
             with _staged(job) as local:
                 run_job(local, refocuser, overwrite, progress, **options)
