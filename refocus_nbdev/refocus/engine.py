@@ -151,8 +151,9 @@ def job_threads(
 ):                # Yields a `ThreadPoolExecutor`
     "Threads that compute with PyTorch; afterwards, PyTorch has as many threads as before"
     before = torch.get_num_threads()
+    options = dict(initializer=torch.set_num_threads, initargs=(threads or before,))
     try:
-        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(threads or before,)) as pool: yield pool
+        with ThreadPoolExecutor(jobs, **options) as pool: yield pool
     finally: torch.set_num_threads(before)
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser
