@@ -239,7 +239,9 @@ def predict(self:Refocuser,
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
 @patch(as_prop=True)
-def name(self:Refocuser): return self.card.get('name', 'unnamed')
+def name(self:Refocuser):
+    "The name of the model, from its card"
+    return self.card.get('name', 'unnamed')
 
 @patch(as_prop=True)
 def guided(self:Refocuser):
