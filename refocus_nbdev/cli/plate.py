@@ -135,6 +135,10 @@ def _for_workers(scheduler, path):
     if not scheduler or local_workers(scheduler) or '://' in path: return path
     return os.path.abspath(path)
 
+def _model_for_workers(scheduler, model):
+    "The name of a model, or a path that means the same to every worker"
+    return _for_workers(scheduler, model) if Path(model).is_file() else model
+
 def _way(scheduler, make, refocuser, minutes):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
     if not scheduler: return partial(run_fields, refocuser=refocuser)
@@ -181,12 +185,11 @@ def plate(
     """
     check_um('--pixel-um', pixel_um, 'size')
     if scheduler: check_dask(scheduler)
-    source,out = (_for_workers(scheduler, path) for path in (source, out))
-    if Path(model).is_file(): model = _for_workers(scheduler, model)
-    make = partial(load_refocuser, model, device, blur_per_um, tile, turns)
+    source,out = _for_workers(scheduler, source),_for_workers(scheduler, out)
+    make = partial(load_refocuser, _model_for_workers(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
-    options |= reading_options(channel, axes, pixel_um)
+    options = reading_options(channel, axes, pixel_um)
+    options |= dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     found = _found(source, out)
     every = _planned(source, out, ome_zarr, found)
     jobs = _shard_of(shard, every)
