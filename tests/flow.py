@@ -1,10 +1,12 @@
 """The speed of `run_jobs` with several numbers of files at a time and of PyTorch's threads for each, in turn
 
-python tests/flow.py nuclei 120 5 2x2locked 2x1 3x1 1x2
+python tests/flow.py speed nuclei 120 3 2x2locked 2x1 3x1 1x2
+python tests/flow.py memory nuclei 2560 4 2x2locked 2x1 3x1 1x2
 
-`2x1` are two files at a time with one thread each. With `locked`, the network computes for one file at a time.
+`2x1` are two files at a time with one thread each. With `locked`, the network computes for one file at a time. The second line finds
+the largest memory, for files of 2560 x 2560 pixels.
 """
-import csv, shutil, sys, tempfile, time
+import csv, resource, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 import numpy as np, tifffile
 from plate import SHAPE, tiles
@@ -50,7 +52,8 @@ def row(way, times, first, megapixels, counts):
                 fastest=round(megapixels/seconds.min(), 2), processor_seconds=round(float(np.median(used)), 1),
                 speed_to_first=round(float(np.median(ratio)), 2), least=round(ratio.min(), 2), most=round(ratio.max(), 2), counts_to_first=counts)
 
-def main(model, count, rounds, *ways):
+def speed(model, count, rounds, *ways):
+    "A row for each way"
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         make_fields(d/'in', int(count))
@@ -60,7 +63,26 @@ def main(model, count, rounds, *ways):
         for _ in range(int(rounds)):
             for way,r in refocusers.items(): times[way].append(timed(r, d/'in', d/way))
         megapixels = int(count)*SHAPE[0]*SHAPE[1]/1e6
-        rows = [row(way, times[way], times[ways[0]], megapixels, difference(d/ways[0], d/way)) for way in ways]
+        return [row(way, times[way], times[ways[0]], megapixels, difference(d/ways[0], d/way)) for way in ways]
+
+def peak(model, side, count, way):
+    "Refocus large files; print the largest memory of this process, GB"
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)
+        (d/'in').mkdir()
+        large = np.tile(tiles(), (1+int(side)//768,)*2)[:int(side), :int(side)]
+        for i in range(int(count)): tifffile.imwrite(d/'in'/f'{i}.tif', np.roll(large, 99*i), photometric='minisblack')
+        timed(refocuser_of(model, way), d/'in', d/'out')
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1e6)
+
+def memory(model, side, count, *ways):
+    "A row for each way, each in a process of its own"
+    def gigabytes(way): return subprocess.run([sys.executable, __file__, 'peak', model, side, count, way], check=True, capture_output=True, text=True).stdout
+    return [dict(way=way, gigabytes=round(float(gigabytes(way)), 2)) for way in ways]
+
+def main(what, *args):
+    if what=='peak': return peak(*args)
+    rows = dict(speed=speed, memory=memory)[what](*args)
     writer = csv.DictWriter(sys.stdout, rows[0].keys())
     writer.writeheader()
     writer.writerows(rows)

@@ -81,7 +81,7 @@ def test_module_can_be_imported(path): assert importlib.import_module(name_of(pa
 @notebook
 def test_exported_cells_are_short(nb):
     exported = [c for c in code_cells(nb) if re.search(r'^#\s*\|\s*exports?\b', c.source, re.M)]
-    def lines(c): return [line for line in c.source.splitlines() if not re.match(r'    \w+ ?[:=,].*# ', line)] # Parameters are a list
+    def lines(c): return [line for line in c.source.splitlines() if not re.match(r'\s+\w+ ?[:=,].*# ', line)] # Parameters are a list
     assert not [c.id for c in exported if len(lines(c)) > 40]
 
 @notebook

@@ -414,7 +414,7 @@ def test_batches_of_files_equal_one_by_one(tmp_path, blurred):
     from refocus_nbdev.refocus.engine import Batcher, Refocuser
     from refocus_nbdev.refocus.jobs import run_jobs
     (tmp_path/'in').mkdir()
-    for i in range(6): tifffile.imwrite(tmp_path/'in'/f'{i}.tif', np.roll(blurred, 20*i, 1)+i)
+    for i in range(4): tifffile.imwrite(tmp_path/'in'/f'{i}.tif', np.roll(blurred, 20*i, 1)+i)
     joining,sizes = Refocuser.load('nuclei-fast', 'cpu'),[]
     def slowly(f, x, *args):
         sizes.append(len(x))
@@ -424,7 +424,7 @@ def test_batches_of_files_equal_one_by_one(tmp_path, blurred):
         joining.at_once,joining.queue = (at_once, 1),Batcher(slowly, lambda: most)
         run_jobs(jobs := plan_run([tmp_path/'in'], tmp_path/out), joining)
         assert {j.status for j in jobs}=={'done'}
-        assert (max(sizes)>=3)==(out=='together')
+        assert (max(sizes)>1)==(out=='together')
     for f in (tmp_path/'alone').iterdir():
         one,other = (read_image(tmp_path/o/f.name) for o in ('alone', 'together'))
         assert np.abs(one.pixels.astype(int)-other.pixels).max()<=0.01*np.ptp(one.pixels) and one.software==other.software

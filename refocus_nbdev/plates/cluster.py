@@ -19,7 +19,7 @@ from .. import __version__
 from ..io.tables import UsageError
 
 # %% ../../nbs/37_plates.cluster.ipynb #local_workers
-class ClusterError(ValueError): "A cluster cannot be used, or lost an item; the message says what is kept, and what to do"
+class ClusterError(ValueError): "A cluster cannot be used, or lost an item; the message says what to do"
 
 def local_workers(
     scheduler, # Such as local:4, or the address of a Dask scheduler

@@ -151,8 +151,9 @@ def job_threads(
 ):                # Yields a `ThreadPoolExecutor`
     "Threads that compute with PyTorch; afterwards, PyTorch has as many threads as before"
     before = torch.get_num_threads()
+    each = (threads or before,)
     try:
-        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=(threads or before,)) as pool: yield pool
+        with ThreadPoolExecutor(jobs, initializer=torch.set_num_threads, initargs=each) as pool: yield pool
     finally: torch.set_num_threads(before)
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser
@@ -194,9 +195,6 @@ class Refocuser:
         path = model_path(model)
         network,card = read_model(path)
         return cls(network, card, device, file_hash(path), **kwargs)
-
-    @property
-    def name(self): return self.card.get('name', 'unnamed')
 
 # %% ../../nbs/51_refocus.engine.ipynb #compute
 @patch
@@ -240,6 +238,11 @@ def predict(self:Refocuser,
     return self._compute(self.model, padded, *given, **self._turning)[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
+@patch(as_prop=True)
+def name(self:Refocuser):
+    "The name of the model, from its card"
+    return self.card.get('name', 'unnamed')
+
 @patch(as_prop=True)
 def guided(self:Refocuser):
     "Does the model estimate the blur, and accept a distance from focus?"
