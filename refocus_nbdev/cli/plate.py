@@ -151,7 +151,7 @@ def _way(scheduler, make, refocuser, minutes):
          many_machines='scheduler field_minutes init shard tables', on_servers='source out scheduler')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
-    out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (also s3:// and the like), else a folder
+    out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (s3:// too), else a folder
     ome_zarr:Literal['0.5','0.4']='0.5', # Version of the OME-Zarr plate that is written
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
