@@ -43,15 +43,19 @@ def _found(source, out):
     check_originals(_local(source))
     return Found({}, {}, [])
 
-def _planned(source, out, version, found):
-    "The jobs of the whole plate; raises `UsageError`"
-    try: return plan_plate(source, out, version, found)
-    except ImageError as e: raise UsageError(e) from e
-
 def _check_originals(jobs, named):
     "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
     files = {f.path for j in jobs for f in j.field.files}
     check_originals(files.intersection(named))
+
+def _planned(source, out, version, shard):
+    "The jobs of the whole plate, and those of a shard; raises `UsageError`"
+    found = _found(source, out)
+    try: every = plan_plate(source, out, version, found)
+    except ImageError as e: raise UsageError(e) from e
+    jobs = _shard_of(shard, every)
+    _check_originals(jobs, found.named)
+    return every,jobs
 
 def _facts(j):
     "Facts about a field, for programs"
@@ -188,12 +192,9 @@ def plate(
     source,out = _for_workers(scheduler, source),_for_workers(scheduler, out)
     make = partial(load_refocuser, _model_for_workers(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
-    options = reading_options(channel, axes, pixel_um)
-    options |= dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
-    found = _found(source, out)
-    every = _planned(source, out, ome_zarr, found)
-    jobs = _shard_of(shard, every)
-    _check_originals(jobs, found.named)
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
+    options |= reading_options(channel, axes, pixel_um)
+    every,jobs = _planned(source, out, ome_zarr, shard)
     if dry_run: return _preview(jobs, load, json, options)
     if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)

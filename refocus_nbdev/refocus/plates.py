@@ -89,6 +89,7 @@ def _file_fields(source, found):
     name = re.sub(r'\.csv$', '', given_path(source).name, flags=re.I)
     return fields_among(found.files, listed_wells([source]), name)
 
+# %% ../../nbs/59_refocus.plates.ipynb #_jobs
 def _row_path(out, field, target=None):
     "The path of the row of a field, or of one of its files"
     name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
