@@ -127,7 +127,8 @@ def _way(scheduler, make, refocuser, minutes):
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', many_machines='scheduler field_minutes init shard tables')
+         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', on_servers='scheduler',
+         many_machines='scheduler field_minutes init shard tables')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:Path, # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
