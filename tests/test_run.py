@@ -1,4 +1,5 @@
 import json, os, shutil, signal, subprocess, sys, time
+from types import SimpleNamespace
 import numpy as np, pytest, tifffile
 from PIL import Image
 from conftest import ENV, SAMPLE, command, contents
@@ -352,6 +353,7 @@ def test_a_file_does_not_depend_on_its_neighbours(refocus, folder, tmp_path):
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
+from types import SimpleNamespace
 import refocus_nbdev.refocus.files
 from refocus_nbdev.cli.run import run
 src,out,whole = map(Path, sys.argv[1:])
@@ -405,8 +407,27 @@ def test_only_large_files_have_the_memory_to_themselves(folder, tmp_path, monkey
         most[job.source.name] = len(running)
         running.remove(job)
     monkeypatch.setattr(batches, 'run_job', run_job)
-    batches.run_jobs(plan_run([folder, folder/'gone.tif'], tmp_path/'out'), None)
-    assert most.pop('large.tif')==1 and len(most)==5 and max(most.values())==2
+    batches.run_jobs(plan_run([folder, folder/'gone.tif'], tmp_path/'out'), SimpleNamespace(at_once=(3,1)))
+    assert most.pop('large.tif')==1 and len(most)==5 and max(most.values())==3
+
+def test_batches_of_files_equal_one_by_one(tmp_path, blurred):
+    from refocus_nbdev.refocus.engine import Batcher, Refocuser
+    from refocus_nbdev.refocus.jobs import run_jobs
+    (tmp_path/'in').mkdir()
+    for i in range(6): tifffile.imwrite(tmp_path/'in'/f'{i}.tif', np.roll(blurred, 20*i, 1)+i)
+    joining,sizes = Refocuser.load('nuclei-fast', 'cpu'),[]
+    def slowly(f, x, *args):
+        sizes.append(len(x))
+        time.sleep(0.03)
+        return joining._computed(f, x, *args)
+    for out,at_once,most in (('alone', 1, 0), ('together', 4, 1e6)):
+        joining.at_once,joining.queue = (at_once, 1),Batcher(slowly, lambda: most)
+        run_jobs(jobs := plan_run([tmp_path/'in'], tmp_path/out), joining)
+        assert {j.status for j in jobs}=={'done'}
+        assert (max(sizes)>=3)==(out=='together')
+    for f in (tmp_path/'alone').iterdir():
+        one,other = (read_image(tmp_path/o/f.name) for o in ('alone', 'together'))
+        assert np.abs(one.pixels.astype(int)-other.pixels).max()<=0.01*np.ptp(one.pixels) and one.software==other.software
 
 @pytest.mark.skipif(os.name=='nt', reason='Ctrl-C is another thing there')
 def test_interrupted(start, tmp_path, blurred):

@@ -8,7 +8,6 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
 
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
 import itertools, threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -286,7 +285,8 @@ def folders_made(
     jobs, # From `plan_run`
 ):
     "Remove folders for results that did not exist before, and are empty afterwards"
-    around = {d for j in jobs for p in j.targets for d in p.parents}
+    targets = [p for j in jobs for p in j.targets if not isinstance(p, Url)]
+    around = {d for p in targets for d in p.parents}
     made = [d for d in around if not d.exists()]
     try: yield
     finally:
@@ -300,8 +300,8 @@ def is_large(
     job, # A `Job`
 ) -> bool:
     "Is a file or Zarr so large that it is processed alone? Files on servers are, too: only one is here at a time"
-    if isinstance(job.source, Url): return True
     paths = [f.path for f in job.source.files] if hasattr(job.source, 'files') else [job.source]
+    if any(isinstance(path, Url) for path in paths): return True
     files = (f for path in paths for f in (path.rglob('*') if path.is_dir() else [path]))
     try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
     except OSError: return False
@@ -309,35 +309,33 @@ def is_large(
 def run_jobs(
     jobs,          # From `plan_run`
     refocuser,     # The `Refocuser` that does them
-    overwrite=False, # Make results again that exist?
     progress=None, # Function that gets the number of files, or the share of one, done since its last call
-    ended=noop,    # Function that gets each job when it has ended
-    **options      # `strict`, for `run_job`; and for `refocus_file`: `channels`, `axes`, `pixel_um`, `scale_from`
+    do=None,       # Function that does a job, with the arguments of `run_job`; None for `run_job`
+    **options      # For `run_job`
 ):
     "Refocus all files whose status is `to do`; failures are noted in the jobs"
     stop = threading.Event()
-    def do(job):
-        _run_reporting(job, refocuser, overwrite, progress, stop, options)
-        ended(job)
+    def run(job): _run_reporting(partial(do or run_job, job, refocuser, **options), job, progress, stop)
     sized = [(j, is_large(j)) for j in jobs]
     with folders_made(jobs):
-        _in_threads(do, [j for j,large in sized if not large], 2, stop)
-        _in_threads(do, [j for j,large in sized if large], 1, stop)
+        _in_threads(run, [j for j,large in sized if not large], *refocuser.at_once, stop)
+        _in_threads(run, [j for j,large in sized if large], 1, None, stop)
 
 # %% ../../nbs/57_refocus.jobs.ipynb #_run_reporting
-def _run_reporting(job, refocuser, overwrite, progress, stop, options):
-    "Do a job, and report its progress; it ends early if `stop` is set"
+def _run_reporting(do, job, progress, stop):
+    "Do a job by a function of `progress`, and report its progress; it ends early if `stop` is set"
     shares = []
     def report(share):
         if stop.is_set(): raise KeyboardInterrupt
         shares.append(share)
         if progress: progress(share)
-    if job.status=='to do': run_job(job, refocuser, overwrite, report, **options)
+    if job.status=='to do': do(progress=report)
     if progress: progress(1-sum(shares))
 
-def _in_threads(f, items, threads, stop):
-    "Call a function for each item, `threads` at a time; an interruption also ends the running calls"
-    with ThreadPoolExecutor(threads) as pool:
+def _in_threads(f, items, jobs, threads, stop):
+    "Call a function for each item, `jobs` at a time; an interruption also ends the running calls"
+    from refocus_nbdev.refocus.engine import job_threads
+    with job_threads(jobs, threads) as pool:
         try: list(pool.map(f, items))
         except BaseException:
             stop.set()
