@@ -203,3 +203,33 @@ def test_a_field_of_a_plate_that_is_a_result_is_refused(bucket, blurred, refocus
     said = refocus('run', f'{bucket}/plate.zarr', '--out', tmp_path/'again')
     assert said.code==1 and 'is a plate' in said.text
     assert remote.plate_layout(partial(remote.json_at, bucket/'plate.zarr')).wells=={'A/1': ['A/1/0']}
+
+def test_a_plate_goes_from_bucket_to_bucket(bucket, web, blurred, refocus, temporary, tmp_path, monkeypatch):
+    "An OME-Zarr plate in a bucket or on a web server: equal to one on this machine; what is done is not done again, what failed is"
+    from refocus_nbdev.io.hcs import init_plate
+    root,served = web
+    plate = init_plate(served/'plate.zarr', 'plate', dict.fromkeys(('A/1/0', 'A/1/1', 'B/2/0')), 'an example')
+    for i,path in enumerate(('A/1/0', 'A/1/1', 'B/2/0')): write_field(plate/path, blurred[i:64+i,:64], 3)
+    for name in contents(plate): remote.put(plate/name, bucket/'plate.zarr'/name)
+    monkeypatch.chdir(tmp_path)
+    fast = '--model', 'nuclei-fast'
+    assert refocus('plate', plate, 'here.zarr', *fast).code==0
+    assert refocus('plate', f'{root}/plate.zarr', 'from_web.zarr', *fast).code==0
+    upload = remote._upload
+    def cut(file, url):
+        if 'B/2/0' in str(url): raise remote.RemoteError(f'{url}: cut')
+        upload(file, url)
+    monkeypatch.setattr(remote, '_upload', lambda file,url: cut(file, url) if '/0/' in str(url) and 'zarr.json' not in url.name else upload(file, url))
+    said = refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast)
+    assert said.code==1 and '2 done' in said.text and 'cut' in said.text and not remote.is_zarr_at(bucket/'out.zarr/B/2/0'), said.text
+    monkeypatch.setattr(remote, '_upload', upload)
+    said = refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast)
+    assert said.code==0 and '1 done, 2 done before' in said.text, said.text
+    def pixels(path): return {k: v for k,v in contents(path).items() if '/c/' in k}
+    for field in ('A/1/0', 'A/1/1', 'B/2/0'):
+        with remote.fetched(bucket/'out.zarr'/field) as copy: assert pixels(copy)==pixels(tmp_path/'here.zarr'/field)==pixels(tmp_path/'from_web.zarr'/field)
+    for args,words in (((f'{bucket}/plate.zarr', f'{bucket}/plate.zarr'), 'no result of refocus'), ((plate, f'{root}/out.zarr'), 'web servers take no results'),
+                       ((plate, f'{bucket}/out'), 'ends with .zarr'), ((f'{bucket}/none.zarr', 'x.zarr'), 'no OME-Zarr')):
+        said = refocus('plate', *args, *fast)
+        assert said.code in (1,2) and words in said.text, said.text
+    assert f'{bucket}/plate.zarr/A/1/0' in (tmp_path/'out_tables'/'fields.csv').read_text() and not [*temporary.iterdir()]

@@ -119,7 +119,7 @@ def _discard_output():
 # %% ../../nbs/72_cli.app.ipynb #_check_local
 _BROKEN_ADDRESS = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/(?!/)') # As `Path` writes it
 _OTHERWISE = dict(
-    out='write the results here, and copy them to the server afterwards',
+    out='write the results here, and copy them to the server afterwards; refocus plate writes an OME-Zarr there',
     inputs='copy the files here first; refocus run, score and info read files on servers')
 
 def _address_in(given):

@@ -17,10 +17,10 @@ from ..io.disk import save_figure
 from ..io.ngff import is_zarr
 from ..io.planes import ImageError
 from ..io.progress import Meter
-from ..io.tables import UsageError
+from ..io.tables import UsageError, is_url
 from ..plates.cluster import check_dask, local_workers
+from ..refocus.inputs import Found
 from ..refocus.plates import *
-from ..refocus.jobs import preview_job
 
 # %% ../../nbs/74_cli.plate.ipynb #_shard
 def _shard_of(text, jobs):
@@ -32,12 +32,26 @@ def _shard_of(text, jobs):
     raise UsageError(f'--shard {text}: write the number of the shard and how many there are, as in 2/8')
 
 # %% ../../nbs/74_cli.plate.ipynb #_planned
-def _planned(source, out, version):
+def _local(path):
+    "A list with a path, which is empty for an address"
+    return [] if is_url(path) else [Path(path)]
+
+def _found(source, out):
+    "What the source names; raises `UsageError` if there is nothing, or if an OME-Zarr is a result"
+    is_plate = is_plate_name(source) if is_url(source) else is_zarr(source)
+    if not is_plate: return found_by([source], True, apart=result_places(out))
+    check_originals(_local(source))
+    return Found({}, {}, [])
+
+def _planned(source, out, version, found):
     "The jobs of the whole plate; raises `UsageError`"
-    found = None if is_zarr(source) else found_by([source], True, apart=[out, tables_folder(out)])
-    check_originals(found.named if found else [Path(source)])
     try: return plan_plate(source, out, version, found)
     except ImageError as e: raise UsageError(e) from e
+
+def _check_originals(jobs, named):
+    "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
+    files = {f.path for j in jobs for f in j.field.files}
+    check_originals(files.intersection(named))
 
 def _facts(j):
     "Facts about a field, for programs"
@@ -45,7 +59,7 @@ def _facts(j):
 
 def _preview(jobs, load, json, options):
     "Print what would be done with each field"
-    for j in jobs: preview_job(j, load, **options)
+    for j in jobs: preview_field(j, load, **options)
     if json: print(dumps(dict(fields=list(map(_facts, jobs)))))
     else: print(*(f'{j.field} -> {j.target}  ({j.note})' for j in jobs), sep='\n')
     return int(any(j.status=='failed' for j in jobs))
@@ -75,7 +89,8 @@ def _sheets(rows):
     from refocus_nbdev.judge.plate_pictures import contact_sheets, typical_fields
     from refocus_nbdev.judge.plate_tables import channels_in
     for i,channel in enumerate(channels_in(rows), 1):
-        pages = contact_sheets(typical_fields(rows, channel))
+        own = [r for r in typical_fields(rows, channel) if not is_url(r['source']) and not is_url(r['target'])]
+        pages = contact_sheets(own)
         for number,page in enumerate(pages, 1): yield f'fields_channel{i}_page{number}', page
 
 def _write_all(jobs, out, json):
@@ -83,7 +98,8 @@ def _write_all(jobs, out, json):
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheet
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
     folder,rows = tables_folder(out),rows_of(jobs)
-    tables = dict(fields=field_table(rows), wells=well_table(rows), load_data=load_data(rows, folder))
+    tables = dict(fields=field_table(rows), wells=well_table(rows))
+    if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
     _,note = write_tables(folder, tables)
     for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
     for name,page in _sheets(rows): save_sheet(page, folder/f'{name}.png')
@@ -119,6 +135,13 @@ def _for_workers(scheduler, path):
     if not scheduler or local_workers(scheduler) or '://' in path: return path
     return os.path.abspath(path)
 
+def _paths_for(scheduler, source, out, model):
+    "The three paths as workers need them; raises `UsageError` if there is no such scheduler, or no Dask"
+    if scheduler: check_dask(scheduler)
+    is_file = Path(model).is_file()
+    source,out,own = (_for_workers(scheduler, path) for path in (source, out, model))
+    return source, out, own if is_file else model
+
 def _way(scheduler, make, refocuser, minutes):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
     if not scheduler: return partial(run_fields, refocuser=refocuser)
@@ -127,11 +150,11 @@ def _way(scheduler, make, refocuser, minutes):
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
-         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict', on_servers='scheduler',
-         many_machines='scheduler field_minutes init shard tables')
+         how='model device blur_per_um hot_pixels dtype turns tile', trust='strict',
+         many_machines='scheduler field_minutes init shard tables', on_servers='source out scheduler')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
-    out:Path, # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
+    out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (also s3:// and the like), else a folder
     ome_zarr:Literal['0.5','0.4']='0.5', # Version of the OME-Zarr plate that is written
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
@@ -164,15 +187,15 @@ def plate(
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
-    if scheduler: check_dask(scheduler)
-    source,target = (_for_workers(scheduler, path) for path in (source, str(out)))
-    if Path(model).is_file(): model = _for_workers(scheduler, model)
-    out,make = Path(target),partial(load_refocuser, model, device, blur_per_um, tile, turns)
+    source,out,model = _paths_for(scheduler, source, out, model)
+    make = partial(load_refocuser, model, device, blur_per_um, tile, turns)
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
-    every = _planned(source, out, ome_zarr)
+    found = _found(source, out)
+    every = _planned(source, out, ome_zarr, found)
     jobs = _shard_of(shard, every)
+    _check_originals(jobs, found.named)
     if dry_run: return _preview(jobs, load, json, options)
     if tables: return _write_all(every, out, json)
     start_plate(every, source, out, load(), ome_zarr)

@@ -385,8 +385,8 @@ def _check_image(url, about):
     "Raises `RemoteError` for a Zarr that is no image itself"
     if 'multiscales' in about: return
     if 'plate' in about:
-        raise RemoteError(f'{url}: is a plate, which may be larger than the disk; '
-                          f'give the address of a field, such as {url}/A/1/0')
+        raise RemoteError(f'{url}: is a plate, which may be larger than the disk; give it to refocus plate, '
+                          f'or give the address of a field, such as {url}/A/1/0')
     raise RemoteError(f'{url}: this Zarr is no image itself; give the address of an image in it, such as {url}/0')
 
 def _is_file(url): return url.suffix.lower() in IMAGE_SUFFIXES and url.suffix.lower()!='.zarr'

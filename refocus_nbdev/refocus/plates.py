@@ -19,7 +19,7 @@ from ..io.disk import atomically
 from ..io.planes import ImageError
 from ..io.hcs import *
 from ..io.images import copy_name, open_image
-from ..io.ngff import fields_of, is_zarr
+from ..io.ngff import fields_of, is_zarr, well_of
 from ..io.provenance import is_ours, read_provenance
 from ..io.tables import Url, UsageError, given_path
 from ..io.remote import *
@@ -80,7 +80,8 @@ def _wells_of(source):
     try: layout = plate_layout(partial(json_at, source))
     except RemoteError: raise
     except ImageError as e: raise ImageError(f'{source}: {e}') from e
-    return {well_of(f'{well}/0'): paths for well,paths in layout.wells.items()} | {well: [well] for well in layout.left_out}
+    found = {well_of(f'{well}/0'): paths for well,paths in layout.wells.items()}
+    return found | {well: [well] for well in layout.left_out}
 
 def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
@@ -93,12 +94,14 @@ def _row_path(out, field, target=None):
     name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
     return tables_folder(out)/'rows'/f'{name}.json'
 
+def _copy_job(field, out):
+    "A job for a field of an OME-Zarr plate that is copied with all that lies in it"
+    return FieldJob(field.files[0].path, given_path(out)/field.place, field=field, row_path=_row_path(out, field))
+
 def _field_job(field, out, version):
-    "A job for a field of an OME-Zarr plate"
-    only = field.files[0].path
-    row_path = _row_path(out, field)
-    if _is_of_version(only, version): return FieldJob(only, given_path(out)/field.place, field=field, row_path=row_path)
-    return FieldJob(replace(field, version=version), given_path(out)/field.path, field=field, row_path=row_path)
+    "A job for a field that is written anew into an OME-Zarr plate"
+    source = replace(field, version=version)
+    return FieldJob(source, given_path(out)/field.path, field=field, row_path=_row_path(out, field))
 
 def _file_jobs(field, out, found):
     "A job for each file of a field"
@@ -124,6 +127,13 @@ def result_places(
     "The folders on this machine into which results go"
     return [tables_folder(out)] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
+# %% ../../nbs/59_refocus.plates.ipynb #plan_plate-3
+def _is_plate(source):
+    "Is the source an OME-Zarr? Raises `UsageError` for other things on a server"
+    if not isinstance(given_path(source), Url): return is_zarr(source)
+    if is_plate_name(source): return True
+    raise UsageError(f'{source}: from servers, plates are read in OME-Zarr only; copy the files to this machine first')
+
 def plan_plate(
     source, # An OME-Zarr plate; or a folder, a glob, or a list of images
     out,    # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
@@ -132,9 +142,11 @@ def plan_plate(
 ) -> list[FieldJob]: # In the order of the plate
     "The jobs of a plate; raises `UsageError` if names tell no wells, or if source and results are not apart"
     _check_apart(source, out)
-    if _is_zarr(source):
+    if _is_plate(source):
         if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
-        return [_field_job(field, out, version) for field in _zarr_fields(source)]
+        fields = list(_zarr_fields(source))
+        if version_of(source)==version: return [_copy_job(field, out) for field in fields]
+        return [_field_job(field, out, version) for field in fields]
     found = found or search([source], True, apart=result_places(out))
     fields = _file_fields(source, found)
     if is_plate_name(out): return [_field_job(field, out, version) for field in fields]
@@ -207,6 +219,7 @@ def _acquisitions(source, jobs):
     paths = {j.field.path: known.get(j.field.place) for j in jobs}
     return {path: acquisition for path,acquisition in paths.items() if path.count('/')==2}
 
+# %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
 def _new_plate(jobs, source, out, text, version):
     "Write new metadata of a plate"
     init_plate(out, jobs[0].field.plate, _acquisitions(source, jobs), text, version)
@@ -340,6 +353,8 @@ def _is_done_at(job, refocuser, options):
 def _take_back(job, local):
     "Note in a job what became of its copy"
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
+    moved = [(o.path, f.path) for o,f in zip(local.field.files, job.field.files)]
+    for here,there in (*moved, (local.target, job.target)): job.note = job.note.replace(str(here), str(there))
 
 def do_field(
     job,       # A `FieldJob`
@@ -353,7 +368,8 @@ def do_field(
     "Refocus a field, also on a server, and write its row; a failure is noted in the job"
     axes = options.get('axes')
     try:
-        if not overwrite and _is_done_at(job, refocuser, options): note_field(job.ended('skipped', 'done before'), refocuser)
+        if not overwrite and _is_done_at(job, refocuser, options):
+            note_field(job.ended('skipped', 'done before'), refocuser)
         else:
             with _staged(job) as local:
                 run_job(local, refocuser, overwrite, progress, **options)
@@ -427,6 +443,7 @@ def run_on_cluster(
 ):
     """Refocus fields on a Dask cluster, and write their rows; failures are noted in the jobs. Raises `UsageError` and
     `ClusterError`, see `on_cluster`"""
+    for j in jobs: j.row_path = j.row_path.absolute()
     rows = {j.row_path.parent for j in jobs}
     for folder in rows: folder.mkdir(parents=True, exist_ok=True)
     first = [j.field.files[0].path for j in jobs[:1]]

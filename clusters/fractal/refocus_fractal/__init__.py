@@ -1,0 +1,1 @@
+"""A task of Fractal that refocuses an OME-Zarr plate"""
