@@ -118,7 +118,7 @@ def in_trouble(folder):
 def test_workers_that_die_and_hang(plate, whole, cluster, tmp_path):
     jobs = begun(plate, tmp_path/'out.zarr')(cluster[0], in_trouble(tmp_path), timeout_s=8)
     assert (tmp_path/'die').exists() and (tmp_path/'hang').exists()
-    late = [j for j in jobs if j.status!='done']
+    late = [j for j in jobs if j.status=='failed'] # A result that was lost with its worker is skipped the second time
     assert late and all(str(j.source) in j.note and 'took too long' in j.note for j in late)
     missing = [not j.target.exists() for j in jobs]
     assert any(missing)
