@@ -6,7 +6,7 @@ from conftest import ENV
 from refocus_nbdev.io.images import open_image
 from refocus_nbdev.refocus.plates import *
 
-MODEL = ['--model', 'nuclei-fast', '--device', 'cpu']
+MODEL = ['--model', 'nuclei-fast', '--device', 'cpu', '--shard', '1/1'] # A shard makes no pictures
 FIELDS = 10
 
 @pytest.fixture(scope='module')
@@ -94,8 +94,10 @@ def test_the_same_as_in_one_process(plate, whole, cluster, in_process, tmp_path)
     said = in_process('plate', plate, tmp_path/'out.zarr', *MODEL, '--scheduler', cluster[0])
     assert said.code==0, said.text
     check_equal(tmp_path/'out.zarr', out)
-    def plain(text, out): return re.sub(r'in [\d.]+ s.*?;', '', text.splitlines()[-1]).replace(str(out), '')
-    assert plain(said.text, tmp_path/'out.zarr')==plain(text, out)
+    def plain(text, out): return re.sub(r'in [\d.]+ s.*?;', '', text).replace(str(out), '')
+    assert plain(said.text.splitlines()[-1], tmp_path/'out.zarr')==plain(text.splitlines()[-1], out)
+    def rows(out): return {p.name: plain(p.read_text(), out) for p in tables_folder(out).rglob('*.json')}
+    assert rows(tmp_path/'out.zarr')==rows(out)!={}
 
 def in_trouble(folder):
     "A change of a `Refocuser`: while they write a field, one worker kills itself, and another hangs, once in all"
@@ -114,12 +116,14 @@ def in_trouble(folder):
     return change
 
 def test_workers_that_die_and_hang(plate, whole, cluster, tmp_path):
-    jobs = begun(plate, tmp_path/'out.zarr')(cluster[0], in_trouble(tmp_path), timeout_s=6)
+    jobs = begun(plate, tmp_path/'out.zarr')(cluster[0], in_trouble(tmp_path), timeout_s=8)
     assert (tmp_path/'die').exists() and (tmp_path/'hang').exists()
-    late = [j for j in jobs if j.status!='done']
-    assert late and all(str(j.source) in j.note and 'took too long' in j.note and not j.target.exists() for j in late)
+    late = [j for j in jobs if j.status=='failed'] # A result that was lost with its worker is skipped the second time
+    assert late and all(str(j.source) in j.note and 'took too long' in j.note for j in late)
+    missing = [not j.target.exists() for j in jobs]
+    assert any(missing)
     again = begun(plate, tmp_path/'out.zarr')(cluster[0], in_trouble(tmp_path))
-    assert statuses(again).count('skipped')==FIELDS-len(late) and statuses(again).count('done')==len(late)
+    assert statuses(again)==['done' if o else 'skipped' for o in missing]
     check_equal(tmp_path/'out.zarr', whole[0])
 
 def test_a_full_disk(plate, whole, cluster, tmp_path):

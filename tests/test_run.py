@@ -555,7 +555,7 @@ def test_a_graphics_card_has_a_number(refocus, folder, tmp_path, monkeypatch):
 
 def test_help_has_an_example(refocus):
     verbs = [c.name for c in app.registered_commands]
-    assert len(verbs)==11
+    assert len(verbs)==12
     for verb in verbs:
         said = refocus(verb, '--help')
         assert said.code==0 and f'refocus {verb}' in said.text.split('Example')[1]

@@ -139,9 +139,12 @@ def _for_workers(scheduler, path):
     if not scheduler or local_workers(scheduler) or '://' in path: return path
     return os.path.abspath(path)
 
-def _model_for_workers(scheduler, model):
-    "The name of a model, or a path that means the same to every worker"
-    return _for_workers(scheduler, model) if Path(model).is_file() else model
+def _paths_for(scheduler, source, out, model):
+    "The three paths as workers need them; raises `UsageError` if there is no such scheduler, or no Dask"
+    if scheduler: check_dask(scheduler)
+    is_file = Path(model).is_file()
+    source,out,own = (_for_workers(scheduler, path) for path in (source, out, model))
+    return source, out, own if is_file else model
 
 def _way(scheduler, make, refocuser, minutes):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
@@ -188,9 +191,8 @@ def plate(
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
-    if scheduler: check_dask(scheduler)
-    source,out = _for_workers(scheduler, source),_for_workers(scheduler, out)
-    make = partial(load_refocuser, _model_for_workers(scheduler, model), device, blur_per_um, tile, turns)
+    source,out,model = _paths_for(scheduler, source, out, model)
+    make = partial(load_refocuser, model, device, blur_per_um, tile, turns)
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)

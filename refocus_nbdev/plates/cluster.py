@@ -63,6 +63,8 @@ def _quiet():
         with silence_logging_cmgr(logging.CRITICAL+1), silence_logging_cmgr(logging.CRITICAL+1, 'tornado'): yield
     finally: asyncio_log.setLevel(level)
 
+
+# %% ../../nbs/37_plates.cluster.ipynb #local_cluster-2
 @contextmanager
 def _loop_without_interrupts():
     "An event loop in a thread; it and its processes do not get Ctrl-C, which is for the main thread"
@@ -220,14 +222,14 @@ class _Tasks:
         self.seen = time.monotonic()   # When there were workers
         self.looked = -float('inf')
 
-    def submit(self, item):
+    def _submit(self, item):
         "Send an item to the cluster"
         future = self.client.submit(self.call, item, pure=False)
         self.items[future.key] = item
         self.futures[future.key] = future
         future.add_done_callback(self.ended.put)
 
-    def cancel(self):
+    def _cancel(self):
         "Forget all tasks; calls that run end at their next `check`"
         if self.futures: _try(self.client.cancel, list(self.futures.values()), force=True)
 
@@ -239,7 +241,7 @@ def _no_workers(scheduler):
                         f'`dask worker {scheduler}`; {_KEPT}')
 
 @patch
-def look(self:_Tasks):
+def _look(self:_Tasks):
     "Count the workers now and then; raises `ClusterError` if there are none for long, or no scheduler"
     now = time.monotonic()
     if now-self.looked<_LOOK_S and self.workers: return
@@ -251,26 +253,26 @@ def look(self:_Tasks):
     elif now-self.seen>_PATIENCE_S: raise _no_workers(self.scheduler)
 
 @patch
-def wait(self:_Tasks):
+def _wait(self:_Tasks):
     "Yields the `Outcome` of a task, if one ends within a second"
-    self.look()
+    self._look()
     try: future = self.ended.get(timeout=1)
     except queue.Empty: return
     item = self.items.pop(future.key)
     del self.futures[future.key]
-    try: yield self.outcome(future, item)
+    try: yield self._outcome(future, item)
     finally: future.release() # Ctrl-C would be lost if Python did this later, in `__del__`
 
 # %% ../../nbs/37_plates.cluster.ipynb #outcome
 @patch
-def restart(self:_Tasks, worker):
+def _restart(self:_Tasks, worker):
     "Start a worker again, or remove it where nobody can start it"
     with suppress(Exception):
         try: self.client.restart_workers([worker], raise_for_error=False)
         except ValueError: self.client.retire_workers([worker])
 
 @patch
-def outcome(self:_Tasks, future, item):
+def _outcome(self:_Tasks, future, item):
     "What became of a task that has ended"
     from distributed import KilledWorker
     try: result = future.result(timeout=_PATIENCE_S)
@@ -279,7 +281,7 @@ def outcome(self:_Tasks, future, item):
         if future.status!='error': raise _gone(self.scheduler) from e
         return Outcome(item, error=e)
     if not isinstance(result, _Late): return Outcome(item, result)
-    Thread(target=self.restart, args=[result.worker], daemon=True).start()
+    Thread(target=self._restart, args=[result.worker], daemon=True).start()
     return Outcome(item, error=TimeoutError('took too long, so its worker was started again; '
                                             'run it again with a longer time limit'))
 
@@ -291,21 +293,21 @@ def _died(error):
 
 # %% ../../nbs/37_plates.cluster.ipynb #outcomes
 @patch
-def crowd(self:_Tasks, items, most=None):
+def _crowd(self:_Tasks, items, most=None):
     "Yields the `Outcome`s of items, of which as many as the workers can take, or `most`, are on the cluster"
     for item in items:
-        while len(self.items)>=(most or _A_WORKER*self.workers): yield from self.wait()
-        self.submit(item)
-    while self.items: yield from self.wait()
+        while len(self.items)>=(most or _A_WORKER*self.workers): yield from self._wait()
+        self._submit(item)
+    while self.items: yield from self._wait()
 
 @patch
-def outcomes(self:_Tasks, items):
+def _outcomes(self:_Tasks, items):
     "Yields the `Outcome`s of items; those whose workers died are done again at the end"
     suspects = []
-    for o in self.crowd(items):
+    for o in self._crowd(items):
         if isinstance(o.error, _Died): suspects.append(o.item)
         else: yield o
-    yield from self.crowd(suspects, 1)
+    yield from self._crowd(suspects, 1)
 
 # %% ../../nbs/37_plates.cluster.ipynb #on_cluster
 def on_cluster(
@@ -320,5 +322,5 @@ def on_cluster(
     check_dask(scheduler)
     with _connected(scheduler) as client, _state_on_workers(client, scheduler, setup) as name:
         tasks = _Tasks(client, scheduler, partial(_do, name, f, timeout_s))
-        try: yield from tasks.outcomes(items)
-        finally: tasks.cancel()
+        try: yield from tasks._outcomes(items)
+        finally: tasks._cancel()

@@ -444,6 +444,7 @@ def run_on_cluster(
 ):
     """Refocus fields on a Dask cluster, and write their rows; failures are noted in the jobs. Raises `UsageError` and
     `ClusterError`, see `on_cluster`"""
+    for j in jobs: j.row_path = j.row_path.absolute()
     rows = {j.row_path.parent for j in jobs}
     for folder in rows: folder.mkdir(parents=True, exist_ok=True)
     first = [j.field.files[0].path for j in jobs[:1]]
