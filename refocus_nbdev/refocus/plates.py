@@ -90,9 +90,9 @@ def _file_fields(source, found):
     return fields_among(found.files, listed_wells([source]), name)
 
 # %% ../../nbs/59_refocus.plates.ipynb #_jobs
-def _row_path(out, field, target=None):
-    "The path of the row of a field, or of one of its files"
-    name = '_'.join([*field.path.split('/'), *([target.name] if target else [])])
+def _row_path(out, field, place=Path()):
+    "The path of the row of a field, or of one of its files at a place below the folder of results"
+    name = '_'.join([*field.path.split('/'), *place.parts])
     return tables_folder(out)/'rows'/f'{name}.json'
 
 def _copy_job(field, out):
@@ -108,8 +108,8 @@ def _file_jobs(field, out, found):
     "A job for each file of a field"
     for file in field.files:
         place = found.images[file.path]
-        target = Path(out)/place.with_name(copy_name(place))
-        yield FieldJob(file.path, target, field=field, row_path=_row_path(out, field, target))
+        place = place.with_name(copy_name(place))
+        yield FieldJob(file.path, Path(out)/place, field=field, row_path=_row_path(out, field, place))
 
 # %% ../../nbs/59_refocus.plates.ipynb #plan_plate-2
 _NO_FILES_AT = 'a server takes a plate in OME-Zarr: give a name that ends with .zarr, or a folder on this machine'
