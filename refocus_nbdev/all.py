@@ -38,6 +38,7 @@ from .plates.pairs import *
 from .plates.registration import *
 from .plates.download import *
 from .plates.fields import *
+from .plates.cluster import *
 
 # %% ../nbs/86_all.ipynb #imports-2
 from .learn.data import *
