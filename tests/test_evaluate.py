@@ -331,10 +331,15 @@ def test_sizes_of_pixels_are_given_where_files_are_wrong_or_silent(in_process, t
     assert said.text.count('taken to be 0.645 um')==1 and 'taken to be 0.645 um' in (tmp_path/'report'/'report.html').read_text()
     assert evaluated(in_process, tmp_path, '--pixel-um', '2')[1]['means']!=sums['means'] and in_process('evaluate', tmp_path/'out', tmp_path/'sharp', '--pixel-um', '0').code==2
 
+def bright(path):
+    "The brightest fifth of an image, as a mask"
+    x = tifffile.imread(path)
+    return np.uint8(x>np.percentile(x, 80))
+
 def test_a_plate_that_is_labelled_in_part(in_process, wells):
     "The label, and the input, of one field are not those of all"
     for folder in ('labels','in'): (wells/folder).mkdir()
-    tifffile.imwrite(wells/'labels'/'A02_f1.tif', np.uint8(tifffile.imread(wells/'sharp'/'A02_f1.tif')>300))
+    tifffile.imwrite(wells/'labels'/'A02_f1.tif', bright(wells/'sharp'/'A02_f1.tif'))
     tifffile.imwrite(wells/'in'/'A01_f2.tif', tifffile.imread(wells/'out'/'A01_f2.tif'))
     said,sums = evaluated(in_process, wells, '--labels', wells/'labels', '--input', wells/'in')
     t = pd.read_csv(wells/'report'/'scores.csv')
@@ -380,7 +385,7 @@ def test_blank_wells_are_left_out_and_said(in_process, blank):
     assert said.code==0 and t.psnr.isna().tolist()==t.f1_50.isna().tolist()==[False, True, True, False]
     invented = t.found_nuclei.iloc[2]
     hint = f'2 of 4 fields show nothing in focus and are left out; of those, in 1 the prediction shows {invented} nuclei.'
-    assert invented>3 and hint in said.text and sums['hints'][0]==hint and hint in (blank/'report'/'report.html').read_text()
+    assert invented>2 and hint in said.text and sums['hints'][0]==hint and hint in (blank/'report'/'report.html').read_text()
     mean = {m['score']:m for m in sums['means'] if m['method']=='refocused'}
     assert mean['psnr']['images']==2 and mean['psnr']['mean']==pytest.approx(t.psnr.mean(), abs=1e-4) and sums['groups']==2 and sums['left_out']==2
     for f in blank.glob('*/*.tif'):
@@ -390,7 +395,7 @@ def test_blank_wells_are_left_out_and_said(in_process, blank):
 
 def test_labels_without_nuclei_have_no_scores_of_nuclei(in_process, wells):
     (wells/'labels').mkdir()
-    for i,f in enumerate(sorted((wells/'sharp').iterdir())): tifffile.imwrite(wells/'labels'/f'{f.stem}_labels.tif', np.uint8((i>0)*(tifffile.imread(f)>300)))
+    for i,f in enumerate(sorted((wells/'sharp').iterdir())): tifffile.imwrite(wells/'labels'/f'{f.stem}_labels.tif', (i>0)*bright(f))
     said,sums = evaluated(in_process, wells, '--labels', wells/'labels')
     t = pd.read_csv(wells/'report'/'scores.csv').set_index('method').loc['refocused']
     assert t.psnr.notna().all() and t.f1_50.isna().tolist()==t.count_error.isna().tolist()==[True, False, False, False]

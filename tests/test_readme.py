@@ -44,11 +44,13 @@ def test_a_lost_picture_is_noticed(root):
     shutil.rmtree(root/'nbs'/'figures')
     assert 'before-after.png' in readme.main(check=True, root=root)
 
-def html(cell): return [o['data']['text/html'] for o in cell.outputs if 'text/html' in o.get('data', {})]
+def tables_in(cell):
+    found = [o['data'].get('text/html', o['data'].get('text/markdown', '')) for o in cell.outputs if 'data' in o]
+    return [''.join(text) for text in found if text]
 
 TABLES = {'index.ipynb':{'trust-table'}, '90_benchmarks.ipynb':{'peers-table', 'scores', 'real-table'}}
 
-def is_table(cell): return cell.cell_type=='code' and bool(html(cell))
+def is_table(cell): return cell.cell_type=='code' and bool(tables_in(cell))
 
 @pytest.mark.parametrize('notebook', TABLES)
 def test_its_tables_are_of_the_rows_that_are_kept(notebook, monkeypatch):
@@ -61,4 +63,4 @@ def test_its_tables_are_of_the_rows_that_are_kept(notebook, monkeypatch):
     for c in again:
         if c.cell_type=='code': shell.cell(c)
     for a,b in zip(stored, again):
-        if a.id in tables: assert ''.join(html(a)[0])==''.join(html(b)[0]), f'{a.id} of {notebook}: run it again'
+        if a.id in tables: assert tables_in(a)[0]==tables_in(b)[0], f'{a.id} of {notebook}: run it again'
