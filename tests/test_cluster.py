@@ -172,7 +172,7 @@ if __name__=='__main__':
         except KeyboardInterrupt: print('interrupted')
 """
 
-def test_ctrl_c(tmp_path):
+def test_ctrl_c(start, tmp_path): # `start` lets what begins here hear Ctrl-C
     "In a terminal, all processes get it, and only the first says something"
     pytest.importorskip('distributed')
     (tmp_path/'waiting.py').write_text(WAITING)
