@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal
 from .app import *
 from ..io.disk import save_figure
-from ..io.ngff import is_zarr
 from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError, is_url
@@ -32,15 +31,10 @@ def _shard_of(text, jobs):
     raise UsageError(f'--shard {text}: write the number of the shard and how many there are, as in 2/8')
 
 # %% ../../nbs/74_cli.plate.ipynb #_planned
-def _local(path):
-    "A list with a path, which is empty for an address"
-    return [] if is_url(path) else [Path(path)]
-
 def _found(source, out):
     "What the source names; raises `UsageError` if there is nothing, or if an OME-Zarr is a result"
-    is_plate = is_plate_name(source) if is_url(source) else is_zarr(source)
-    if not is_plate: return found_by([source], True, apart=result_places(out))
-    check_originals(_local(source))
+    if not is_plate(source): return found_by([source], True, apart=result_places(out))
+    if not is_url(source): check_originals([Path(source)])
     return Found({}, {}, [])
 
 def _check_originals(jobs, named):
