@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MARKERS', 'RemoteError', 'NotThere', 'check_scheme', 'size_at', 'exists_at', 'read_text', 'names_at', 'walk_at',
-           'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'ome_attributes', 'json_at', 'Layout',
-           'plate_layout', 'fetch', 'about_at', 'fetched', 'marker_of', 'check_writable_at', 'put']
+           'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'attributes_of', 'ome_attributes', 'json_at',
+           'Layout', 'plate_layout', 'fetch', 'about_at', 'fetched', 'marker_of', 'check_writable_at', 'put']
 
 # %% ../../nbs/13_io.remote.ipynb #imports
 import errno, json, math, tempfile, time
@@ -279,14 +279,21 @@ def _each(f, items, progress=noop):
     return done
 
 # %% ../../nbs/13_io.remote.ipynb #ome_attributes
+def attributes_of(
+    read_json, # Function from the path of a JSON file in a Zarr to what it holds; None if there is no such file
+    group='',  # Path of a group in the Zarr
+) -> dict:     # Empty if there is no such group
+    "All attributes of a group"
+    def member(name): return read_json(f'{group}/{name}' if group else name)
+    described = member('zarr.json')
+    return described.get('attributes', {}) if described is not None else member('.zattrs') or {}
+
 def ome_attributes(
     read_json, # Function from the path of a JSON file in a Zarr to what it holds; None if there is no such file
     group='',  # Path of a group in the Zarr
 ) -> dict:     # Empty if there is no such group
     "The attributes that OME defines, of a group"
-    def member(name): return read_json(f'{group}/{name}' if group else name)
-    described = member('zarr.json')
-    attributes = described.get('attributes', {}) if described is not None else member('.zattrs') or {}
+    attributes = attributes_of(read_json, group)
     return attributes.get('ome') or attributes
 
 def json_at(

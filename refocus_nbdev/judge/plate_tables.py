@@ -19,7 +19,7 @@ from ..io.provenance import *
 from ..io.images import *
 from ..io.tables import *
 from ..optics.defects import mended
-from ..plates.names import well_name, well_place
+from ..plates.names import natural_key, well_name, well_place
 from ..learn.metrics import NUCLEUS_UM, find_nuclei, nucleus_px
 from ..refocus.doubts import *
 from ..refocus.files import *
@@ -196,12 +196,6 @@ def field_rows(
 # %% ../../nbs/70_judge.plate_tables.ipynb #in_order
 _KEYS = dict(plate='Metadata_Plate', well='Metadata_Well', field='Metadata_Site')
 
-def _by_number(text):
-    "Key for sorting names: numbers in them count as numbers"
-    def key(part): return (1, int(part), part) if part.isdigit() else (0, 0, part)
-    parts = re.split(r'(\d+)', text)
-    return [key(part) for part in parts]
-
 def _well(name):
     "A well such as A01; any other name as it is"
     place = well_place(name)
@@ -211,7 +205,7 @@ def _order(row):
     "Key for sorting rows: by plate, well and field"
     place = well_place(row['well'])
     well = (place is None, place or (0,0), row['well'])
-    return _by_number(row['plate']), well, _by_number(row['field'])
+    return natural_key(row['plate']), well, natural_key(row['field'])
 
 def rows_in_order(
     rows, # From `field_rows`, with plate, well, field, status, note, source and target

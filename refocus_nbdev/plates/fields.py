@@ -60,10 +60,6 @@ class PlateField:
     def __str__(self): return f'well {self.well}, field {self.name} ({self.files[0].path})'
 
 # %% ../../nbs/36_plates.fields.ipynb #fields_among
-def _by_number(text):
-    "Key for sorting names: the numbers in them count by their values"
-    return [int(part) if part.isdigit() else part for part in re.split('([0-9]+)', str(text))]
-
 def _placed(file, name, well):
     "The well and the site of a file, and the `FieldFile`"
     return well or name.well, name.site or '0', FieldFile(Path(file), name.channel, name.z, name.t)
@@ -101,7 +97,7 @@ def fields_among(
         well,site,placed = _placed(file, name, given)
         found.setdefault((well.upper(), site), []).append(placed)
     for own in found.values(): _check_apart(own)
-    in_order = sorted(found, key=lambda key: [_by_number(part) for part in key])
+    in_order = sorted(found, key=lambda key: [natural_key(part) for part in key])
     return [PlateField(well, site, tuple(found[well,site]), plate) for well,site in in_order]
 
 # %% ../../nbs/36_plates.fields.ipynb #PlateField-sha256
@@ -117,7 +113,7 @@ _AXES = 'TCZ'
 def _keys_of(axis, files):
     "What the names of files tell about an axis, in order; empty if they tell nothing"
     values = [getattr(f, dict(T='t', C='channel', Z='z')[axis]) for f in files]
-    return sorted({v for v in values if v is not None}, key=_by_number)
+    return sorted({v for v in values if v is not None}, key=natural_key)
 
 def _own_length(axis, image):
     "Length of an axis inside an open image"

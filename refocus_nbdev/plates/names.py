@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PLATE_WELLS', 'BBBC006_PLANES', 'BBBC006_FOCUS_Z', 'BBBC006_STEP_UM', 'SAMPLE_PLANES', 'SCHEMES', 'defocus_of',
            'plane_folder', 'label_folder', 'planes_in', 'Field', 'parse_name', 'bbbc006_path', 'channel_files',
-           'plane_files', 'label_file', 'is_label_name', 'image_stem', 'ImageName', 'well_name', 'well_place', 'Scheme',
-           'naming_scheme', 'read_names', 'named_wells']
+           'plane_files', 'label_file', 'is_label_name', 'image_stem', 'ImageName', 'well_name', 'well_place',
+           'natural_key', 'Scheme', 'naming_scheme', 'read_names', 'named_wells']
 
 # %% ../../nbs/30_plates.names.ipynb #imports
 import re
@@ -188,6 +188,15 @@ def well_place(
     if not found or found[1] not in _PLATE_ROWS: return None
     column = int(found[2])
     return (_PLATE_ROWS.index(found[1]), column-1) if 0<column<=_PLATE_COLUMNS else None
+
+# %% ../../nbs/30_plates.names.ipynb #natural_key
+def natural_key(
+    text, # A name, or a number
+) -> list:
+    "Key for sorting names: the numbers in them count by their values"
+    def key(part): return (1, int(part), part) if part.isdecimal() else (0, 0, part)
+    parts = re.split(r'(\d+)', str(text))
+    return [key(part) for part in parts]
 
 # %% ../../nbs/30_plates.names.ipynb #_compiled
 _HEX_UUID = '[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}'

@@ -204,9 +204,7 @@ _NOT_OURS = 'exists, and is no result of refocus, so it is never replaced: choos
 
 def _words_at(url):
     "The words of this package in a Zarr on a server, None if there are none"
-    found = json_at(url, 'zarr.json')
-    attributes = found.get('attributes', {}) if found else json_at(url, '.zattrs') or {}
-    return attributes.get('refocus_nbdev')
+    return attributes_of(partial(json_at, url)).get('refocus_nbdev')
 
 def _acquisitions(source, jobs):
     "The acquisition of each field that has a place in a new plate, None for those of files"
