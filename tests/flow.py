@@ -28,7 +28,7 @@ def refocuser_of(model, way):
     r = Refocuser.load(model, 'cpu')
     jobs,threads = way.removesuffix('locked').split('x')
     r.at_once = int(jobs),int(threads)
-    if way.endswith('locked'): r.queue = Batcher(r._computed, lambda: 0)
+    if way.endswith('locked'): r.queue = Batcher(r.computed, lambda: 0)
     return r
 
 def timed(refocuser, source, out):

@@ -2,7 +2,7 @@
 import json, os, re, resource, signal, subprocess, sys, time
 from threading import Thread
 import numpy as np, pytest, tifffile
-from conftest import ENV
+from conftest import ENV, SAMPLE, contents
 from refocus_nbdev.io.images import open_image
 from refocus_nbdev.refocus.plates import *
 
@@ -83,7 +83,7 @@ def begun(plate, out):
             own = Refocuser.load('nuclei-fast', 'cpu')
             change(own)
             return own
-        run_on_cluster(jobs, scheduler, load, refocuser.sha256, **options)
+        run_on_cluster(jobs, refocuser, scheduler, load, **options)
         return jobs
     return run
 
@@ -138,6 +138,36 @@ def test_a_full_disk(plate, whole, cluster, tmp_path):
     assert statuses(begun(plate, tmp_path/'out.zarr')(cluster[0], limited))==['done']*FIELDS
     check_equal(tmp_path/'out.zarr', whole[0])
 
+def shared(folder):
+    "A change of a `Refocuser`: while a file is there, all fields are huge, and a worker kills itself while it computes a part of one, once in all"
+    def change(refocuser):
+        import refocus_nbdev.refocus.plates as plates
+        plates._is_huge = lambda job, axes: (folder/'huge').exists()
+        usual = refocuser.computed
+        def troubled(*args, **kwargs):
+            if (folder/'huge').exists() and not (folder/'died').exists():
+                (folder/'died').touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return usual(*args, **kwargs)
+        refocuser.computed = troubled
+    return change
+
+def test_huge_fields_are_shared(plate, whole, cluster, tmp_path):
+    (tmp_path/'huge').touch()
+    jobs = begun(plate, tmp_path/'out.zarr')(cluster[0], shared(tmp_path))
+    (tmp_path/'huge').unlink()
+    assert (tmp_path/'died').exists() and statuses(jobs)==['done']*FIELDS, jobs[0].note
+    check_equal(tmp_path/'out.zarr', whole[0])
+
+def test_tiles_of_an_image(cluster, in_process, tmp_path):
+    "The same bytes as on this machine, whose tiles are as large"
+    fields = [tifffile.imread(f) for f in sorted(SAMPLE.glob('BBBC006_v1_images_z_10/*'))[:15]]
+    tifffile.imwrite(tmp_path/'large.tif', np.block([fields[i:i+5] for i in (0,5,10)]))
+    for out,options in ('here', []), ('there', ['--scheduler', cluster[0]]):
+        said = in_process('run', tmp_path/'large.tif', '--out', tmp_path/out, *MODEL[:4], '--tile', 1024, *options)
+        assert said.code==0, said.text
+    assert contents(tmp_path/'here')==contents(tmp_path/'there')
+
 def kill_after_a_field(out, process):
     "Kill a process as soon as there is a field"
     while not fields_in(out): time.sleep(0.02)
@@ -166,10 +196,10 @@ def wait(state, item, check):
         check()
 def nothing(threads): return None
 if __name__=='__main__':
-    with closing(on_cluster('local:2', wait, range(9), nothing)) as ended:
-        try:
+    try:
+        with on_cluster('local:2', nothing) as do, closing(do(wait, range(9))) as ended:
             for outcome in ended: print('begun', flush=True)
-        except KeyboardInterrupt: print('interrupted')
+    except KeyboardInterrupt: print('interrupted')
 """
 
 def test_ctrl_c(start, tmp_path): # `start` lets what begins here hear Ctrl-C

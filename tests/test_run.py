@@ -419,7 +419,7 @@ def test_batches_of_files_equal_one_by_one(tmp_path, blurred):
     def slowly(f, x, *args):
         sizes.append(len(x))
         time.sleep(0.03)
-        return joining._computed(f, x, *args)
+        return joining.computed(f, x, *args)
     for out,at_once,most in (('alone', 1, 0), ('together', 4, 1e6)):
         joining.at_once,joining.queue = (at_once, 1),Batcher(slowly, lambda: most)
         run_jobs(jobs := plan_run([tmp_path/'in'], tmp_path/out), joining)

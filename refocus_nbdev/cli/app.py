@@ -6,9 +6,9 @@
 __all__ = ['app', 'StainChannel', 'HotPixels', 'ResultDtype', 'Device', 'on_interrupt', 'command_line', 'command', 'call_command',
            'numbers', 'names', 'reading_options', 'counted', 'counted_of', 'counted_with_verb', 'check_um',
            'check_new_model', 'check_segmenter', 'check_found', 'warn_of_left_out', 'found_by', 'check_originals',
-           'load_refocuser', 'scores_text', 'is_worse_than_nothing', 'unsized_line', 'channel_of', 'target_of',
-           'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write', 'write_tables',
-           'check_pictures']
+           'load_refocuser', 'path_for', 'model_for', 'scores_text', 'is_worse_than_nothing', 'unsized_line',
+           'channel_of', 'target_of', 'plate_pairs', 'print_table', 'list_failed', 'check_replaced', 'tables_to_write',
+           'write_tables', 'check_pictures']
 
 # %% ../../nbs/72_cli.app.ipynb #imports
 import os, re, shlex, sys, warnings
@@ -32,6 +32,7 @@ from ..io.ngff import is_zarr
 from ..io.provenance import HOT_PIXELS
 from ..io.images import RESULT_DTYPES
 from ..io.tables import Url, UsageError, given_path, is_our_table, is_url
+from ..plates.cluster import check_dask, local_workers
 from ..refocus.inputs import Found, left_out_lines, no_images, results_among, search
 
 # %% ../../nbs/72_cli.app.ipynb #app
@@ -398,6 +399,25 @@ def load_refocuser(
     sides = {'tile':tile} if tile else {}
     try: return Refocuser.load(model, device, blur_per_um=blur_per_um, turns=turns, **sides)
     except ValueError as e: raise UsageError(e) from e
+
+# %% ../../nbs/72_cli.app.ipynb #path_for
+def path_for(
+    scheduler, # See `local_workers`; empty for none
+    path,      # A path, or an address
+) -> str:
+    "A path that means the same to every worker; raises `UsageError` if there is no such scheduler, or no Dask"
+    if not scheduler: return path
+    check_dask(scheduler)
+    if local_workers(scheduler) or '://' in path: return path
+    return os.path.abspath(path)
+
+def model_for(
+    scheduler, # See `path_for`
+    model,     # Name of a shipped model, or a model file
+) -> str:
+    "A model that means the same to every worker"
+    own = path_for(scheduler, model)
+    return own if Path(model).is_file() else model
 
 # %% ../../nbs/72_cli.app.ipynb #is_worse_than_nothing
 def scores_text(

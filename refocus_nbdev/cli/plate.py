@@ -6,7 +6,7 @@
 __all__ = ['plate']
 
 # %% ../../nbs/74_cli.plate.ipynb #imports
-import os, time
+import time
 from collections import Counter
 from functools import cache, partial
 from json import dumps
@@ -17,7 +17,6 @@ from ..io.disk import save_figure
 from ..io.planes import ImageError
 from ..io.progress import Meter
 from ..io.tables import UsageError, is_url
-from ..plates.cluster import check_dask, local_workers
 from ..refocus.inputs import Found
 from ..refocus.plates import *
 
@@ -127,24 +126,12 @@ def _refocus(jobs, total, do, out, json, options):
     report(jobs, total, out, time.perf_counter()-start)
     return int(any(j.status=='failed' for j in jobs))
 
-# %% ../../nbs/74_cli.plate.ipynb #full-paths
-def _for_workers(scheduler, path):
-    "A path that means the same to every worker"
-    if not scheduler or local_workers(scheduler) or '://' in path: return path
-    return os.path.abspath(path)
-
-def _paths_for(scheduler, source, out, model):
-    "The three paths as workers need them; raises `UsageError` if there is no such scheduler, or no Dask"
-    if scheduler: check_dask(scheduler)
-    is_file = Path(model).is_file()
-    source,out,own = (_for_workers(scheduler, path) for path in (source, out, model))
-    return source, out, own if is_file else model
-
+# %% ../../nbs/74_cli.plate.ipynb #way
 def _way(scheduler, make, refocuser, minutes):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
     if not scheduler: return partial(run_fields, refocuser=refocuser)
     limit = 60*minutes if minutes else None
-    return partial(run_on_cluster, scheduler=scheduler, load=make, sha256=refocuser.sha256, timeout_s=limit)
+    return partial(run_on_cluster, scheduler=scheduler, load=make, refocuser=refocuser, timeout_s=limit)
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
@@ -185,8 +172,8 @@ def plate(
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
-    source,out,model = _paths_for(scheduler, source, out, model)
-    make = partial(load_refocuser, model, device, blur_per_um, tile, turns)
+    source,out = (path_for(scheduler, path) for path in (source,out))
+    make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)

@@ -18,7 +18,7 @@ from ..io.provenance import UNSIZED, is_doubtful, texts_of
 from ..io.tables import UsageError, unused_distances
 from ..refocus.inputs import half_folder, result_folders
 from ..refocus.jobs import note_distances, plan_run, preview_job, run_jobs
-from ..refocus.plates import by_field, start_copies
+from ..refocus.plates import by_field, on_workers, start_copies
 
 # %% ../../nbs/73_cli.run.ipynb #_planned_jobs
 def _warn_of_unused_distances(inputs):
@@ -219,8 +219,9 @@ def _scale_option(load, path, axes):
     return dict(scale_from=shared_scale(load(), path, axes))
 
 # %% ../../nbs/73_cli.run.ipynb #run
-@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite', on_servers='inputs',
-         how='model device blur_per_um scale_from hot_pixels dtype turns tile', trust='strict uncertainty')
+@command(what='defocus_um pixel_um channel axes recursive', where_to='out overwrite', trust='strict uncertainty',
+         how='model device blur_per_um scale_from hot_pixels dtype turns tile', many_machines='scheduler',
+         on_servers='inputs scheduler')
 def run(
     inputs:list[str], # Files, folders, globs such as plate/*.tif, URLs; or a CSV file: column file, or CellProfiler's
     out:Path=Path('refocused'), # Folder for the results; the files keep their names
@@ -240,6 +241,7 @@ def run(
     overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
+    scheduler:str='', # Compute on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
     json:bool=False, # Report in JSON, for programs
     dry_run:bool=False, # Only list what would be done with each file
 ):
@@ -252,9 +254,10 @@ def run(
     """
     jobs = _planned_jobs(inputs, out, recursive, defocus_um, uncertainty)
     check_um('--pixel-um', pixel_um, 'size')
-    load = cache(partial(load_refocuser, model, device, blur_per_um, tile, turns))
+    make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
+    load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)|_scale_option(load, scale_from, axes or None)
     if dry_run: return _preview(jobs, load, json, options)
     _check_model(load(), defocus_um, pixel_um, uncertainty)
-    return _refocus(jobs, load(), out, json, options)
+    with on_workers(load(), scheduler, make) as refocuser: return _refocus(jobs, refocuser, out, json, options)

@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import NamedTuple
 import numpy as np, torch
 from fastcore.basics import patch, store_attr
@@ -56,7 +57,7 @@ def _checked_device(device):
 @dataclass(eq=False)
 class _Request:
     "A call of a network that a thread waits for"
-    f: object      # The network, or one of its methods
+    f: object      # A function of the network, or its name
     x: torch.Tensor # (B,1,H,W)
     args: tuple    # The same for the whole batch, except for widths (1,) or (B,)
     kwargs: dict
@@ -80,7 +81,7 @@ def _joined(requests):
 class Batcher:
     "Calls a network for one thread at a time, and joins the requests that wait meanwhile"
     def __init__(self,
-        compute, # Function of a network, its batch (B,1,H,W), and more arguments; returns (B,...)
+        compute, # Function of a function of the network, a batch (B,1,H,W), and more arguments; returns (B,...)
         most,    # Function that returns the largest number of pixels of a batch; 0 for one by one
     ):
         store_attr()
@@ -132,7 +133,7 @@ _MOST_AT_ONCE = 4 # Images at a time
 
 def _queue_for(refocuser):
     "A `Batcher` for a model that takes one call at a time; None for others"
-    def compute(*args, **kwargs): return refocuser._computed(*args, **kwargs)
+    def compute(*args, **kwargs): return refocuser.computed(*args, **kwargs)
     if refocuser.device.type!='cpu': return Batcher(compute, lambda: refocuser.batch*refocuser.tile**2)
     return Batcher(compute, lambda: 0) if refocuser.hooked else None
 
@@ -180,6 +181,7 @@ class Refocuser:
         self.hooked = [m for m in self.model.modules() if hasattr(m, 'hook')]
         self.queue = _queue_for(self)
         self.at_once = _at_once(self)
+        self.elsewhere = None # Computes instead of this process, see `results`
         self.remarks = []
         if turns!=1: self._check_turns()
         if blur_per_um is not None: self._check_blur()
@@ -198,18 +200,30 @@ class Refocuser:
 
 # %% ../../nbs/51_refocus.engine.ipynb #compute
 @patch
-def _computed(self:Refocuser, f, x, *args, **kwargs):
-    "The result of a function of tensors: computed on the model's device, returned in float32 on the CPU"
+def computed(self:Refocuser,
+    name,   # Of a function of the model, such as forward or estimator.evidence
+    x,      # (B,...), its first argument
+    *args,  # More arguments
+    **kwargs # More arguments
+) -> torch.Tensor: # (B,...), float32, on the CPU
+    "The result of a function of the model, computed on its device"
     def here(a): return a.to(self.device) if torch.is_tensor(a) else a
+    f = attrgetter(name)(self.model)
     with torch.inference_mode(), in_bf16(self.device):
         y = f(here(x), *map(here, args), **kwargs).float().cpu()
     for m in self.hooked: m.hook.stored = None
     return y
 
 @patch
-def _compute(self:Refocuser, f, x, *args, **kwargs):
-    "`_computed`, if need be in turn with other threads"
-    return (self.queue or self._computed)(f, x, *args, **kwargs)
+def results(self:Refocuser,
+    name,  # Of a function of the model
+    calls, # Tuples of its arguments, any number
+    **kwargs # More arguments of all calls
+):         # Yields (B,...), float32, on the CPU
+    "The results of a function of the model, in order; if need be, in turn with other threads, or on other machines"
+    if self.elsewhere: return self.elsewhere(name, calls, **kwargs)
+    compute = self.queue or self.computed
+    return (compute(name, *c, **kwargs) for c in calls)
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-predict
 UNET_MULTIPLE = 32 # fastai's U-Nets need sides that are multiples of this, px; our networks have `multiple`
@@ -235,7 +249,8 @@ def predict(self:Refocuser,
     least = 2*getattr(self.model, 'cell', UNET_MULTIPLE)
     padded = pad_to_multiple(x, getattr(self.model, 'multiple', UNET_MULTIPLE), least)
     given = [] if width is None else [_by_pixel(width, padded.shape[-2:])]
-    return self._compute(self.model, padded, *given, **self._turning)[..., :h, :w]
+    y, = self.results('forward', [(padded, *given)], **self._turning)
+    return y[..., :h, :w]
 
 # %% ../../nbs/51_refocus.engine.ipynb #Refocuser-guided
 @patch(as_prop=True)
@@ -313,8 +328,9 @@ def cell_evidence(self:Refocuser,
     "For each cell of each tile of a plane, the log-likelihoods of the widths of its blur; a tile has their sums"
     model = self.model.estimator
     strips = (torch.tensor(q[i:i+model.tile])[None,None] for i in tile_starts(q.shape[0], model.tile))
+    calls = ((in_tiles(s, model.tile)[0],) for s in strips)
     with torch.inference_mode():
-        return torch.stack([self._compute(model.cell_evidence, in_tiles(s, model.tile)[0])[:,0] for s in strips])
+        return torch.stack([cells[:,0] for cells in self.results('estimator.cell_evidence', calls)])
 
 @patch
 def width_evidence(self:Refocuser,
@@ -427,12 +443,17 @@ def _noise(side):
     "A window that shows nothing but noise, in network units"
     return np.random.default_rng(0).normal(0, 0.01, (side,side)).astype(np.float32)
 
-@patch
-def _evidence_of_windows(self:Refocuser, strip, lefts, side):
-    "The evidence of windows of a strip of a plane, (n,bins)"
+def _in_windows(strip, lefts, side):
+    "Windows (n,1,side,side) of a strip of a plane"
     strip = torch.tensor(strip)[None]
-    windows = torch.stack([strip[..., left:left+side] for left in lefts])
-    return self._compute(self.model.estimator.evidence, windows).double().numpy()
+    return torch.stack([strip[..., left:left+side] for left in lefts])
+
+@patch
+def _evidence_of_windows(self:Refocuser, strips, lefts, side):
+    "The evidence of the windows of strips of a plane, (strips,n,bins)"
+    calls = ((_in_windows(s, lefts, side),) for s in strips)
+    found = self.results('estimator.evidence', calls)
+    return np.stack([e.double().numpy() for e in found])
 
 @patch
 def map_of_widths(self:Refocuser,
@@ -443,11 +464,11 @@ def map_of_widths(self:Refocuser,
     is_large = max(q.shape)>_MOST_WINDOWS*_WINDOW/2
     side = model.tile if is_large else _WINDOW
     tops,lefts = (_windows(n, side) for n in q.shape)
-    evidence = [self._evidence_of_windows(q[top:top+side], lefts, side) for top in tops]
-    nothing = self._evidence_of_windows(_noise(side), [0], side)
+    evidence = self._evidence_of_windows((q[top:top+side] for top in tops), lefts, side)
+    nothing = self._evidence_of_windows([_noise(side)], [0], side)[0]
     middles = (np.array(starts)+side/2 for starts in (tops,lefts))
     log_widths = model.log_widths.cpu().numpy()
-    return width_map(np.stack(evidence)-nothing, *middles, side, log_widths, in_focus=np.mean(self.model.fade))
+    return width_map(evidence-nothing, *middles, side, log_widths, in_focus=np.mean(self.model.fade))
 
 # %% ../../nbs/51_refocus.engine.ipynb #width_by_place
 @patch
@@ -596,7 +617,9 @@ def _parts(self:Refocuser, q, width):
         return
     widths = width if isinstance(width, WidthMap) else None
     given = () if widths else (width,)
-    def run(x, *where): return self._compute(self.model.tile, x, *where, *given, **self._turning)[:,0].numpy()
+    def run(calls):
+        calls = ((*c, *given) for c in calls)
+        return (y[:,0].numpy() for y in self.results('tile', calls, **self._turning))
     yield from in_tiles_of(self.tile, self.model, q, run, self.batch, widths)
 
 @patch

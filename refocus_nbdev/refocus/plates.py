@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FieldJob', 'tables_folder', 'is_plate_name', 'version_of', 'is_plate', 'result_places', 'plan_plate', 'share_of',
            'copy_frame', 'start_plate', 'note_field', 'rows_of', 'do_field', 'preview_field', 'run_fields',
-           'run_on_cluster', 'by_field', 'start_copies']
+           'on_workers', 'run_on_cluster', 'by_field', 'start_copies']
 
 # %% ../../nbs/59_refocus.plates.ipynb #imports
 import json, os, re
+from copy import copy
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -400,7 +401,7 @@ def run_fields(
 
 # %% ../../nbs/59_refocus.plates.ipynb #worker
 def _begun(load, sha256, seen, threads):
-    "What a worker needs for all fields; raises `ClusterError` if it has another model, or other files"
+    "A worker's `Refocuser`, and a lock; raises `ClusterError` if it has another model, or does not see some files"
     import torch
     torch.set_num_threads(threads)
     for path in seen:
@@ -410,12 +411,54 @@ def _begun(load, sha256, seen, threads):
         raise ClusterError(f'its model {refocuser.name} is another file; install the same models on all machines')
     return refocuser,Lock()
 
+_HUGE = 64e6 # Pixels of a plane from which on all workers share its tiles
+
+def _is_huge(job, axes):
+    "Does a field have a plane for all workers? Not on a server, and not if it cannot be read"
+    if _is_remote(job): return False
+    try:
+        with open_image(job.source, axes) as image: return any(p.size>=_HUGE for p in image.planes)
+    except Exception: return False
+
 def _do_field(measure, options, state, job, check):
-    "Do a job on a worker, one large field at a time, and write its row; returns the job"
+    "Do a job on a worker, one large field at a time, and write its row; a huge field comes back as it is"
     refocuser,alone = state
+    if job.status!='to do' or _is_huge(job, options.get('axes')): return job
     with alone if is_large(job) else nullcontext():
-        if job.status=='to do': do_field(job, refocuser, measure, progress=lambda share: check(), **options)
-    return job
+        return do_field(job, refocuser, measure, progress=lambda share: check(), **options)
+
+# %% ../../nbs/59_refocus.plates.ipynb #spread
+def _call(name, kwargs, state, args, check):
+    "The result of a function of the model, on a worker"
+    import torch
+    refocuser,_ = state
+    tensors = [torch.as_tensor(a) if hasattr(a, '__array__') else a for a in args]
+    return refocuser.computed(name, *tensors, **kwargs).numpy()
+
+def _sent(args):
+    "Arguments with arrays in place of tensors"
+    return tuple(a.cpu().numpy() if hasattr(a, 'cpu') else a for a in args)
+
+def _spread(refocuser, do):
+    "A `Refocuser` whose network computes on a cluster, see `on_cluster`"
+    import torch
+    def results(name, calls, **kwargs):
+        found = results_of(do, partial(_call, name, kwargs), map(_sent, calls))
+        return map(torch.from_numpy, found)
+    twin = copy(refocuser)
+    twin.elsewhere = results
+    return twin
+
+@contextmanager
+def on_workers(
+    refocuser, # The `Refocuser`
+    scheduler, # local:N for N processes on this machine, or the address of a Dask scheduler; empty for none
+    load,      # Function that loads the same `Refocuser` on a worker; Dask must be able to send it to other machines
+):             # Yields a `Refocuser`
+    "Let a network compute on the workers of a cluster; raises `UsageError` and `ClusterError`, see `on_cluster`"
+    if not scheduler: yield refocuser
+    else:
+        with on_cluster(scheduler, partial(_begun, load, refocuser.sha256, [])) as do: yield _spread(refocuser, do)
 
 # %% ../../nbs/59_refocus.plates.ipynb #run_on_cluster
 def _note_outcome(job, outcome):
@@ -424,11 +467,19 @@ def _note_outcome(job, outcome):
     job.ended('failed', failure_of(outcome.error, job.source))
     note_field(job, None)
 
+def _rows_made(jobs):
+    "Make the folders of the rows; returns what each worker must see"
+    for j in jobs: j.row_path = j.row_path.absolute()
+    rows = {j.row_path.parent for j in jobs}
+    for folder in rows: folder.mkdir(parents=True, exist_ok=True)
+    first = [j.field.files[0].path for j in jobs[:1]]
+    return [*rows, *(path for path in first if not isinstance(path, Url))]
+
 def run_on_cluster(
     jobs,      # Some of those from `plan_plate`
+    refocuser, # The `Refocuser`
     scheduler, # local:N for N processes on this machine, or the address of a Dask scheduler
-    load,      # Function that loads the `Refocuser`; Dask must be able to send it to other machines
-    sha256,    # The SHA-256 of its model file
+    load,      # Function that loads the same `Refocuser` on a worker; Dask must be able to send it to other machines
     measure=None,   # See `note_field`
     progress=None,  # Function that gets the number of jobs done since its last call
     timeout_s=None, # Time limit for a job, s; none if None
@@ -436,17 +487,14 @@ def run_on_cluster(
 ):
     """Refocus fields on a Dask cluster, and write their rows; failures are noted in the jobs. Raises `UsageError` and
     `ClusterError`, see `on_cluster`"""
-    for j in jobs: j.row_path = j.row_path.absolute()
-    rows = {j.row_path.parent for j in jobs}
-    for folder in rows: folder.mkdir(parents=True, exist_ok=True)
-    first = [j.field.files[0].path for j in jobs[:1]]
-    seen = [*rows, *(path for path in first if not isinstance(path, Url))]
-    setup = partial(_begun, load, sha256, seen)
-    ended = on_cluster(scheduler, partial(_do_field, measure, options), jobs, setup, timeout_s)
-    with folders_made(jobs), closing(ended):
-        for outcome in ended:
-            _note_outcome(outcome.item, outcome)
-            if progress: progress(1)
+    setup = partial(_begun, load, refocuser.sha256, _rows_made(jobs))
+    with folders_made(jobs), on_cluster(scheduler, setup) as do:
+        with closing(do(partial(_do_field, measure, options), jobs, timeout_s)) as ended:
+            for outcome in ended:
+                _note_outcome(outcome.item, outcome)
+                if progress: progress(outcome.item.status!='to do')
+        huge = [j for j in jobs if j.status=='to do']
+        run_fields(huge, _spread(refocuser, do), measure, progress, **options)
 
 # %% ../../nbs/59_refocus.plates.ipynb #by_field
 def _field_of(job, place):

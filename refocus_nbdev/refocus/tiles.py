@@ -185,8 +185,8 @@ def in_tiles_of(
     side:int,         # Largest side of a tile, px
     model:GuidedUnet, # The network
     rows,             # `Rows`, or an array (H,W), in network units
-    # Function that computes the tiles (B,h,w), arrays; it gets parts (B,1,h,w), and the place and size of the tile in
-    # them, as `GuidedUnet.tile` does; and the widths in the tiles (B,1,h,w), if these differ by place
+    # Function of several calls that yields the tiles (B,h,w), an array, of each. A call is a tuple for `GuidedUnet.tile`:
+    # parts (B,1,h,w), and the place and size of the tile in them; and the widths (B,1,h,w), if these differ by place
     run,
     batch=1,          # Tiles at a time
     widths:WidthMap=None, # Widths of the blur that differ by place
@@ -218,16 +218,21 @@ def _used(pixels, down, across):
     columns = slice(across.first-across.start, across.last-across.start)
     return pixels[rows, columns]
 
-def _line(rows, cut, columns, run, widths):
-    "A row of tiles that fade into each other"
+def _calls(rows, cut, columns, widths):
+    "What the network gets for each batch of a row of tiles"
     strip = rows_at(rows, cut.pixels)
-    t = cut.tile
-    W = columns[-1][-1].tile.stop
-    line = np.zeros((t.last-t.first, W), np.float32)
     for batch in columns:
         x = np.stack([strip[:, c.pixels] for c in batch])[:,None]
         where = cut.before, batch[0].before, cut.size, batch[0].size
-        tiles = run(torch.from_numpy(x), *where, *_widths_in(widths, t, batch))
+        yield torch.from_numpy(x), *where, *_widths_in(widths, cut.tile, batch)
+
+def _line(rows, cut, columns, run, widths):
+    "A row of tiles that fade into each other"
+    t = cut.tile
+    W = columns[-1][-1].tile.stop
+    line = np.zeros((t.last-t.first, W), np.float32)
+    calls = _calls(rows, cut, columns, widths)
+    for tiles,batch in zip(run(calls), columns):
         for c,tile in zip(batch, tiles):
             own = c.tile
             line[:, own.first:own.last] += _used(tile, t, own)*own.weights(W)
