@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ..io.disk import file_hash
+from ..io.strips import *
 from ..io.planes import *
 from ..io.hcs import *
 from ..io.images import *
@@ -276,9 +277,10 @@ def in_words(self:FieldReader,
 # %% ../../nbs/36_plates.fields.ipynb #FieldReader-rows
 @patch
 def rows(self:FieldReader,
-    plane:Plane, # One of `planes`
+    plane:Plane, # One of `planes`, or of `sparse`
 ):               # `Rows` (H,W), in the data type of the files
     "The pixels of a plane, some rows at a time; raises `ImageError` if they are damaged"
+    if plane.page is None: return as_rows(np.zeros(plane.shape, self.dtype))
     image,own = plane.page
     return image.rows(own)
 
