@@ -51,7 +51,7 @@ class PlateField:
     plate: str = ''   # Name of the plate; empty if it is not known
     place: str = ''   # Its path in the OME-Zarr plate that it comes from; empty for files
     version: str = '0.5' # Version of the OME-Zarr that its copy is
-    keys: tuple = () # Pairs of an axis among T, C, Z, and what the names of all files of the plate tell about it, in order
+    keys: tuple = () # Pairs of an axis (T, C or Z) and what is known about it from all files of the plate, in order
 
     @property
     def path(self):
@@ -82,7 +82,9 @@ _IN_WORDS = dict(T='time', C='channel', Z='plane')
 def _check_here(files):
     "Raises `UsageError` if files lie on servers"
     first = next((f for f in files if isinstance(f, Url)), None)
-    if first: raise UsageError(f'{first}: from servers, plates are read in OME-Zarr only; copy the files to this machine')
+    if not first: return
+    raise UsageError(f'{first}: lies on a server, and so may only a plate in OME-Zarr; '
+                     'copy the files of the plate to this machine first')
 
 def _check_wells(files, wells):
     "Raises `UsageError` if names tell no well"
@@ -95,7 +97,7 @@ def _check_alike(files):
     "Raises `UsageError` if the place on an axis is known for some files of a field, but not for others"
     for axis,name in _AXES.items():
         unknown = [f for f in files if getattr(f, name) is None]
-        known = [f for f in files if f not in unknown]
+        known = [f for f in files if getattr(f, name) is not None]
         if not known or not unknown: continue
         raise UsageError(f'{unknown[0].path}: nothing tells its {_IN_WORDS[axis]}, but that of {known[0].path} '
                          f'in the same field is known; leave one of them out, or {_BY_LIST}')
