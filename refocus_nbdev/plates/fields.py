@@ -272,9 +272,9 @@ def in_words(self:FieldReader,
     plane:Plane, # One of `planes`, or of `sparse`
 ) -> str:
     "Where a plane is, as the names of the files tell it"
-    def place(axis, i): return f'{_IN_WORDS[axis]} {self.keys[axis][i] if self.keys[axis] else i}'
-    places = {axis: place(axis, i) for axis,i in plane.where.items()}
-    return ' '.join((places|dict(C=f'channel {self.channels[plane.channel]}')).values())
+    known = dict(self.keys, C=self.channels)
+    def place(axis, i): return f'{_IN_WORDS[axis]} {known[axis][i] if len(known[axis])==self.lengths[axis] else i}'
+    return ' '.join(place(axis, i) for axis,i in plane.where.items() if axis!='C' or len(self.channels)>1)
 
 # %% ../../nbs/36_plates.fields.ipynb #FieldReader-rows
 @patch
