@@ -86,7 +86,7 @@ def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
     if not found.files: raise UsageError(no_images(source))
     name = re.sub(r'\.csv$', '', given_path(source).name, flags=re.I)
-    return fields_among(found.files, listed_wells([source]), name)
+    return fields_among(found.files, listed_places([source]), name)
 
 # %% ../../nbs/59_refocus.plates.ipynb #_jobs
 def _row_path(out, field, place=Path()):
