@@ -211,7 +211,7 @@ def _check_plate(path, name, version):
     found = version_of(path)
     if found!=version:
         raise ImageError(f'{path}: is a plate of OME-Zarr {found}, not {version}; '
-                         f'choose another folder, or version {found}')
+                         f'choose another folder, or --ome-zarr {found}')
     if plate.get('name', name)!=name:
         raise ImageError(f'{path}: holds the plate {plate["name"]}, not {name}; choose another folder')
 

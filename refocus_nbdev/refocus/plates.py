@@ -175,7 +175,7 @@ def _check_distinct(jobs):
         for j,path in zip(jobs, paths):
             other = first.setdefault(str(path).lower(), j)
             if other is j: continue
-            raise UsageError(f'{j.source} and {other.source}: both would become {path}; rename one of them, or leave it out')
+            raise UsageError(f'{other.source} and {j.source}: both would become {path}; rename one of them, or leave it out')
 
 
 # %% ../../nbs/59_refocus.plates.ipynb #plan_plate-3
@@ -190,9 +190,10 @@ def plan_plate(
     """The jobs of a plate. Raises `UsageError` if names tell no wells, if two results would be one, or if source and
     results are not apart; and `ImageError` for a plate that cannot be read"""
     _check_outside(source, out)
-    check_tables(out)
+    if isinstance(given_path(out), Url): check_writable_at(given_path(out))
     jobs = list(_jobs_of_zarr(source, out, version) if is_plate(source) else _jobs_of_files(source, out, version, found))
     _check_distinct(jobs)
+    check_tables(out)
     return jobs
 
 def _jobs_of_zarr(source, out, version):
