@@ -109,6 +109,12 @@ def _check_version(path, version):
     if version in VERSIONS: return
     raise ImageError(f'{path}: OME-Zarr {version} cannot be written; choose {" or ".join(VERSIONS)}')
 
+def version_of(
+    plate, # The folder of an OME-Zarr
+) -> str:
+    "The version of OME-Zarr: 0.5 with Zarr 3, and 0.4 with Zarr 2"
+    return '0.5' if (Path(plate)/'zarr.json').is_file() else '0.4'
+
 def _files_of_group(version, attributes):
     "The content of each file of a group, in the order in which they are written"
     if version=='0.4': return {'.zattrs': attributes, '.zgroup': dict(zarr_format=2)}
@@ -195,12 +201,6 @@ def _check_ours(path):
     with reading(path, 'OME-Zarr'): attributes = zarr_attributes(path)
     if is_ours(attributes.get('refocus_nbdev')) or was_free and not attributes: return attributes
     raise ImageError(f'{path}: {NOT_OURS}')
-
-def version_of(
-    plate, # The folder of an OME-Zarr
-) -> str:
-    "The version of OME-Zarr: 0.5 with Zarr 3, and 0.4 with Zarr 2"
-    return '0.5' if (Path(plate)/'zarr.json').is_file() else '0.4'
 
 def _check_plate(path, name, version):
     "Raises `ImageError` if a plate with this name and version cannot be at a path"
@@ -314,6 +314,7 @@ def init_plate(
     if again: _words_into(path, text, version)
     return path
 
+# %% ../../nbs/12_io.hcs.ipynb #init_copy
 def init_copy(
     path,   # The folder of the copy; the folder around it must exist
     source, # The folder of a Zarr with several images that is no plate
@@ -325,7 +326,6 @@ def init_copy(
     with reading(source, 'OME-Zarr'): first = zarr_attributes(source)
     begin = partial(_update_group, path, version_of(source))
     begin(lambda attributes: attributes.setdefault('refocus_nbdev', text), {**first, 'refocus_nbdev': text})
-
 
 # %% ../../nbs/12_io.hcs.ipynb #sides
 _MOST_SIDE = 1024     # Of a chunk, px

@@ -150,6 +150,18 @@ def _file_jobs(field, out, found):
         place = place.with_name(copy_name(place))
         yield FieldJob(file.path, Path(out)/place, field=field, row_path=_row_path(out, field, place))
 
+# %% ../../nbs/59_refocus.plates.ipynb #distinct
+def _check_distinct(jobs):
+    "Raises `UsageError` if two jobs would write the same file"
+    for paths in ([j.target for j in jobs], [j.row_path for j in jobs]):
+        first = {}
+        for j,path in zip(jobs, paths):
+            other = first.setdefault(str(path).lower(), j)
+            if other is j: continue
+            raise UsageError(f'{other.source} and {j.source}: both would become {path}; '
+                             'rename one of them, or leave it out')
+
+
 # %% ../../nbs/59_refocus.plates.ipynb #plan_plate-2
 _NO_FILES_AT = 'a server takes a plate in OME-Zarr: give a name that ends with .zarr, or a folder on this machine'
 _NO_FOLDER = 'an OME-Zarr becomes an OME-Zarr; give a name that ends with .zarr'
@@ -167,34 +179,8 @@ def result_places(
     "The folders on this machine into which results go"
     return [tables_folder(out)] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
-# %% ../../nbs/59_refocus.plates.ipynb #distinct
-def _check_distinct(jobs):
-    "Raises `UsageError` if two jobs would write the same file"
-    for paths in ([j.target for j in jobs], [j.row_path for j in jobs]):
-        first = {}
-        for j,path in zip(jobs, paths):
-            other = first.setdefault(str(path).lower(), j)
-            if other is j: continue
-            raise UsageError(f'{other.source} and {j.source}: both would become {path}; rename one of them, or leave it out')
-
-
-# %% ../../nbs/59_refocus.plates.ipynb #plan_plate-3
+# %% ../../nbs/59_refocus.plates.ipynb #jobs_of
 _ONLY_ZARR = 'from servers, plates are read in OME-Zarr only; copy the files to this machine first'
-
-def plan_plate(
-    source, # An OME-Zarr plate; or a folder, a glob, or a list of images
-    out,    # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
-    version=None, # Of the OME-Zarr plate: 0.4 or 0.5; None: the version of the source, or 0.5 for files
-    found=None,   # From `search`, if the source was searched before
-) -> list[FieldJob]: # In the order of the plate
-    """The jobs of a plate. Raises `UsageError` if names tell no wells, if two results would be one, or if source and
-    results are not apart; and `ImageError` for a plate that cannot be read"""
-    _check_outside(source, out)
-    if isinstance(given_path(out), Url): check_writable_at(given_path(out))
-    jobs = list(_jobs_of_zarr(source, out, version) if is_plate(source) else _jobs_of_files(source, out, version, found))
-    _check_distinct(jobs)
-    check_tables(out)
-    return jobs
 
 def _jobs_of_zarr(source, out, version):
     "The jobs of an OME-Zarr plate"
@@ -212,6 +198,23 @@ def _jobs_of_files(source, out, version, found):
     if is_plate_name(out): return [_field_job(field, out, version or VERSIONS[0]) for field in fields]
     if isinstance(given_path(out), Url): raise UsageError(f'{out}: {_NO_FILES_AT}')
     return [job for field in fields for job in _file_jobs(field, out, found)]
+
+# %% ../../nbs/59_refocus.plates.ipynb #plan_plate-3
+def plan_plate(
+    source, # An OME-Zarr plate; or a folder, a glob, or a list of images
+    out,    # Where the results go: an OME-Zarr plate if the name ends with .zarr, else a folder
+    version=None, # Of the OME-Zarr plate: 0.4 or 0.5; None: the version of the source, or 0.5 for files
+    found=None,   # From `search`, if the source was searched before
+) -> list[FieldJob]: # In the order of the plate
+    """The jobs of a plate. Raises `UsageError` if names tell no wells, if two results would be one, or if source and
+    results are not apart; and `ImageError` for a plate that cannot be read"""
+    _check_outside(source, out)
+    if isinstance(given_path(out), Url): check_writable_at(given_path(out))
+    if is_plate(source): jobs = _jobs_of_zarr(source, out, version)
+    else: jobs = _jobs_of_files(source, out, version, found)
+    _check_distinct(jobs)
+    check_tables(out)
+    return jobs
 
 # %% ../../nbs/59_refocus.plates.ipynb #share_of
 def share_of(
@@ -281,15 +284,16 @@ def _begin(jobs, plate, out, text, version, again):
     "Begin a plate of results, or complete it; `plate` has the metadata of an OME-Zarr plate, and is None for files"
     fields = _acquisitions(jobs, out, plate_fields(plate) if plate else {})
     if not fields: raise ImageError(f'{jobs[0].field.plate}: no well of this plate can be read; is it complete?')
-    begin = partial(init_plate, name=jobs[0].field.plate, fields=fields, text=text, version=version, source=plate, again=again)
+    begin = partial(init_plate, name=jobs[0].field.plate, fields=fields, text=text, version=version, source=plate,
+                    again=again)
     if isinstance(out, Url): update_plate_at(out, begin)
     else: begin(out)
     return fields
 
 
 # %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
-_OTHER_VERSION = ('{source}: becomes OME-Zarr {version}. Names, acquisitions, channels, colours and contrast stay; labels, '
-                  'tables and all else are left out. Without --ome-zarr {version}, the copy keeps everything')
+_OTHER_VERSION = ('{source}: becomes OME-Zarr {version}. Names, acquisitions, channels, colours and contrast stay; '
+                  'labels, tables and all else are left out. Without --ome-zarr {version}, the copy keeps everything')
 _UNLISTED = ('{source}: {n} left out, such as {first}, because the metadata of the plate do not list them; '
              'refocus run takes them')
 _FROM_SERVER = '{source}: of a plate on a server, only its images and its metadata are copied'
@@ -319,7 +323,7 @@ def start_plate(
     version=None, # As in `plan_plate`
     again=False,  # Are results that exist made again?
 ) -> list[str]:   # Sentences on what an OME-Zarr plate loses
-    "Begin a plate of results, or complete what lacks in it; raises `ImageError` and `UsageError` if something else is there"
+    "Begin a plate of results, or complete it; raises `ImageError` or `UsageError` if something else is there"
     _claim_tables(out)
     if not is_plate_name(out): return []
     from refocus_nbdev.refocus.files import provenance_of
