@@ -98,9 +98,10 @@ def _of_file(refocused):
 
 def _remarks(refocused, channel, facts):
     "Doubts about a channel, and whether its distance differs by place"
-    if facts is None: return [r for r in refocused.remarks if r.code=='constant']
+    sparse = [r for r in refocused.remarks if r.code=='sparse']
+    if facts is None: return sparse+[r for r in refocused.remarks if r.code=='constant']
     saturated = saturation_doubts(refocused.saturated.get(channel, 0.))
-    return facts.doubts+saturated+_of_file(refocused)+places_remark([facts.range_um])
+    return facts.doubts+saturated+sparse+_of_file(refocused)+places_remark([facts.range_um])
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #measured
 def _key(plane): return plane.series,plane.index

@@ -126,7 +126,14 @@ def _name_of_files(source):
 def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
     if not found.files: raise UsageError(no_images(source))
-    return fields_among(found.files, listed_wells([source]), _name_of_files(source))
+    return fields_among(found.files, listed_places([source]), _name_of_files(source))
+
+def _check_one_plate(fields, source):
+    "Raises `UsageError` if fields are of several plates, as a list may say"
+    names = list(dict.fromkeys(field.plate for field in fields))
+    if len(names)<2: return
+    raise UsageError(f'{source}: names the plates {names[0]} and {names[1]}, but an OME-Zarr is one plate; '
+                     'list them apart, or give a folder for the results')
 
 # %% ../../nbs/59_refocus.plates.ipynb #_jobs
 def _row_path(out, field, place=Path()):
@@ -195,7 +202,9 @@ def _jobs_of_files(source, out, version, found):
     if isinstance(given_path(source), Url): raise UsageError(f'{source}: {_ONLY_ZARR}')
     found = found or search([source], True, apart=result_places(out))
     fields = _file_fields(source, found)
-    if is_plate_name(out): return [_field_job(field, out, version or VERSIONS[0]) for field in fields]
+    if is_plate_name(out):
+        _check_one_plate(fields, source)
+        return [_field_job(field, out, version or VERSIONS[0]) for field in fields]
     if isinstance(given_path(out), Url): raise UsageError(f'{out}: {_NO_FILES_AT}')
     return [job for field in fields for job in _file_jobs(field, out, found)]
 
