@@ -6,7 +6,7 @@
 __all__ = ['plate']
 
 # %% ../../nbs/74_cli.plate.ipynb #imports
-import time
+import sys, time
 from collections import Counter
 from functools import cache, partial
 from json import dumps
@@ -140,7 +140,7 @@ def _way(scheduler, make, refocuser, minutes):
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (s3:// too), else a folder
-    ome_zarr:Literal['0.5','0.4']='0.5', # Version of the OME-Zarr plate that is written
+    ome_zarr:Literal['0.5','0.4']|None=None, # Version of the OME-Zarr plate that is written; else the source's, or 0.5
     model:str='general', # Name of a shipped model, or a model file
     device:Device='auto', # Where to compute; auto takes the fastest there is; cuda:1 is the second graphics card
     blur_per_um:float|None=None, # Your microscope's blur, um per um out of focus, from refocus score; else the model's
@@ -180,7 +180,7 @@ def plate(
     every,jobs = _planned(source, out, ome_zarr, shard)
     if dry_run: return _preview(jobs, load, json, options)
     if tables: return _write_all(every, out, json)
-    start_plate(every, source, out, load(), ome_zarr)
+    for note in start_plate(every, source, out, load(), ome_zarr, overwrite): print(note, file=sys.stderr)
     if init: return _print_ready(every, out)
     code = _refocus(jobs, len(every), _way(scheduler, make, load(), field_minutes), out, json, options)
     if not shard: _write_all(every, out, json)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKERS', 'RemoteError', 'NotThere', 'check_scheme', 'size_at', 'exists_at', 'read_text', 'names_at', 'walk_at',
            'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'attributes_of', 'ome_attributes', 'json_at',
-           'Layout', 'plate_layout', 'fetch', 'about_at', 'fetched', 'marker_of', 'check_writable_at', 'put']
+           'fetch', 'about_at', 'fetched', 'fetched_plate', 'marker_of', 'check_writable_at', 'put', 'update_plate_at']
 
 # %% ../../nbs/13_io.remote.ipynb #imports
 import errno, json, math, tempfile, time
@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 from fastcore.basics import noop
 from .planes import ImageError, reading
 from .images import IMAGE_SUFFIXES, KINDS_READ
@@ -300,38 +299,10 @@ def json_at(
     url:Url, # The address of a Zarr
     path,    # Path of a JSON file in it
 ):           # What it holds; None if there is no such file
-    "A JSON file of a Zarr on a server, for `ome_attributes` and `plate_layout`; raises `RemoteError`"
+    "A JSON file of a Zarr on a server, for `attributes_of` and `ome_attributes`; raises `RemoteError`"
     try: text = read_text(url/path)
     except NotThere: return None
     with reading(url/path, 'JSON'): return json.loads(text)
-
-# %% ../../nbs/13_io.remote.ipynb #plate_layout
-class Layout(NamedTuple):
-    "The wells of a plate"
-    wells: dict    # Path of each well, such as B/3, to the paths of its fields, such as B/3/0
-    left_out: dict # Path of each well that cannot be read to a sentence about it
-
-def _fields_in(read_json, well):
-    "The paths of the fields of a well, or the `ImageError` about it"
-    try:
-        with reading(well, 'a well of an OME-Zarr'):
-            about = ome_attributes(read_json, well).get('well')
-            if about is None: raise ImageError(f'{well}: is listed in the metadata of the plate, but not there')
-            return [f'{well}/{image["path"]}' for image in about['images']]
-    except ImageError as e: return e
-
-def plate_layout(
-    read_json, # As in `ome_attributes`
-) -> Layout:
-    "The wells and fields of an OME-Zarr plate, from its metadata; raises `ImageError` if it is no plate"
-    with reading('plate', 'OME-Zarr'):
-        about = ome_attributes(read_json).get('plate')
-        if about is None: raise ImageError('is no OME-Zarr plate; check the address')
-        wells = [well['path'] for well in about['wells']]
-    found = dict(zip(wells, _each(partial(_fields_in, read_json), wells)))
-    def is_left_out(well): return isinstance(found[well], ImageError)
-    return Layout({well: found[well] for well in wells if not is_left_out(well)},
-                  {well: str(found[well]) for well in wells if is_left_out(well)})
 
 # %% ../../nbs/13_io.remote.ipynb #_fetch_metadata
 _OF_VERSION_2 = ('.zgroup', '.zarray', '.zattrs', '.zmetadata')
@@ -445,6 +416,13 @@ def _fetch_with_surroundings(url, folder, progress):
     return fetch(url, folder, progress)
 
 @contextmanager
+def _named(local, source):
+    "Let each `ImageError` about a local copy name the address"
+    try: yield
+    except RemoteError: raise
+    except ImageError as e: raise ImageError(str(e).replace(str(local), str(source))) from e.__cause__
+
+@contextmanager
 def fetched(
     source, # A path, or a `Url`
     progress=noop, # Function that is called now and then; what it raises ends the work
@@ -455,9 +433,46 @@ def fetched(
         return
     with tempfile.TemporaryDirectory(prefix='refocus-', ignore_cleanup_errors=True) as folder:
         local = _fetch_with_surroundings(source, Path(folder), progress)
-        try: yield local
-        except RemoteError: raise
-        except ImageError as e: raise ImageError(str(e).replace(str(local), str(source))) from e.__cause__
+        with _named(local, source): yield local
+
+# %% ../../nbs/13_io.remote.ipynb #fetch_plate
+_OF_GROUPS = 'zarr.json', '.zattrs', '.zgroup' # Files with the metadata of a group; of version 2, the marker goes last
+
+def _names_in(url):
+    "What lies in a folder on a server, as `names_at`; nothing if it is not there, or if the server lists no folders"
+    if url.is_web: return [],[]
+    try: return names_at(url)
+    except NotThere: return [],[]
+
+def _wells_at(url, rows, about):
+    "The paths of the wells of a plate: those that it lists, and the folders in its rows"
+    with reading(url, 'OME-Zarr'): listed = {well['path'] for well in about.get('plate', {}).get('wells', [])}
+    return listed | {f'{row}/{name}' for row in rows for name in _names_in(url/row)[0]}
+
+def _fetch_plate(url, folder):
+    "Copy the metadata of a plate, and the names in its root; there may be none"
+    rows,names = _names_in(url)
+    for name in rows: _inside(folder, name).mkdir(parents=True)
+    own = [name for name in _OF_GROUPS if _downloaded(url/name, folder/name)]
+    for name in {*names}-{*own}: _inside(folder, name).touch()
+    if not own: return
+    wells = _wells_at(url, rows, ome_attributes(partial(_local_json, folder)))
+    groups = {str(well).partition('/')[0] for well in wells} | wells
+    keys = [f'{group}/{name}' for group in groups for name in (own if 'zarr.json' in own else _OF_GROUPS[1:])]
+    _each(lambda key: _downloaded(url/key, _inside(folder, key)), keys)
+
+
+# %% ../../nbs/13_io.remote.ipynb #fetched_plate
+@contextmanager
+def fetched_plate(
+    url:Url, # The address of an OME-Zarr plate
+):           # Yields a local folder with the name of the plate; it is missing or empty if there is no plate
+    "A local copy of the metadata of a plate, of its rows and wells, which is removed in the end; raises `RemoteError`"
+    with tempfile.TemporaryDirectory(prefix='refocus-') as folder:
+        local = Path(folder)/(url.name or 'plate')
+        _fetch_plate(url, local)
+        with _named(local, url): yield local
+
 
 # %% ../../nbs/13_io.remote.ipynb #marker_of
 def marker_of(
@@ -524,3 +539,28 @@ def put(
     keys.remove(marker)
     _each(lambda key: _upload(source/key, url/key), keys)
     _upload(source/marker, url/marker)
+
+# %% ../../nbs/13_io.remote.ipynb #update_plate_at
+def _texts_in(folder):
+    "The content of each file in a folder"
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob('*') if f.is_file()}
+
+def _is_updated(url, change):
+    "Let a function change the metadata of a plate on a server once; returns whether it changed any"
+    with fetched_plate(url) as local:
+        before = _texts_in(local)
+        change(local)
+        changed = [key for key,text in _texts_in(local).items() if before.get(key)!=text]
+        for key in _OF_GROUPS:
+            if key in changed: _upload(local/key, url/key)
+        _each(lambda key: _upload(local/key, url/key), [key for key in changed if '/' in key])
+    return bool(changed)
+
+def update_plate_at(
+    url:Url, # The address of a plate, or where it is to be
+    change,  # Function that changes a local copy of its metadata; it is called several times
+):
+    "Change the metadata of a plate on a server, or begin a plate there; raises `RemoteError`, and what `change` raises"
+    check_writable_at(url)
+    while _is_updated(url, change): pass
+

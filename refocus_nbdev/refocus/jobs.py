@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import noop
 from ..io.disk import check_writable
 from ..io.planes import ImageError
-from ..io.provenance import read_provenance, refuse, texts_of
+from ..io.provenance import NOT_OURS, read_provenance, refuse, texts_of
 from ..io.ngff import is_zarr
 from ..io.images import *
 from ..io.tables import *
@@ -159,14 +159,11 @@ def of_each(
     return done,failed
 
 # %% ../../nbs/57_refocus.jobs.ipynb #made_before
-_NOT_OURS = ('exists, and is no result of refocus, so it is never replaced: '
-             'move it, or choose another folder for the results')
-
 def check_ours(
     path, # Where a result is to go
 ):
     "Raises `ImageError` if a file is there that this package did not make"
-    if path.exists() and not provenance_in(path): raise ImageError(f'{path}: {_NOT_OURS}')
+    if path.exists() and not provenance_in(path): raise ImageError(f'{path}: {NOT_OURS}')
 
 def made_before(
     path,   # Path of a result, which may exist
@@ -203,13 +200,24 @@ def run_job(
             _read_head(job, options, refocuser.card.get('pixel_um'))
             return job.ended('skipped', 'done before')
         for p in job.targets: check_ours(p)
-        for p in job.targets: p.parent.mkdir(parents=True, exist_ok=True)
-        for p in job.targets: check_writable(p, ImageError)
-        job.result = refocus_file(refocuser, job.file, job.target, defocus_um=job.defocus_um, progress=progress,
-                                  strict=strict, half_width_path=job.half_width_path, **options)
+        job.result = _in_folders(job.targets, partial(
+            refocus_file, refocuser, job.file, job.target, defocus_um=job.defocus_um, progress=progress,
+            strict=strict, half_width_path=job.half_width_path, **options))
         job.reading,job.doubts = job.result.reading,job.result.doubts
         job.ended('done', '; '.join(texts_of(job.result.remarks)))
     return job
+
+def _in_folders(targets, write):
+    "The result of a function that writes files, whose folders are made; once more if they are gone afterwards"
+    def make():
+        for p in targets: p.parent.mkdir(parents=True, exist_ok=True)
+    make()
+    for p in targets: check_writable(p, ImageError)
+    try: return write()
+    except Exception:
+        if all(p.parent.is_dir() for p in targets): raise
+    make()
+    return write()
 
 @contextmanager
 def _failures_noted(job):
