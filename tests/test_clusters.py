@@ -16,7 +16,7 @@ while [[ ${1:-} == --* ]]; do
 done
 if [[ -n $wrap ]]; then bash -c "$wrap" >> log.txt; fi
 for (( i = 1; i <= ${tasks:-0}; i++ )); do
-    SLURM_ARRAY_TASK_ID=$i SLURM_ARRAY_TASK_MAX=$tasks SLURM_ARRAY_TASK_COUNT=$tasks SLURM_CPUS_PER_TASK=3 bash "$@" >> log.txt
+    SLURM_ARRAY_TASK_ID=$i SLURM_ARRAY_TASK_MIN=1 SLURM_ARRAY_TASK_MAX=$tasks SLURM_CPUS_PER_TASK=3 bash "$@" >> log.txt
 done
 echo 17
 '''
@@ -50,10 +50,20 @@ def test_three_jobs_do_a_plate(cluster, tmp_path):
                   ['3', *plate, '--shard', '2/2', *options], ['1', *plate, *options, '--tables']]
     assert {'--dependency=afterok:17', '--dependency=afterok:17,afterany:17'} <= set((tmp_path/'options.txt').read_text().splitlines())
 
+def array(task, first, last):
+    "What SLURM tells a task of an array"
+    return dict(SLURM_ARRAY_TASK_ID=str(task), SLURM_ARRAY_TASK_MIN=str(first), SLURM_ARRAY_TASK_MAX=str(last))
+
+def test_one_shard_is_repeated(cluster):
+    done = cluster('refocus_plate.sh', '8', 'plate', 'out', '--strict', **array(3, 3, 3))
+    assert json.loads(done.stdout)==['1', 'plate', 'plate', 'out', '--shard', '3/8', '--strict'], done.stderr
+
 @pytest.mark.parametrize('script, args, env, message', [
     ('submit.sh', ['plate'], {}, 'usage: SHARDS=8'), ('submit.sh', ['plate', 'out'], dict(SHARDS='0'), 'SHARDS=0: give'),
-    ('refocus_plate.sh', ['plate'], {}, 'usage: sbatch'), ('refocus_plate.sh', ['plate', 'out'], {}, 'send this script with sbatch'),
-    ('refocus_plate.sh', ['plate', 'out'], dict(SLURM_ARRAY_TASK_ID='3', SLURM_ARRAY_TASK_COUNT='2', SLURM_ARRAY_TASK_MAX='5'), 'tasks 1 to N')])
+    ('refocus_plate.sh', ['8', 'plate'], {}, 'usage: sbatch'), ('refocus_plate.sh', ['plate', 'out', '--strict'], {}, 'usage: sbatch'),
+    ('refocus_plate.sh', ['8', 'plate', 'out'], {}, 'send this script with sbatch'),
+    ('refocus_plate.sh', ['8', 'plate', 'out'], array(3, 0, 7), 'tasks from 1 to 8'),
+    ('refocus_plate.sh', ['8', 'plate', 'out'], array(3, 1, 9), 'tasks from 1 to 8')])
 def test_wrong_calls_run_nothing(cluster, tmp_path, script, args, env, message):
     done = cluster(script, *args, **env)
     assert done.returncode and message in done.stderr
