@@ -12,13 +12,13 @@
 #
 #   sbatch --array=1-8 refocus_plate.sh 8 SRC DST [options of refocus plate]
 #
-# A task that was killed can run again: fields that are done stay, and the task goes on with the others. To do only shard
-# 3 again, send --array=3, and leave the number of shards as it was.
+# A task that was killed can run again: fields that are done stay, and the task goes on with the others.
+# To do only shard 3 again, send --array=3, and leave the number of shards as it was.
 
 set -euo pipefail
 
 if (( $# < 3 )) || ! [[ $1 =~ ^[1-9][0-9]*$ ]]; then
-    echo 'usage: sbatch --array=1-8 refocus_plate.sh 8 SRC DST [options of refocus plate]; 8 is the number of shards' >&2
+    echo 'usage: sbatch --array=1-8 refocus_plate.sh 8 SRC DST [options of refocus plate] for 8 shards' >&2
     exit 2
 fi
 
