@@ -127,6 +127,10 @@ def _refocus(jobs, total, do, out, json, options):
     return int(any(j.status=='failed' for j in jobs))
 
 # %% ../../nbs/74_cli.plate.ipynb #way
+def _check_minutes(minutes):
+    "Raise `UsageError` for a time limit below 0"
+    if not minutes>=0: raise UsageError(f'--field-minutes {minutes:g}: give minutes above 0, or 0 for no limit')
+
 def _way(scheduler, make, refocuser, minutes):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
     if not scheduler: return partial(run_fields, refocuser=refocuser)
@@ -172,6 +176,7 @@ def plate(
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     check_um('--pixel-um', pixel_um, 'size')
+    _check_minutes(field_minutes)
     source,out = (path_for(scheduler, path) for path in (source,out))
     make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
