@@ -1,9 +1,10 @@
-"""The scripts for SLURM in clusters/slurm, with a stand-in for sbatch that runs each job at once"""
+"""The scripts for SLURM in clusters/slurm, with a stand-in for sbatch that runs each job at once; and the task of Fractal"""
 import json, os, shutil, subprocess, sys
 from pathlib import Path
-import pytest
+import numpy as np, pytest
 
-SLURM = Path(__file__).resolve().parents[1]/'clusters'/'slurm'
+CLUSTERS = Path(__file__).resolve().parents[1]/'clusters'
+SLURM = CLUSTERS/'slurm'
 SCRIPTS = sorted(SLURM.glob('*.sh'))
 
 SBATCH = r'''#!/usr/bin/env bash
@@ -73,3 +74,26 @@ def test_shellcheck_finds_nothing():
     if not shutil.which('shellcheck'): pytest.skip('needs shellcheck')
     done = subprocess.run(['shellcheck', *SCRIPTS], capture_output=True, text=True)
     assert done.returncode==0, done.stdout
+
+def test_fractal_does_some_images_of_a_plate(tmp_path, monkeypatch):
+    "The new plate lists the fields that come, and no other; a second call adds more"
+    for package in ('pydantic', 'zarr'): pytest.importorskip(package)
+    monkeypatch.syspath_prepend(CLUSTERS/'fractal')
+    from refocus_fractal.init_plate import init_plate
+    from refocus_fractal.refocus_field import refocus_field
+    from refocus_nbdev.io.hcs import init_plate as new_plate, plate_fields
+    import zarr
+    plate = new_plate(tmp_path/'screen.ome.zarr', 'screen', dict.fromkeys(('A/1/0', 'A/1/1', 'B/2/0')), 'an example')
+    for field in ('A/1/0', 'A/1/1', 'B/2/0'):
+        image = zarr.open_group(str(plate/field), mode='w')
+        image.create_array('0', data=np.random.default_rng(0).poisson(200, (48,48)).astype(np.uint16))
+        image.attrs['ome'] = dict(version='0.5', multiscales=[dict(axes=[dict(name=a) for a in 'yx'], datasets=[dict(path='0')])])
+    new = tmp_path/'results'/'screen_refocused.ome.zarr'
+    new.parent.mkdir()
+    for wanted,listed in (['A/1/1'], ['A/1/1']), (['A/1/0', 'B/2/0'], ['A/1/0', 'A/1/1', 'B/2/0']):
+        items = init_plate(zarr_urls=[str(plate/f) for f in wanted], zarr_dir=str(new.parent), model='nuclei-fast')
+        items = items['parallelization_list']
+        assert [item['zarr_url'] for item in items]==[str(new/f) for f in wanted]
+        for item in items: refocus_field(**json.loads(json.dumps(item)))
+        assert [*plate_fields(new)]==listed and all((new/f/'zarr.json').is_file() for f in listed)
+        assert (new/'B'/'2'/'0').exists()==('B/2/0' in listed)
