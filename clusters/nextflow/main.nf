@@ -11,7 +11,10 @@ workflow {
     if (!params.source || !params.results) {
         error("give --source PLATE and --results NEW_PLATE.ome.zarr")
     }
-    def absolute = { text -> text.startsWith('/') ? text : "${workflow.launchDir}/${text}".toString() }
+    // An address, such as s3://bucket/plate.ome.zarr, stays as it is
+    def absolute = { text ->
+        text.startsWith('/') || text.contains('://') ? text : "${workflow.launchDir}/${text}".toString()
+    }
     def source = absolute(params.source)
     def results = absolute(params.results)
     def plate = [[id: results.tokenize('/').last()], source, results]

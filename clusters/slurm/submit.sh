@@ -33,7 +33,7 @@ plate() {
 init=$(sbatch "${single[@]}" --job-name=refocus_init --wrap="$(plate "$@" --init)")
 init=${init%%;*} # Some clusters add their name to the number of the job
 fields=$(sbatch --parsable --array="1-$shards" --dependency="afterok:$init" --kill-on-invalid-dep=yes \
-    "$here/refocus_plate.sh" "$@")
+    "$here/refocus_plate.sh" "$shards" "$@")
 fields=${fields%%;*}
 tables=$(sbatch "${single[@]}" --job-name=refocus_tables --dependency="afterok:$init,afterany:$fields" \
     --kill-on-invalid-dep=yes --wrap="$(plate "$@" --tables)")

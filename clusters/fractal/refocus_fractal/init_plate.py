@@ -1,14 +1,21 @@
 """Writes what all fields of the refocused plates share"""
+import re
 from pathlib import Path
 from pydantic import validate_call
 from refocus_nbdev.cli.app import load_refocuser
 from refocus_nbdev.refocus.plates import plan_plate, start_plate, version_of
 
-def _jobs_of(plate, out, options):
-    "The jobs of a plate; also writes the metadata of its results"
-    version = version_of(plate)
-    jobs = plan_plate(plate, out, version)
-    start_plate(jobs, plate, out, load_refocuser(options['model'], 'cpu', options['blur_per_um'], 0, 1), version)
+def _new_name(plate):
+    "Such as screen_refocused.ome.zarr for screen.ome.zarr"
+    name,ending = re.fullmatch(r'(.+?)((?:\.ome)?\.zarr)?', plate.name, re.I).groups()
+    return f'{name}_refocused{ending or ".zarr"}'
+
+def _jobs_of(plate, wanted, zarr_dir, options):
+    "The jobs of the wanted images of a plate; also writes the metadata of their results"
+    out,version = Path(zarr_dir)/_new_name(plate),version_of(plate)
+    jobs = [j for j in plan_plate(plate, out, version) if j.source in wanted]
+    refocuser = load_refocuser(options['model'], 'cpu', options['blur_per_um'], 0, 1)
+    if jobs: start_plate(jobs, plate, out, refocuser, version)
     return jobs
 
 def _place(job):
@@ -29,7 +36,7 @@ def init_plate(
 
     Args:
         zarr_urls: Paths of the images; each must be a field of an OME-Zarr plate. Fractal gives them.
-        zarr_dir: Folder for the new plates; a plate `a.zarr` becomes `a_refocused.zarr`. Fractal gives it.
+        zarr_dir: Folder for the new plates; a plate `a.ome.zarr` becomes `a_refocused.ome.zarr`. Fractal gives it.
         model: Name of a shipped model of refocus, or path of a model file.
         blur_per_um: Blur of your microscope, um per um out of focus; if it is not set, that of the model.
         overwrite: Refocus fields again that are done. Without it, they stay as they are.
@@ -38,8 +45,8 @@ def init_plate(
     wanted = {Path(url).absolute() for url in zarr_urls}
     found = []
     for plate in sorted({url.parents[2] for url in wanted}):
-        jobs = _jobs_of(plate, Path(zarr_dir)/f'{plate.stem}_refocused.zarr', options)
-        found += [dict(zarr_url=str(j.target), init_args=_place(j)|options) for j in jobs if j.source in wanted]
+        jobs = _jobs_of(plate, wanted, zarr_dir, options)
+        found += [dict(zarr_url=str(j.target), init_args=_place(j)|options) for j in jobs]
     if unknown := wanted-{Path(item['init_args']['origin']) for item in found}:
         raise ValueError(f'{min(unknown)}: is no field of an OME-Zarr plate; give images of plates only')
     return dict(parallelization_list=found)

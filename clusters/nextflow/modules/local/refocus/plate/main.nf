@@ -1,3 +1,8 @@
+// A text in quotes for the shell
+def quoted(text) {
+    return "'" + text.toString().replace("'", "'\\''") + "'"
+}
+
 // A step of `refocus plate`: --init, --shard 2/8, or --tables. The results are the state, so a step goes on where it ended.
 process REFOCUS_PLATE {
     tag "${meta.id} ${step}"
@@ -6,7 +11,7 @@ process REFOCUS_PLATE {
     conda "${moduleDir}/environment.yml"
 
     input:
-    tuple val(meta), val(source), val(results), val(step) // Source and results as absolute paths, so they are not staged
+    tuple val(meta), val(source), val(results), val(step) // Absolute paths or addresses, as text, so nothing is staged
 
     output:
     tuple val(meta), val(results), emit: results
@@ -19,12 +24,12 @@ process REFOCUS_PLATE {
     def args = task.ext.args ?: ''
     """
     export OMP_NUM_THREADS=${task.cpus} MKL_NUM_THREADS=${task.cpus}
-    refocus plate '${source}' '${results}' ${step} ${args}
+    refocus plate ${quoted(source)} ${quoted(results)} ${step} ${args}
     """
 
     stub:
     def args = task.ext.args ?: ''
     """
-    echo refocus plate '${source}' '${results}' ${step} ${args}
+    echo refocus plate ${quoted(source)} ${quoted(results)} ${step} ${args}
     """
 }
