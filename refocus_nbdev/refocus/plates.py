@@ -300,7 +300,7 @@ def _begin(jobs, plate, out, text, version, again):
     return fields
 
 
-# %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
+# %% ../../nbs/59_refocus.plates.ipynb #start_zarr
 _OTHER_VERSION = ('{source}: becomes OME-Zarr {version}. Names, acquisitions, channels, colours and contrast stay; '
                   'labels, tables and all else are left out. Without --ome-zarr {version}, the copy keeps everything')
 _UNLISTED = ('{source}: {n} left out, such as {first}, because the metadata of the plate do not list them; '
@@ -324,6 +324,7 @@ def _start_zarr(jobs, source, out, text, version, again):
     notes = [] if version==own else [_OTHER_VERSION.format(source=source, version=version)]
     return [*notes, *_kept_and_left_out(source, out, fields, [j.field.place for j in jobs], version==own)]
 
+# %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
 def start_plate(
     jobs,   # From `plan_plate`, all of them
     source, # The plate
@@ -341,7 +342,6 @@ def start_plate(
     if is_plate(source): return _start_zarr(jobs, source, out, text, version, again)
     _begin(jobs, None, out, text, version or VERSIONS[0], again)
     return []
-
 
 # %% ../../nbs/59_refocus.plates.ipynb #_facts
 _LOST = 'refocused by a run that ended before it wrote this row; --overwrite makes both again'
@@ -612,6 +612,7 @@ def by_field(
         else: found += [_field_of(j, f.relative_to(j.source)) for f in fields]
     return found
 
+# %% ../../nbs/59_refocus.plates.ipynb #start_copies
 def _frames_of(job, made):
     "The Zarrs around the outputs of a job, each with its words"
     source,out = job.frame
