@@ -151,7 +151,8 @@ def _facts_again(refocuser, image, plane, acquisition, zoom, expected):
     um = None if width is None else known_um(refocuser, px, doubts)
     range_um = tuple(float(d) for d in refocuser.distance_um(span_of(width))) if by_place else None
     evidence = getattr(width.whole if by_place else width, 'evidence', None)
-    return PlaneFacts(plane.series, plane.index, plane.where, plane.channel, px, um, range_um, evidence, doubts, defects)
+    place = plane.series, plane.index, plane.where, plane.channel
+    return PlaneFacts(*place, px, um, range_um, evidence, doubts, defects)
 
 def _planes_again(refocuser, image, own, zoom, expected):
     "Yields the `PlaneFacts` of all planes that a run refocuses; `own` are the acquisitions by channel"
@@ -174,11 +175,10 @@ def measured_again(
     zoom,_ = zoom_of(refocuser, image, made.pixel_um)
     own = acquisitions(refocuser, image, chosen_channels(image, made.channels))
     planes = list(_planes_again(refocuser, image, own, zoom, refocuser.expected_width(made.defocus_um)))
+    reading = reading_of(image, made.channels, made.pixel_um, refocuser.card.get('pixel_um'))
     constant = [_CONSTANT for a in own.values() if a.scale is None and not a.masks]
-    return Refocused(
-        sum(p.size for p in image.planes), reading_of(image, made.channels, made.pixel_um, refocuser.card.get('pixel_um')),
-        doubts=list(made.doubts), remarks=constant, planes=planes,
-        saturated={c: float(a.saturated) for c,a in own.items()})
+    saturated = {c: float(a.saturated) for c,a in own.items()}
+    return Refocused(0, reading, doubts=list(made.doubts), remarks=constant, planes=planes, saturated=saturated)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_row
 def _plane_of(planes, facts):

@@ -391,7 +391,7 @@ def note_field(
     axes=None,    # Letters for the axes of each file, if the files give wrong ones
     local=None,   # The job with all its files on this machine; None: the job itself
 ):
-    "Write the row of a field; if the job made nothing new, a row of its earlier result stays. Notes a failure in the job"
+    "Write the row of a field; that of an earlier result stays if the job made nothing new. Notes a failure in the job"
     try:
         if _keeps_row(job, measure): return
         rows = [{**_facts(job), **row} for row in _measured(local or job, refocuser, measure, axes)]
@@ -503,7 +503,7 @@ def preview_field(
     if not _is_remote(job): return preview_job(job, load, overwrite, **options)
     try: done = not overwrite and _is_done_at(job, load(), options)
     except ImageError as e: return job.ended('failed', str(e))
-    if done: return job.ended('skipped', 'done before')
+    if done: return job.ended('skipped', f'{job.target}: done before')
     job.note = 'to fetch' if isinstance(job.field.files[0].path, Url) else 'to upload'
     return job
 
