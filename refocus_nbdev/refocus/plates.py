@@ -25,7 +25,7 @@ from ..io.planes import ImageError
 from ..io.hcs import *
 from ..io.images import chosen_channels, clear_names, copy_name, open_image
 from ..io.ngff import fields_of, is_zarr, well_of
-from ..io.provenance import is_ours, read_provenance
+from ..io.provenance import UNSIZED, is_ours, read_provenance, texts_of
 from ..io.tables import Url, UsageError, given_path
 from ..io.remote import *
 from ..plates.fields import *
@@ -310,7 +310,7 @@ def start_plate(
     else: _new_plate(jobs, source, out, text, version)
 
 # %% ../../nbs/59_refocus.plates.ipynb #_facts
-_AGAIN = 'measured again, because the run that refocused it ended before it wrote this row, or measured otherwise'
+_AGAIN = 'refocused by an earlier run, and measured again'
 
 def _full(path): return str(path) if isinstance(path, Url) else os.path.abspath(path)
 
@@ -336,12 +336,19 @@ def _source_of(image, row):
     file,place = image.place_in_file(plane)
     return dict(source=os.path.abspath(file), at={**at, **place})
 
+def _note_again(result):
+    "The note of a result that is measured again, with what it says of itself"
+    made = read_provenance(result.software)
+    remarks = [r for r in (*made.remarks, *made.doubts) if r!=UNSIZED] if made else []
+    return '; '.join([_AGAIN, *texts_of(remarks)])
+
 def _measured(job, refocuser, measure, axes):
     "The facts that `measure` finds about each channel of a result; one empty row if there is no result"
     if measure is None or job.status=='failed': return [{}]
     with open_image(job.source, axes) as image, open_image(job.target) as result:
         rows = measure(refocuser, image, result, job.result, **_channels_of(job, image))
-        return [{**row, **_source_of(image, row)} for row in rows]
+        again = {} if job.result else dict(note=_note_again(result))
+        return [{**row, **again, **_source_of(image, row)} for row in rows]
 
 # %% ../../nbs/59_refocus.plates.ipynb #has_row
 def _has_result(job): return is_zarr_at(job.target) if isinstance(job.target, Url) else job.target.exists()
