@@ -35,18 +35,20 @@ def _found(source, out):
     if not is_url(source): check_originals([Path(source)])
     return Found({}, {}, [])
 
-def _check_originals(jobs, named):
+def _check_own_files(jobs, named):
     "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
     files = {f.path for j in jobs for f in j.field.files}
     check_originals(files.intersection(named))
 
 def _chosen(jobs, channels):
-    "The jobs of the chosen channels; prints how many files of other channels are left out"
-    chosen = of_channels(jobs, channels)
+    "The jobs of the channels that a text names; prints how many files of other channels are left out"
+    chosen = of_channels(jobs, names(channels))
     n = len(jobs)-len(chosen)
     words = counted_with_verb(n, len(jobs), 'file', 'of another channel is left out', 'of other channels are left out')
     if n: print(words, file=sys.stderr)
     return chosen
+
+def _paths_for(scheduler, *paths): return [path_for(scheduler, path) for path in paths]
 
 def _planned(source, out, version, shard, channels):
     "The jobs of the whole plate, and those of a shard; raises `UsageError`"
@@ -54,7 +56,7 @@ def _planned(source, out, version, shard, channels):
     try: every = _chosen(plan_plate(source, out, version, found), channels)
     except ImageError as e: raise UsageError(e) from e
     jobs = _shard_of(shard, every)
-    _check_originals(jobs, found.named)
+    _check_own_files(jobs, found.named)
     return every,jobs
 
 # %% ../../nbs/74_cli.plate.ipynb #_facts
@@ -127,7 +129,7 @@ def _nuclei_note(rows, nuclei_channel):
     is_wanted = nuclei_channel and any(r['status']=='done' for r in rows)
     if is_wanted and not counted_any: yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
 
-def _written(jobs, out, axes=None, nuclei_channel=None):
+def _written(jobs, out, axes, nuclei_channel):
     "Write the tables and pictures of a plate; returns where they are, and notes on what they lack"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheets
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
@@ -136,14 +138,15 @@ def _written(jobs, out, axes=None, nuclei_channel=None):
     if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
     _,note = write_tables(folder, tables)
     for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
-    save_sheets(rows, folder, axes)
+    save_sheets(rows, folder, axes or None)
     notes = [note] if note else []
     if 'load_data' in tables: notes += _list_note(rows)
     if any(is_url(r[name]) for r in rows for name in ('source','target')): notes.append(_NO_SHEETS)
     return dict(tables=str(folder), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
 
-def _print_written(written):
+def _print_written(written, json=False):
     "Print where tables and pictures are"
+    if json: return print(dumps(written))
     for note in written['notes']: print(note)
     print(f'tables and pictures are in {written["tables"]}')
 
@@ -160,19 +163,27 @@ def _print_ready(jobs, out, json):
     if json: print(dumps(dict(results=str(out), fields=len(fields))))
     else: print(f'{out}: ready for {counted(len(fields), "field")}')
 
-def _report(ended, written, json):
+def _print_both(ended, written):
     "Print what became of the fields, and where the tables are; `ended` are the arguments of `_print_summary`"
-    if json: return print(dumps(_for_programs(*ended)|written()))
     _print_summary(*ended)
     if facts := written(): _print_written(facts)
 
-def _refocus(jobs, do, refocuser, noun):
-    "Refocus fields with the function `do`; returns how long it took, s, and remarks on all of them"
+def _refocus(jobs, do, refocuser, total, out, written, json):
+    "Refocus fields with the function `do`, write tables with the function `written`, and report"
     warn_of_model(refocuser)
-    seconds = timed(do, jobs, noun)
-    return seconds, [*refocuser.remarks, *remark_lines(jobs, refocuser, noun)]
+    seconds = timed(do, jobs, _noun(out))
+    remarks = [*refocuser.remarks, *remark_lines(jobs, refocuser, _noun(out))]
+    ended = jobs, total, out, seconds, remarks
+    if json: print(dumps(_for_programs(*ended)|written()))
+    else: _print_both(ended, written)
+    return exit_code_of(jobs)
 
 # %% ../../nbs/74_cli.plate.ipynb #_measure
+def _check_sizes(pixel_um, nucleus_um):
+    "Raise `UsageError` for a length that is not above 0"
+    check_um('--pixel-um', pixel_um, 'size')
+    check_um('--nucleus-um', nucleus_um, 'diameter')
+
 def _nuclei_channel(text, jobs):
     "The channel in which nuclei are counted; None: its name tells; empty for none; raises `UsageError`"
     if text.lower()=='none': return ''
@@ -182,14 +193,15 @@ def _nuclei_channel(text, jobs):
 def _measure(channels, nuclei_channel, nucleus_um):
     "The function that measures a field"
     from refocus_nbdev.judge.plate_tables import field_rows
-    return partial(field_rows, channels=channels, nuclei_channel=nuclei_channel, nucleus_um=nucleus_um)
+    return partial(field_rows, channels=names(channels) or None, nuclei_channel=nuclei_channel, nucleus_um=nucleus_um)
 
 # %% ../../nbs/74_cli.plate.ipynb #way
-def _way(scheduler, make, refocuser, minutes):
+def _way(scheduler, make, refocuser, minutes, measure, options):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
-    if not scheduler: return partial(run_fields, refocuser=refocuser)
+    if not scheduler: return partial(run_fields, refocuser=refocuser, measure=measure, **options)
     limit = 60*minutes if minutes else None
-    return partial(run_on_cluster, scheduler=scheduler, load=make, refocuser=refocuser, timeout_s=limit)
+    on_workers = dict(scheduler=scheduler, load=make, refocuser=refocuser, timeout_s=limit)
+    return partial(run_on_cluster, measure=measure, **on_workers, **options)
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
@@ -232,23 +244,19 @@ def plate(
     Example: refocus plate plate refocused --shard 2/8
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
-    check_um('--pixel-um', pixel_um, 'size')
-    check_um('--nucleus-um', nucleus_um, 'diameter')
-    source,out = (path_for(scheduler, path) for path in (source,out))
+    _check_sizes(pixel_um, nucleus_um)
+    source,out = _paths_for(scheduler, source, out)
     make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
-    reading = reading_options(channel, axes, pixel_um)
-    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype, **reading)
-    every,jobs = _planned(source, out, ome_zarr, shard, reading['channels'])
+    options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
+    options |= reading_options(channel, axes, pixel_um)
+    every,jobs = _planned(source, out, ome_zarr, shard, channel)
     nuclei = _nuclei_channel(nuclei_channel, every)
     if dry_run: return _preview(jobs, load, json, out, options)
-    write = partial(_written, every, out, reading['axes'], nuclei)
-    if tables: return print(dumps(write())) if json else _print_written(write())
+    write = partial(_written, every, out, axes, nuclei)
+    if tables: return _print_written(write(), json)
     check_rows(every)
     start_plate(every, source, out, load(), ome_zarr)
     if init: return _print_ready(every, out, json)
-    measure = _measure(reading['channels'], nuclei, nucleus_um)
-    do = partial(_way(scheduler, make, load(), field_minutes), measure=measure, **options)
-    found = _refocus(jobs, do, load(), _noun(out))
-    _report((jobs, len(every), out, *found), dict if shard else write, json)
-    return exit_code_of(jobs)
+    do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
+    return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json)
