@@ -345,7 +345,8 @@ def _note_again(result):
 def _measured(job, refocuser, measure, axes):
     "The facts that `measure` finds about each channel of a result; one empty row if there is no result"
     if measure is None or job.status=='failed': return [{}]
-    with open_image(job.source, axes) as image, open_image(job.target) as result:
+    of_result = None if isinstance(job.source, PlateField) else axes
+    with open_image(job.source, axes) as image, open_image(job.target, of_result) as result:
         rows = measure(refocuser, image, result, job.result, **_channels_of(job, image))
         again = {} if job.result else dict(note=_note_again(result))
         return [{**row, **again, **_source_of(image, row)} for row in rows]
