@@ -360,8 +360,10 @@ def _stored_rows(job):
     except (OSError, ValueError): return []
 
 def _way_of(measure):
-    "The options with which a function measures, as text; None without a function"
-    return None if measure is None else repr(sorted(getattr(measure, 'keywords', {}).items()))
+    "The options with which a function measures, as text; None without a function. The result itself tells its channels"
+    if measure is None: return None
+    options = getattr(measure, 'keywords', {})
+    return repr(sorted((name,value) for name,value in options.items() if name!='channels'))
 
 def _has_row(job, way=None):
     "Is there a row of the result that exists? If a way of measuring is given, the row must be measured in this way"
@@ -410,7 +412,7 @@ def note_field(
     except Exception as e: job.ended('failed', failure_of(e, job.target))
 
 # %% ../../nbs/59_refocus.plates.ipynb #rows_of
-_UNMEASURED = 'refocused, but not measured: run it again'
+_UNMEASURED = 'refocused, but not measured: run refocus plate again'
 
 def _rows_now(job):
     "The rows of a job as things are now; one row if it has none, or if its result is gone"
