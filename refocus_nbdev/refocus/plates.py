@@ -323,6 +323,7 @@ def _facts(job):
     if job.channel is not None: place['channel'] = job.channel
     return dict(place, status=status, note=note, source=source, target=target)
 
+# %% ../../nbs/59_refocus.plates.ipynb #_measured
 def _channels_of(job, image):
     "What a plate knows of the channels of a file, for `measure`"
     if job.number is None: return {}
