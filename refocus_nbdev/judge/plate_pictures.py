@@ -172,8 +172,7 @@ def read_pairs(
 # %% ../../nbs/71_judge.plate_pictures.ipynb #choose
 def _shown(rows, channel):
     "The rows of a channel that have a result, in order"
-    own = [r for r in rows if r.get('channel')==channel]
-    return rows_in_order(r for r in own if is_measured(r))
+    return channel_rows(r for r in rows if r.get('channel')==channel)
 
 def _um(row): return -1. if row['defocus_um'] is None else row['defocus_um']
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['NO_PARQUET', 'typical_plane', 'count_nuclei', 'nuclei_channels', 'measured_again', 'field_rows', 'is_measured',
-           'rows_in_order', 'field_table', 'channels_in', 'well_table', 'fields_left_out', 'load_data', 'write_tables']
+           'rows_in_order', 'field_table', 'channel_rows', 'channels_in', 'well_table', 'fields_left_out', 'load_data',
+           'write_tables']
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #imports
 import math, os, re
 from collections import Counter
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from ..io.disk import atomically
 from ..io.strips import *
@@ -306,6 +308,34 @@ def field_table(
     cells = [_in_cells(r) for r in rows_in_order(rows)]
     return _table(cells, 'fields, of refocus plate', ('in_focus','doubtful'))
 
+# %% ../../nbs/70_judge.plate_tables.ipynb #channel_rows
+class _Seen(NamedTuple):
+    "A row, as `typical_plane` needs it"
+    um: float|None
+    width: float
+    where: dict
+    row: dict
+
+def _number(row, axis): return row.get(axis) or 0
+
+def _in_one(rows):
+    "The row of the typical plane among several files, with the planes of all of them"
+    if len(rows)==1: return rows[0]
+    rows = sorted(rows, key=lambda r: (_number(r, 't'), _number(r, 'z')))
+    seen = [_Seen(r['defocus_um'], r['defocus_um'] or 0, dict(T=_number(r, 't')), r) for r in rows]
+    planes = [dict(place, target=r['target']) for r in rows for place in r['planes']]
+    return dict(typical_plane(seen).row, planes=planes)
+
+def channel_rows(
+    rows, # See `rows_in_order`
+) -> list[dict]: # Those that hold measurements, in order
+    "One row for each channel of each field"
+    found = {}
+    for r in rows_in_order(rows):
+        key = r['plate'], r['well'], r['field'], r.get('channel')
+        if is_measured(r): found.setdefault(key, []).append(r)
+    return list(map(_in_one, found.values()))
+
 # %% ../../nbs/70_judge.plate_tables.ipynb #summed
 def _reasons(rows):
     "The reasons to doubt of some rows, the most frequent first, each with the number of rows"
@@ -364,9 +394,10 @@ def _of_wells(rows, channels):
     "Yields a dictionary for each channel of each well"
     for (plate,well),group in groupby(rows, lambda r: (r['plate'], r['well'])):
         group = list(group)
+        measured = channel_rows(group)
         where = dict(Metadata_Plate=plate, Metadata_Well=well)
         for channel in channels:
-            own = [r for r in group if channel is not None and r.get('channel')==channel and is_measured(r)]
+            own = [r for r in measured if channel is not None and r.get('channel')==channel]
             row = dict(where, channel=channel, **_status(group, channel))
             if own: row |= _sums(own)
             yield row
@@ -429,7 +460,7 @@ def _quality(row, name):
 # %% ../../nbs/70_judge.plate_tables.ipynb #load_data
 def _cells_of_plane(row, place, name, folder):
     "The columns of a channel for one of its planes"
-    around,file = _folder_and_name(row['target'], folder)
+    around,file = _folder_and_name(place.get('target', row['target']), folder)
     cells = dict(Image_FileName=file, Image_PathName=around, Series=place['series'], Frame=place['index'])
     if '.zarr' in row['target'].lower():
         cells |= dict(C=row['number'], Z=place.get('z', 0), T=place.get('t', 0))
@@ -460,11 +491,11 @@ def _without_empty(table):
 # %% ../../nbs/70_judge.plate_tables.ipynb #load_data-def
 def _complete(rows):
     "All channels, the rows of each field that has them all, by channel, and the number of all fields"
-    fields = {}
-    for r in rows_in_order(rows):
-        own = fields.setdefault((r['plate'], r['well'], r['field']), {})
-        if is_measured(r): own[r['channel']] = r
-    channels = channels_in(r for own in fields.values() for r in own.values())
+    def field(r): return r['plate'], r['well'], r['field']
+    fields = {field(r): {} for r in rows_in_order(rows)}
+    measured = channel_rows(rows)
+    for r in measured: fields[field(r)][r['channel']] = r
+    channels = channels_in(measured)
     complete = [own for own in fields.values() if own and len(own)==len(channels)]
     return channels, complete, len(fields)
 

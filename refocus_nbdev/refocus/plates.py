@@ -42,6 +42,7 @@ class FieldJob(Job):
     row_path: Path|None = None    # Path of its row
     channels: tuple = ()          # Names of the plate's channels, if names of files tell them
     number: int|None = None       # Which of them its file holds, from 0; None if the name of the file does not tell it
+    where: tuple = ()             # Numbers from 0 that the name of its file tells, such as (('t',0), ('z',3))
 
 def _plain_name(path): return re.sub(r'(\.ome)?\.zarr$', '', given_path(path).name)
 
@@ -73,10 +74,18 @@ def _own_name(path):
     except ImageError: return None
     return names[0] if len(names)==1 and not names[0].isdigit() else None
 
+def _note_planes(jobs, axis):
+    "Note in each job the number of its plane, or of its time point, if names of files tell several"
+    told = sorted({getattr(j.files[0], axis) for j in jobs}-{None}, key=natural_key)
+    for j in jobs:
+        own = getattr(j.files[0], axis)
+        if len(told)>1 and own is not None: j.where = (*j.where, (axis,told.index(own)))
+
 def noted_channels(
     jobs, # `FieldJob`s of files, all of a plate
 ) -> list[FieldJob]: # The same jobs
-    "Note in each job the channels of the plate, and which of them its file holds; reads one file of each channel"
+    "Note in each job what names of files tell: channels, planes and time points; reads one file of each channel"
+    for axis in 'tz': _note_planes(jobs, axis)
     example = {}
     for j in jobs: example.setdefault(j.files[0].channel, j.source)
     told = sorted(example.keys()-{None}, key=natural_key)
@@ -330,6 +339,12 @@ def _channels_of(job, image):
     if len(image.channels)==1: return dict(channels=None, names=job.channels, first=job.number)
     return dict(channels=None, names=[f'{job.channel} {name}' for name in clear_names(image.channels)])
 
+def _with_where(job, row):
+    "A row with the number of the plane, or of the time point, that the name of a file tells"
+    if not job.where: return row
+    where = dict(job.where)
+    return {**row, **where, 'planes': [{**place, **where} for place in row['planes']]}
+
 def _source_of(image, row):
     "The file of a plane that is measured, and the place of the plane in it"
     at = row['at']
@@ -350,7 +365,7 @@ def _measured(job, refocuser, measure, axes):
     with open_image(job.source, axes) as image, open_image(job.target, of_result) as result:
         rows = measure(refocuser, image, result, job.result, **_channels_of(job, image))
         again = {} if job.result else dict(note=_note_again(result))
-        return [{**row, **again, **_source_of(image, row)} for row in rows]
+        return [{**_with_where(job, row), **again, **_source_of(image, row)} for row in rows]
 
 # %% ../../nbs/59_refocus.plates.ipynb #has_row
 def _has_result(job): return is_zarr_at(job.target) if isinstance(job.target, Url) else job.target.exists()
