@@ -198,10 +198,11 @@ def test_the_command_needs_a_plate(in_process, tmp_path): assert in_process('che
 @pytest.mark.parametrize('names,wells', [
     ('A01_f1 a02-f1', 'A01 A02'), ('P24 H12.ome', 'P24 H12'), ('A1_01_DAPI B10_01_DAPI', 'A01 B10'), ('20240301_p1_A01_s1_w1 20240301_p1_F03_s1_w1', 'A01 F03'),
     ('AP_A01_T0001F001L01A01Z01C01 AP_C02_T0001F001L01A01Z01C01', 'A01 C02'), ('r02c11f01p01-ch1sk1fk1fl1 r03c11f01', 'B11 C11'), ('MFGTMP_12_A01f00d0 MFGTMP_12_A02f00d0', 'A01 A02'),
-    ('B16_A01 B16_D02', 'A01 D02'), ('A01_F01_C01 A02_F02_C01', 'A01 A02')])
+    ('B16_A01 B16_D02', 'A01 D02'), ('A01_F01_C01 A02_F02_C01', 'A01 A02'),
+    ('x_AA01_s1_w1 x_AF48_s1_w1 x_B30_s1_w1', 'AA01 AF48 B30'), ('AA01_f1 Z02_f1', 'AA01 Z02')])
 def test_names_that_tell_wells(names, wells): assert named_wells(f'{n}.tif' for n in names.split())==wells.split()
 
-@pytest.mark.parametrize('name', ['c1', 'x_c1', 'C1-x', 'x_t1', 'x_z5', 'x_s2_w1', 'x_C01', 'x_F01', 'x-a1', 'A25', 'A00', 'r33c01f01', 'A549_1', 'field01', 'deadb01f', '0f5c-a021', 'T01', 'Z05_S02', 'h2b', 'xA01'])
+@pytest.mark.parametrize('name', ['c1', 'x_c1', 'C1-x', 'x_t1', 'x_z5', 'x_s2_w1', 'x_C01', 'x_F01', 'x-a1', 'A25', 'A00', 'r33c01f01', 'A549_1', 'field01', 'deadb01f', '0f5c-a021', 'T01', 'Z05_S02', 'h2b', 'xA01', 'x_T01_s1', 'Z05_s02', 'AD01_x'])
 def test_names_that_tell_none(name): assert named_wells([f'in/{name}.tif'])==[None]
 
 def test_a_folder_may_be_a_well(): assert named_wells(['A01/1.tif', 'B02/1.tif', 'x_A01/1.tif', 'A/1.tif'])==['A01', 'B02', None, None]

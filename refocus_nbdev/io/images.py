@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'NAME_AXES', 'RESULT_DTYPES', 'MicroscopeImage', 'PngReader', 'open_image',
            'read_image', 'chosen_channels', 'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'enumerated',
-           'remarks_on_fields', 'check_finite', 'to_dtype', 'factor_for', 'wider_in_words', 'copy_image', 'copy_name',
-           'write_image', 'software_of', 'provenance_in', 'clear_names', 'check_original', 'as_refocused', 'open_as',
-           'ImageError']
+           'remarks_on_fields', 'check_stored', 'check_finite', 'to_dtype', 'factor_for', 'wider_in_words',
+           'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'clear_names', 'check_original',
+           'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, os, struct
@@ -350,11 +350,11 @@ def enumerated(
     more = f' and {len(names)-most} more' if len(names)>most else ''
     return ', '.join(names[:most])+more
 
-def _plane_in_words(image, plane):
-    "The place of a plane in its file, in words"
-    field = image.names_of(plane).get('field')
-    places = [f'{axis} {i}' for axis,i in plane.where.items()]
-    return ' '.join([field, *places] if field else places)
+def _sparse_in_words(image):
+    "The planes without pixels, in words; a channel that has none at all counts as one"
+    stored = {p.channel for p in image.planes}
+    def words(p): return image.in_words(p) if p.channel in stored else f'channel {image.channels[p.channel]}'
+    return enumerated(list(dict.fromkeys(map(words, image.sparse))))
 
 def remarks_on_fields(
     image, # An open one, from `open_image`
@@ -362,10 +362,18 @@ def remarks_on_fields(
     "Remarks on the fields that a file lacks, and on planes without pixels"
     remarks = []
     if image.left_out: remarks.append(Remark('left out', f'without {enumerated([*image.left_out])} (cannot be read)'))
-    if image.sparse:
-        planes = enumerated([_plane_in_words(image, p) for p in image.sparse])
-        remarks.append(Remark('sparse', f'no pixels are stored for {planes}: left as it is'))
+    if image.sparse: remarks.append(Remark('sparse', image.about_sparse.format(_sparse_in_words(image))))
     return remarks
+
+def check_stored(
+    image,    # An open one, from `open_image`
+    channels, # Names, or numbers from 1, of chosen channels; None for all
+):
+    "Raises `ImageError` if there are no pixels of any chosen channel"
+    chosen = chosen_channels(image, channels)
+    if any(p.channel in chosen for p in image.planes): return
+    names = enumerated([image.channels[c] for c in sorted(chosen)])
+    raise ImageError(f'{image.path}: there are no pixels of channel {names}, so there is nothing to refocus')
 
 # %% ../../nbs/09_io.images.ipynb #check_finite
 def check_finite(

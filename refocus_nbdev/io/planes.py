@@ -80,6 +80,7 @@ class Reader:
     left_out = {} # Path of each field that cannot be read in this file, and a sentence on the reason
     steps = {}    # Distance of neighbours on the axes Z, um, and T, s, as far as the file gives it
     sparse = ()   # Planes of which the file holds no pixels; they are not among `planes`
+    about_sparse = 'no pixels are stored for {}: left as it is' # A remark on such planes
     factor = 1    # By which a copy multiplies counts of 8 bits, to store them as 16 bits; 1: a copy keeps all types
 
     @property
@@ -119,6 +120,16 @@ def place(self:Reader,
     for axis,i in plane.where.items():
         if axis!='C': place[axis.lower()] = i
     return place
+
+@patch
+def in_words(self:Reader,
+    plane:Plane, # One of `planes`, or of `sparse`
+) -> str:
+    "Where a plane is, for a sentence"
+    def place(axis, i): return f'channel {self.channels[plane.channel]}' if axis=='C' else f'{axis} {i}'
+    field = self.names_of(plane).get('field')
+    places = [place(axis, i) for axis,i in plane.where.items()]
+    return ' '.join([field, *places] if field else places)
 
 # %% ../../nbs/02_io.planes.ipynb #leave_out
 @patch

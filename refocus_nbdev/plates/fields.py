@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from fastcore.basics import patch
 from ..io.disk import file_hash
+from ..io.strips import *
 from ..io.planes import *
 from ..io.hcs import *
 from ..io.images import *
 from ..io.provenance import is_ours
-from ..io.tables import UsageError
+from ..io.tables import Listed, Url, UsageError
 from .names import *
 
 # %% ../../nbs/36_plates.fields.ipynb #well_path
@@ -31,14 +32,14 @@ def well_path(
     place = well_place(well)
     if place: return f'{well_name(*place)[:-2]}/{place[1]+1}'
     row,column = re.fullmatch('(.*?)([0-9]*)', _letters_and_digits(well)).groups()
-    return f'{row or "A"}/{column or "1"}'
+    return f'{row or "W"}/{column or "0"}'
 
 # %% ../../nbs/36_plates.fields.ipynb #PlateField
 class FieldFile(NamedTuple):
     "A file of a field, and what its name tells of its place on the axes"
     path: Path
     channel: str|None = None # Name or number of the channel; None if the name does not tell it, as for the others
-    z: int|None = None       # Number of the plane
+    z: int|str|None = None   # Number of the plane, or what a list gives for it
     t: str|None = None       # The time point
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class PlateField:
     plate: str = ''   # Name of the plate; empty if it is not known
     place: str = ''   # Its path in the OME-Zarr plate that it comes from; empty for files
     version: str = '0.5' # Version of the OME-Zarr that its copy is
+    keys: tuple = () # Pairs of an axis (T, C or Z) and what is known about it from all files of the plate, in order
 
     @property
     def path(self):
@@ -60,45 +62,87 @@ class PlateField:
     def __str__(self): return f'well {self.well}, field {self.name} ({self.files[0].path})'
 
 # %% ../../nbs/36_plates.fields.ipynb #fields_among
-def _placed(file, name, well):
-    "The well and the site of a file, and the `FieldFile`"
-    return well or name.well, name.site or '0', FieldFile(Path(file), name.channel, name.z, name.t)
+def _well(name):
+    "The name of a well, the same for a1, A1 and A01"
+    place = well_place(name)
+    return well_name(*place) if place else name.upper()
+
+def _placed(file, name, listed, plate):
+    "The plate, the well and the site of a file, and the `FieldFile`; a list goes before a name"
+    field = listed.plate or plate, _well(listed.well or name.well), listed.site or name.site or '0'
+    z = int(listed.z) if listed.z.isdecimal() else listed.z or name.z
+    return field, FieldFile(Path(file), listed.channel or name.channel, z, listed.t or name.t)
 
 # %% ../../nbs/36_plates.fields.ipynb #fields_among-checks
-def _check_apart(files):
-    "Raises `UsageError` if two files of a field have the same place in it"
-    places = {}
-    for f in files:
-        other = places.setdefault(f[1:], f)
-        if other is not f:
-            raise UsageError(f'{f.path}: {other.path} has the same well, site, channel, plane and time; '
-                             'give the files of one plate only')
+_BY_LIST = ('give a CSV file with the columns file, Metadata_Well, Metadata_Site and Metadata_Channel, '
+            'or one that LoadData of CellProfiler reads')
+_AXES = dict(T='t', C='channel', Z='z') # The axes of a field, and what tells the place of a `FieldFile` on each
+_IN_WORDS = dict(T='time', C='channel', Z='plane')
+
+def _check_here(files):
+    "Raises `UsageError` if files lie on servers"
+    first = next((f for f in files if isinstance(f, Url)), None)
+    if not first: return
+    raise UsageError(f'{first}: lies on a server, and so may only a plate in OME-Zarr; '
+                     'copy the files of the plate to this machine first')
 
 def _check_wells(files, wells):
     "Raises `UsageError` if names tell no well"
     without = [f for f,well in zip(files, wells) if not well]
     if not without: return
     more = f' and {len(without)-1} more' if len(without)>1 else ''
-    raise UsageError(f'{without[0]}{more}: the name tells no well; leave such files out, or give a CSV file '
-                     'that LoadData of CellProfiler reads, with the column Metadata_Well')
+    raise UsageError(f'{without[0]}{more}: the name tells no well; leave such files out, or {_BY_LIST}')
+
+def _check_alike(files):
+    "Raises `UsageError` if the place on an axis is known for some files of a field, but not for others"
+    for axis,name in _AXES.items():
+        unknown = [f for f in files if getattr(f, name) is None]
+        known = [f for f in files if getattr(f, name) is not None]
+        if not known or not unknown: continue
+        raise UsageError(f'{unknown[0].path}: nothing tells its {_IN_WORDS[axis]}, but that of {known[0].path} '
+                         f'in the same field is known; leave one of them out, or {_BY_LIST}')
+
+def _check_distinct(files):
+    "Raises `UsageError` if two files of a field have the same place in it"
+    places = {}
+    for f in files:
+        other = places.setdefault(f[1:], f)
+        if other is not f:
+            raise UsageError(f'{f.path}: {other.path} has the same well, site, channel, plane and time; '
+                             f'give the files of one plate only, or {_BY_LIST}')
 
 # %% ../../nbs/36_plates.fields.ipynb #fields_among-def
+def _keys_of(axis, files):
+    "What is known of files about an axis, in order"
+    return sorted({getattr(f, _AXES[axis]) for f in files}-{None}, key=natural_key)
+
+def _keys_of_plates(fields):
+    "The `keys` of each plate, from the files of each field"
+    by_plate = {}
+    for (plate,_,_),files in fields.items(): by_plate.setdefault(plate, []).extend(files)
+    return {plate: tuple((axis, tuple(_keys_of(axis, files))) for axis in _AXES) for plate,files in by_plate.items()}
+
 def fields_among(
     files,       # Paths of the images of a plate
-    listed=None, # Wells that a list gives, by path as text; None if there is no list
-    plate='',    # Name of the plate
+    listed=None, # What a list tells of each file: a `Listed`, by path as text; None if there is no list
+    plate='',    # Name of the plate, if no list tells it
 ) -> list[PlateField]: # In the order of the plate
-    "The fields of a plate; raises `UsageError` if a name tells no well, or if two files have the same place"
+    """The fields of a plate; raises `UsageError` if nothing tells the well of a file, if two files have the same place,
+    or if nothing tells the channel, plane or time of some files of a field"""
+    _check_here(files)
     names = read_names(files)
-    wells = [(listed or {}).get(str(f)) for f in files]
-    _check_wells(files, [well or name.well for well,name in zip(wells, names)])
+    of_list = [(listed or {}).get(str(f), Listed(f)) for f in files]
+    _check_wells(files, [given.well or name.well for given,name in zip(of_list, names)])
     found = {}
-    for file,name,given in zip(files, names, wells):
-        well,site,placed = _placed(file, name, given)
-        found.setdefault((well.upper(), site), []).append(placed)
-    for own in found.values(): _check_apart(own)
-    in_order = sorted(found, key=lambda key: [natural_key(part) for part in key])
-    return [PlateField(well, site, tuple(found[well,site]), plate) for well,site in in_order]
+    for file,name,given in zip(files, names, of_list):
+        field,placed = _placed(file, name, given, plate)
+        found.setdefault(field, []).append(placed)
+    for own in found.values():
+        _check_alike(own)
+        _check_distinct(own)
+    keys = _keys_of_plates(found)
+    in_order = sorted(found, key=lambda field: [natural_key(part) for part in field])
+    return [PlateField(well, site, tuple(found[name,well,site]), name, keys=keys[name]) for name,well,site in in_order]
 
 # %% ../../nbs/36_plates.fields.ipynb #PlateField-sha256
 @patch
@@ -108,12 +152,10 @@ def sha256(self:PlateField):
     return hashes[0] if len(hashes)==1 else hashlib.sha256(' '.join(hashes).encode()).hexdigest()
 
 # %% ../../nbs/36_plates.fields.ipynb #FieldReader
-_AXES = 'TCZ'
-
-def _keys_of(axis, files):
-    "What the names of files tell about an axis, in order; empty if they tell nothing"
-    values = [getattr(f, dict(T='t', C='channel', Z='z')[axis]) for f in files]
-    return sorted({v for v in values if v is not None}, key=natural_key)
+def _keys_in(field, axis):
+    "What is known about an axis of a field; empty if nothing is known of its own files"
+    own = _keys_of(axis, field.files)
+    return sorted({*own, *dict(field.keys).get(axis, ())}, key=natural_key) if own else []
 
 def _own_length(axis, image):
     "Length of an axis inside an open image"
@@ -122,6 +164,7 @@ def _own_length(axis, image):
 class FieldReader(Reader):
     "The planes of the files of a field, as one image; raises `ImageError` if the files do not fit together"
     kind = 'field'
+    about_sparse = 'no file has pixels of {}: left empty'
     def __init__(self,
         field:PlateField, # The field
         axes=None,        # Letters for the axes of each file, if the files give wrong ones
@@ -172,7 +215,7 @@ def _check_images(self:FieldReader):
 @patch
 def _find_lengths(self:FieldReader):
     "Find the length of each axis, and what names tell about it"
-    self.keys = {axis: _keys_of(axis, self.field.files) for axis in _AXES}
+    self.keys = {axis: _keys_in(self.field, axis) for axis in _AXES}
     own = {axis: max(_own_length(axis, image) for image in self.images) for axis in _AXES}
     for axis in _AXES:
         if len(self.keys[axis])>1 and own[axis]>1:
@@ -203,28 +246,43 @@ def _find_planes(self:FieldReader):
     every = []
     for i,at in enumerate(np.ndindex(*sides)):
         every.append(Plane(0, i, dict(zip(self.axes, at)), shape, pages.get(at)))
-    self.channels = number_channels(every, [self._channel_names(pages)])
+    self.channels = number_channels(every, [self._channel_names()])
     self.planes = [p for p in every if p.page]
     self.sparse = [p for p in every if not p.page]
 
+# %% ../../nbs/36_plates.fields.ipynb #FieldReader-channel_names
 @patch
-def _channel_names(self:FieldReader, pages):
-    "The name of each channel: from its file, or else from the names of the files"
-    at_c = self.axes.index('C')
-    names = []
-    for c in range(self.lengths['C']):
-        image,plane = next(page for at,page in pages.items() if at[at_c]==c)
-        own = image.channels[plane.channel]
-        told = self.keys['C'][c] if len(self.keys['C'])>1 else None
-        names.append(told if own.isdigit() and told else own)
-    return names
+def _name_of(self:FieldReader, key):
+    "The name of a channel, from its key: the key, or the name inside a file if the key is only a number"
+    if not key.isdecimal(): return key
+    of_key = (image.channels[0] for image,file in zip(self.images, self.field.files) if file.channel==key)
+    return next((name for name in of_key if not name.isdecimal()), key)
+
+@patch
+def _channel_names(self:FieldReader):
+    "The name of each channel"
+    keys = self.keys['C']
+    if len(keys)!=self.lengths['C']: return max((image.channels for image in self.images), key=len)
+    names = [self._name_of(key) for key in keys]
+    is_distinct = len({name.lower() for name in names})==len(names)
+    return names if is_distinct else keys
+
+@patch
+def in_words(self:FieldReader,
+    plane:Plane, # One of `planes`, or of `sparse`
+) -> str:
+    "Where a plane is, as the names of the files tell it"
+    known = dict(self.keys, C=self.channels)
+    def place(axis, i): return f'{_IN_WORDS[axis]} {known[axis][i] if len(known[axis])==self.lengths[axis] else i}'
+    return ' '.join(place(axis, i) for axis,i in plane.where.items() if axis!='C' or len(self.channels)>1)
 
 # %% ../../nbs/36_plates.fields.ipynb #FieldReader-rows
 @patch
 def rows(self:FieldReader,
-    plane:Plane, # One of `planes`
+    plane:Plane, # One of `planes`, or of `sparse`
 ):               # `Rows` (H,W), in the data type of the files
     "The pixels of a plane, some rows at a time; raises `ImageError` if they are damaged"
+    if plane.page is None: return as_rows(np.zeros(plane.shape, self.dtype))
     image,own = plane.page
     return image.rows(own)
 

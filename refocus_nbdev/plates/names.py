@@ -204,7 +204,8 @@ _PARTS = dict(
     start=r'(?:[^/]*?_)?',
     uuid=f'(?:{_HEX_UUID})?',
     sure=rf'(?=_[sw]\d|(?:_thumb)?{_HEX_UUID})',
-    well=r'(?P<well>[A-P](?:0?[1-9]|1\d|2[0-4])|[a-p](?:0[1-9]|1\d|2[0-4]))',
+    well=r'(?P<well>(?:A[A-F]|[A-Z])(?:0?[1-9]|[1-3]\d|4[0-8])|[a-p](?:0[1-9]|[1-3]\d|4[0-8]))',
+    well384=r'(?P<well>[A-P](?:0?[1-9]|1\d|2[0-4])|[a-p](?:0[1-9]|1\d|2[0-4]))',
     row=r'(?P<row>0[1-9]|[12]\d|3[0-2])',
     column=r'(?P<column>0[1-9]|[1-3]\d|4[0-8])')
 _PART = re.compile(r'<(\w+)(?::([^>]+))?>')
@@ -250,11 +251,13 @@ SCHEMES = [Scheme(*o) for o in (
 SCHEMES += [Scheme(*o) for o in (
     ('scan^R', r'<well>?--<number:W\d{5}>--P<site>--Z<z>--T<t>--<channel:[^/]+>',
      '--W00100--P00001--Z00000--T00000--nucleus-dapi'),
-    ('EMBL', r'[^/]*?--(<well>--)?([^/]*--)?<number:W\d+>--P<site>(--T<t>)?(--Z<z>)?--C<channel>',
+    ('EMBL', r'[^/]*?--(<well384>--)?([^/]*--)?<number:W\d+>--P<site>(--T<t>)?(--Z<z>)?--C<channel>',
      '20180807_CrispR_20xd1_Dapi--B7--gRNA_Scr--W0019--P000--T0000--Z000--C00'),
-    ('IN Cell', r'<start><well:[A-P] - \d\d?>\((fld <site>)? ?(wv <channel:[^)]+?>)?( z <z>)?( time <t>[^)]*)?\)',
+    ('IN Cell',
+     r'<start><well:(?:A[A-F]|[A-Z]) - \d\d?>\((fld <site>)? ?(wv <channel:[^)]+?>)?( z <z>)?( time <t>[^)]*)?\)',
      'A - 01(fld 1 wv UV - DAPI z 3 time 2 - 2636ms)'),
-    ('IN Cell 7.2', r'<well:[A-P]_\d\d>_f<site>_c\d+_x<channel:[^/]+?>_z<z>_t<t>', 'A_01_f2_c1_xUV_mDAPI_z3_t2'),
+    ('IN Cell 7.2', r'<well:(?:A[A-F]|[A-Z])_\d\d>_f<site>_c\d+_x<channel:[^/]+?>_z<z>_t<t>',
+     'A_01_f2_c1_xUV_mDAPI_z3_t2'),
     ('Cellomics', r'<start>([^/]*i3t<t>)?<well>f<site>(d<channel>)?', 'AS_09125_050116030001_D03f00d0'),
     ('NIS-Elements', r'<start>Well<well>_([^/]*?_)?(<site>_)?Channel<channel:[^/]+?>(_Seq\d+)?',
      'WellH06_PointH06_0007_ChannelDAPI,WF_GFP,TRITC,WF_Cy5,DIA_Seq0502'),
@@ -344,6 +347,48 @@ def _wells_by_comparison(files):
     places,folder_places = _well_places(names),_well_places(folders)
     return [_well_at(places, n) or _well_at(folder_places, d) for n,d in zip(names, folders)]
 
+# %% ../../nbs/30_plates.names.ipynb #_by_comparison
+_FORMS = dict(site=r'(s|f|p|site|fld|field|fov|pos)\d+', z=r'z\d+', t=r't\d+', channel='[A-Za-z].*')
+_MOST_CHANNELS = 20 # More words than these are no channels, but names of something else
+
+def _form_of(texts):
+    "What the texts at one place in names are: site, z, t or channel; None if they have no common form"
+    fitting = (form for form,pattern in _FORMS.items() if all(re.fullmatch(pattern, o, re.I) for o in texts))
+    form = next(fitting, None)
+    return None if form=='channel' and len(texts)>_MOST_CHANNELS else form
+
+def _differing_places(parts, wells):
+    "Places where the names of files of the same well differ, each with all its texts; from names in parts"
+    firsts = {}
+    differing = set()
+    for own,well in zip(parts, wells):
+        first = firsts.setdefault(well, own)
+        differing |= {i for i,(a,b) in enumerate(zip(first, own)) if a!=b}
+    return {i: {own[i] for own in parts} for i in sorted(differing)}
+
+def _forms_of_places(parts, wells):
+    "The form of each place where names of the same well differ; empty if they are not clear"
+    if len({len(own) for own in parts})!=1: return {}
+    forms = {i: _form_of(texts) for i,texts in _differing_places(parts, wells).items()}
+    is_clear = None not in forms.values() and len({*forms.values()})==len(forms)
+    return forms if is_clear else {}
+
+def _value(form, text):
+    "What a text of some form tells: a name, or a number"
+    if form=='channel': return text
+    number = re.sub(r'\D', '', text)
+    return int(number) if form=='z' else number
+
+def _by_comparison(files):
+    "An `ImageName` for each file, from the parts that differ between names"
+    wells = _wells_by_comparison(files)
+    parts = [re.split(r'[\W_]+', _plain_stem(f)) for f in files]
+    in_wells = [own for own,well in zip(parts, wells) if well]
+    forms = _forms_of_places(in_wells, [well for well in wells if well])
+    def read(own, well): return ImageName(well, **{form: _value(form, own[i]) for i,form in forms.items()})
+    return [read(own, well) if well else ImageName() for own,well in zip(parts, wells)]
+
+
 # %% ../../nbs/30_plates.names.ipynb #known_name
 def _of_field(field):
     "A name of BBBC006 as an `ImageName`"
@@ -361,6 +406,24 @@ def _known_name(path):
     field = parse_name(path)
     return _of_field(field) if field else _in_zarr(path)
 
+# %% ../../nbs/30_plates.names.ipynb #_has_rows
+_LOOSE = 'MetaXpress', 'MetaXpress, one site', 'Cellomics', 'a well, then a site'
+_COUNTERS = 'RSTUVWXYZ' # Letters that also number other things than rows
+
+def _rows_in(scheme, stems):
+    "Yields the letters of the rows that a scheme finds"
+    for stem in stems:
+        name = _read_by(scheme, stem)
+        if name and name.well: yield name.well.rstrip('0123456789')
+
+def _has_rows(scheme, stems):
+    "Are the wells that a scheme finds wells? The letters of other counters are the same in all files"
+    if scheme.name not in _LOOSE: return True
+    rows = _rows_in(scheme, stems)
+    first = next(rows, '')
+    return len(first)!=1 or first not in _COUNTERS or any(row!=first for row in rows)
+
+
 # %% ../../nbs/30_plates.names.ipynb #named_wells-def
 def _fits(scheme, stems):
     "Does a scheme fit nine of ten names?"
@@ -373,18 +436,18 @@ def naming_scheme(
 ) -> Scheme|None: # None if no scheme fits nearly all files
     "The scheme by which files are named"
     stems = [_path_stem(f) for f in files]
-    return next((scheme for scheme in SCHEMES if stems and _fits(scheme, stems)), None)
+    return next((o for o in SCHEMES if stems and _fits(o, stems) and _has_rows(o, stems)), None)
 
 def read_names(
-    files, # Paths; their names are compared with each other
+    files, # Paths, or addresses on servers; their names are compared with each other
 ) -> list[ImageName]: # One for each file
     "What the names of files, and of their folders, tell"
-    files = [Path(f) for f in files]
+    files = [Path(str(f)) for f in files]
     known = [_known_name(f) for f in files]
     others = [f for f,name in zip(files, known) if name is None]
     scheme = naming_scheme(others)
     if scheme: read = [_read_by(scheme, _path_stem(f)) or ImageName() for f in others]
-    else: read = [ImageName(well) for well in _wells_by_comparison(others)]
+    else: read = _by_comparison(others)
     left = iter(read)
     return [name or next(left) for name in known]
 

@@ -295,7 +295,8 @@ def _not_images(image, acquisitions):
 
 def _constant(image, scales, acquisitions):
     "A remark on channels whose pixels are all the same"
-    flat = [image.channels[c] for c,s in scales.items() if s is None and not acquisitions[c].masks]
+    stored = {p.channel for p in image.planes}
+    flat = [image.channels[c] for c,s in scales.items() if s is None and c in stored and not acquisitions[c].masks]
     if not flat: return []
     which = f' (channel {", ".join(flat)})' if len(image.channels)>1 else ''
     return [Remark('constant', f'constant image{which}, passed through')]
@@ -574,6 +575,7 @@ def refocus_file(
     if half_width_path: interval_table(refocuser)
     with open_image(source, axes) as image:
         check_original(image, channels)
+        check_stored(image, channels)
         image.factor = factor_for(image, dtype)
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))

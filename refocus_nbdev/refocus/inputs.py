@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEFT_OUT', 'fixed_part', 'is_folder', 'image_files', 'no_images', 'left_out_lines', 'results_among', 'check_schemes',
-           'is_searched', 'Found', 'search', 'listed_wells', 'half_folder', 'result_folders']
+           'is_searched', 'Found', 'search', 'listed_places', 'listed_wells', 'half_folder', 'result_folders']
 
 # %% ../../nbs/56_refocus.inputs.ipynb #imports
 import glob, os, re
@@ -342,12 +342,28 @@ def search(
     return Found(images, left_out, [f for found in every for f in found.named])
 
 # %% ../../nbs/56_refocus.inputs.ipynb #listed_wells
+def _listed_in(inputs):
+    "What the lists among some inputs tell"
+    return [o for given in map(given_path, inputs) if _is_list(given) for o in listed_images(given)]
+
+def listed_places(
+    inputs, # Files, folders, globs or CSV files
+) -> dict[str, Listed]: # By the path of a file, as text; empty if there is no list
+    "What lists tell of each image; raises `UsageError` if they give it two fields"
+    places = {}
+    for o in _listed_in(inputs):
+        first = places.setdefault(str(o.file), o)
+        if first==o: continue
+        one,other = (' '.join(filter(None, (p.plate, p.well, p.site))) or 'none' for p in (first, o))
+        raise UsageError(f'{o.file}: the list gives it two fields, {one} and {other}; '
+                         'leave one, or save each field as a file of its own')
+    return places
+
 def listed_wells(
     inputs, # Files, folders, globs or CSV files
 ) -> dict:  # From the path of a file, as text, to its well; empty if no list tells wells
     "The wells that lists of images tell"
-    listed = [o for given in map(given_path, inputs) if _is_list(given) for o in listed_images(given)]
-    return {str(o.file): o.well for o in listed if o.well}
+    return {str(o.file): o.well for o in _listed_in(inputs) if o.well}
 
 # %% ../../nbs/56_refocus.inputs.ipynb #half_folder
 def half_folder(

@@ -244,6 +244,7 @@ def _read_head(job, options, model_um=None):
     channels = options.get('channels')
     with open_image(job.file, options.get('axes')) as f:
         check_original(f, channels)
+        check_stored(f, channels)
         f.factor = factor_for(f, options.get('dtype', 'same'))
         names = [f.channels[c] for c in sorted(chosen_channels(f, channels))]
         job.reading = Reading(f.axes, names, None, None)

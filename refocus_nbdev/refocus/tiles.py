@@ -185,8 +185,8 @@ def in_tiles_of(
     side:int,         # Largest side of a tile, px
     model:GuidedUnet, # The network
     rows,             # `Rows`, or an array (H,W), in network units
-    # Function of several calls that yields the tiles (B,h,w), an array, of each. A call is a tuple for `GuidedUnet.tile`:
-    # parts (B,1,h,w), and the place and size of the tile in them; and the widths (B,1,h,w), if these differ by place
+    # Function of calls that yields the tiles (B,h,w) of each, arrays. A call is a tuple for `GuidedUnet.tile`: parts
+    # (B,1,h,w), the place and size of the tile in them, and the widths (B,1,h,w), if these differ by place
     run,
     batch=1,          # Tiles at a time
     widths:WidthMap=None, # Widths of the blur that differ by place
