@@ -2,7 +2,7 @@
 import http.server, json, shutil, socket, threading
 from functools import partial
 from pathlib import Path
-import pytest
+import pandas as pd, pytest
 from conftest import contents
 from refocus_nbdev.io import remote
 from refocus_nbdev.io.disk import file_hash
@@ -224,6 +224,13 @@ def test_a_plate_goes_from_bucket_to_bucket(bucket, web, blurred, refocus, tempo
     monkeypatch.setattr(remote, '_upload', upload)
     said = refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast)
     assert said.code==0 and '1 done, 2 done before' in said.text, said.text
+    assert 'no sheets of fields' in said.text
+    def table(): # Without what may stand in another order
+        return pd.read_csv(tmp_path/'out_tables'/'fields.csv').drop(columns=['note','doubts','codes'])
+    before = table()
+    next((tmp_path/'out_tables'/'rows').iterdir()).unlink() # As if the machine had died before it wrote the row
+    assert '3 done before' in refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast).text
+    pd.testing.assert_frame_equal(table(), before)
     def pixels(path): return {k: v for k,v in contents(path).items() if '/c/' in k}
     for field in ('A/1/0', 'A/1/1', 'B/2/0'):
         with remote.fetched(bucket/'out.zarr'/field) as copy: assert pixels(copy)==pixels(tmp_path/'here.zarr'/field)==pixels(tmp_path/'from_web.zarr'/field)

@@ -441,9 +441,10 @@ def unsized_line(
     n,     # Number of files that do not give the size of their pixels
     total, # Number of all files
     um,    # Size of the model's pixels, um
+    noun='file', # What they are: file or field
 ) -> str:
     "A line on files that do not give the size of their pixels"
-    files = counted_with_verb(n, total, 'file', 'does not give the size of its pixels',
+    files = counted_with_verb(n, total, noun, 'does not give the size of its pixels',
                               'do not give the size of their pixels')
     return f'{files}: taken to be {um:g} um, as the model expects; if that is wrong, give --pixel-um'
 

@@ -6,16 +6,15 @@
 __all__ = ['plate']
 
 # %% ../../nbs/74_cli.plate.ipynb #imports
-import sys, time
-from collections import Counter
+import sys
 from functools import cache, partial
 from json import dumps
 from pathlib import Path
 from typing import Literal
 from .app import *
+from .run import *
 from ..io.disk import save_figure
 from ..io.planes import ImageError
-from ..io.progress import Meter
 from ..io.tables import UsageError, is_url
 from ..refocus.inputs import Found
 from ..refocus.plates import *
@@ -36,107 +35,179 @@ def _found(source, out):
     if not is_url(source): check_originals([Path(source)])
     return Found({}, {}, [])
 
-def _check_originals(jobs, named):
+def _check_own_files(jobs, named):
     "Raise `UsageError` if a file of some jobs that the user named is a result; a search leaves out results itself"
     files = {f.path for j in jobs for f in j.field.files}
     check_originals(files.intersection(named))
 
-def _planned(source, out, version, shard):
+def _chosen(jobs, channels):
+    "The jobs of the channels that a text names; prints how many files of other channels are left out"
+    chosen = of_channels(jobs, names(channels))
+    n = len(jobs)-len(chosen)
+    words = counted_with_verb(n, len(jobs), 'file', 'of another channel is left out', 'of other channels are left out')
+    if n: print(words, file=sys.stderr)
+    return chosen
+
+def _paths_for(scheduler, *paths): return [path_for(scheduler, path) for path in paths]
+
+def _planned(source, out, version, shard, channels):
     "The jobs of the whole plate, and those of a shard; raises `UsageError`"
     found = _found(source, out)
-    try: every = plan_plate(source, out, version, found)
+    try: every = _chosen(plan_plate(source, out, version, found), channels)
     except ImageError as e: raise UsageError(e) from e
     jobs = _shard_of(shard, every)
-    _check_originals(jobs, found.named)
+    _check_own_files(jobs, found.named)
     return every,jobs
 
-def _facts(j):
-    "Facts about a field, for programs"
-    return dict(well=j.field.well, field=j.field.name, target=str(j.target), status=j.status, note=j.note)
+# %% ../../nbs/74_cli.plate.ipynb #_facts
+def _place_of(j):
+    "The place of a field on its plate, in words"
+    channel = '' if j.channel is None else f', channel {j.channel}'
+    return f'well {j.field.well}, field {j.field.name}{channel}'
 
-def _preview(jobs, load, json, options):
+def _source_of(j): return str(j.files[0].path)
+
+def _of_field(facts):
+    "Facts about a field, for programs, from a function for the facts about a job"
+    def own(j):
+        place = dict(well=j.field.well, field=j.field.name, channel=j.channel)
+        return {**place, **facts(j), 'source': _source_of(j)}
+    return own
+
+def _noun(out): return 'field' if is_plate_name(out) else 'file'
+
+def _preview(jobs, load, json, out, options):
     "Print what would be done with each field"
     for j in jobs: preview_field(j, load, **options)
-    if json: print(dumps(dict(fields=list(map(_facts, jobs)))))
-    else: print(*(f'{j.field} -> {j.target}  ({j.note})' for j in jobs), sep='\n')
-    return int(any(j.status=='failed' for j in jobs))
+    def name(j): return f'{_place_of(j)} ({_source_of(j)})'
+    return print_preview(jobs, json, _of_field(file_facts), name, _noun(out))
 
 # %% ../../nbs/74_cli.plate.ipynb #_summary
-_KEPT = 'the fields that are done are kept: run it again to go on'
+def _by_kind(jobs):
+    "The remarks on results: from their code to a job and the text of an example, and the number of jobs"
+    found = {}
+    for j in jobs:
+        own = {r.code: r.text for r in (j.result.remarks if j.result else ())}
+        for code,text in own.items(): found.setdefault(code, []).append((j, text))
+    return sorted(found.values(), key=len, reverse=True)
 
-def _notes_of(jobs, most=20):
+def _kind_lines(jobs, noun, most=6):
+    "A line on each kind of remarks on results, the most frequent first"
+    kinds = _by_kind(jobs)
+    for own in kinds[:most]:
+        (first,text),n = own[0],len(own)
+        if n==1: yield f'{_place_of(first)}: {text}'
+        else: yield f'{counted(n, noun)}, such as {_place_of(first)}: {text}'
+    if len(kinds)>most: yield f'and remarks of {counted(len(kinds)-most, "other kind")}; --json tells them all'
+
+def _failures(jobs, most=20):
     "A sentence on each failure, not too many"
     failed = [j.note for j in jobs if j.status=='failed']
     yield from failed[:most]
-    if len(failed)>most: yield f'and {len(failed)-most} more; the table of fields has all of them'
+    if len(failed)>most: yield f'and {len(failed)-most} more; --json tells them all'
 
-def _print_summary(jobs, total, out, seconds):
+def _print_summary(jobs, total, out, seconds, remarks):
     "Print what became of the fields"
-    n = Counter(j.status for j in jobs)
-    if failures := list(_notes_of(jobs)): list_failed(failures)
-    megapixels = sum(j.pixels for j in jobs)/1e6
-    speed = f' ({megapixels/seconds:.2f} Mpx/s)' if megapixels else ''
-    what = 'field' if is_plate_name(out) else 'file'
-    print(f'{counted_of(len(jobs), total, what)}: {n["done"]} done, {n["skipped"]} done before, '
-          f'{n["failed"]} failed in {seconds:.1f} s{speed}; results are in {out}')
+    noun = _noun(out)
+    for line in [*_kind_lines(jobs, noun), *reading_lines(jobs, noun), *remarks]: print(line)
+    if failures := list(_failures(jobs)): list_failed(failures)
+    print(f'{counted_of(len(jobs), total, noun)}: {outcome_in_words(jobs, seconds, out, "done before")}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_write_all
-def _sheets(rows):
-    "Yields the name and the page of each contact sheet"
-    from refocus_nbdev.judge.plate_pictures import contact_sheets, typical_fields
-    from refocus_nbdev.judge.plate_tables import channels_in
-    for i,channel in enumerate(channels_in(rows), 1):
-        own = [r for r in typical_fields(rows, channel) if not is_url(r['source']) and not is_url(r['target'])]
-        pages = contact_sheets(own)
-        for number,page in enumerate(pages, 1): yield f'fields_channel{i}_page{number}', page
+_NOT_LISTED = ' not in load_data.csv: not done, or without a channel'
+_NO_SHEETS = 'There are no sheets of fields before and after: they need images and results on this machine'
 
-def _write_all(jobs, out, json):
-    "Write the tables and pictures of a plate, and say where they are"
-    from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheet
+def _list_note(rows):
+    "A note on fields that the list for CellProfiler lacks"
+    from refocus_nbdev.judge.plate_tables import fields_left_out
+    n,total = fields_left_out(rows)
+    if n: yield counted_with_verb(n, total, 'field', 'is', 'are')+_NOT_LISTED
+
+def _nuclei_note(rows, nuclei_channel):
+    "A note if nobody counted nuclei in a channel that the user named"
+    counted_any = any(r.get('nuclei') is not None for r in rows)
+    is_wanted = nuclei_channel and any(r['status']=='done' for r in rows)
+    if is_wanted and not counted_any: yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
+
+def _written(jobs, out, axes, nuclei_channel):
+    "Write the tables and pictures of a plate; returns where they are, and notes on what they lack"
+    from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheets
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
     folder,rows = tables_folder(out),rows_of(jobs)
     tables = dict(fields=field_table(rows), wells=well_table(rows))
     if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
     _,note = write_tables(folder, tables)
     for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
-    for name,page in _sheets(rows): save_sheet(page, folder/f'{name}.png')
-    if json: return
-    if note: print(note)
-    print(f'tables and pictures are in {folder}')
+    save_sheets(rows, folder, axes or None)
+    notes = [note] if note else []
+    if 'load_data' in tables: notes += _list_note(rows)
+    if any(is_url(r[name]) for r in rows for name in ('source','target')): notes.append(_NO_SHEETS)
+    return dict(tables=str(folder), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
+
+def _print_written(written, json=False):
+    "Print where tables and pictures are"
+    if json: return print(dumps(written))
+    for note in written['notes']: print(note)
+    print(f'tables and pictures are in {written["tables"]}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_run
-def _print_json(jobs, total, out, seconds):
-    "Print what became of the fields, for programs"
-    pixels = sum(j.pixels for j in jobs)
-    fields = list(map(_facts, jobs))
-    print(dumps(dict(fields=fields, of=total, results=str(out), pixels=pixels, seconds=round(seconds, 3))))
+def _for_programs(jobs, total, out, seconds, remarks):
+    "What became of the fields, for programs"
+    speed = round(megapixels(jobs)/seconds, 3)
+    facts = dict(of=total, results=str(out), remarks=remarks, pixels=sum(j.pixels for j in jobs))
+    fields = list(map(_of_field(result_facts), jobs))
+    return {f'{_noun(out)}s':fields, **facts, 'seconds':round(seconds, 3), 'megapixels_per_second':speed}
 
-def _print_ready(jobs, out):
+def _print_ready(jobs, out, json):
     fields = {j.field for j in jobs}
-    print(f'{out}: ready for {counted(len(fields), "field")}')
+    if json: print(dumps(dict(results=str(out), fields=len(fields))))
+    else: print(f'{out}: ready for {counted(len(fields), "field")}')
 
-def _refocus(jobs, total, do, out, json, options):
-    "Refocus fields with the function `do`, and report"
+def _print_both(ended, written):
+    "Print what became of the fields, and where the tables are; `ended` are the arguments of `_print_summary`"
+    _print_summary(*ended)
+    if facts := written(): _print_written(facts)
+
+def _refocus(jobs, do, refocuser, total, out, written, json):
+    "Refocus fields with the function `do`, write tables with the function `written`, and report"
+    warn_of_model(refocuser)
+    seconds = timed(do, jobs, _noun(out))
+    remarks = [*refocuser.remarks, *remark_lines(jobs, refocuser, _noun(out))]
+    ended = jobs, total, out, seconds, remarks
+    if json: print(dumps(_for_programs(*ended)|written()))
+    else: _print_both(ended, written)
+    return exit_code_of(jobs)
+
+# %% ../../nbs/74_cli.plate.ipynb #_measure
+def _check_sizes(pixel_um, nucleus_um):
+    "Raise `UsageError` for a length that is not above 0"
+    check_um('--pixel-um', pixel_um, 'size')
+    check_um('--nucleus-um', nucleus_um, 'diameter')
+
+def _nuclei_channel(text, jobs):
+    "The channel in which nuclei are counted; None: its name tells; empty for none; raises `UsageError`"
+    if text.lower()=='none': return ''
+    if text: of_channels(jobs, [text])
+    return text or None
+
+def _measure(channels, nuclei_channel, nucleus_um):
+    "The function that measures a field"
     from refocus_nbdev.judge.plate_tables import field_rows
-    measure = partial(field_rows, channels=options['channels'])
-    start = time.perf_counter()
-    with Meter('refocusing', len(jobs)) as meter, on_interrupt(lambda: _KEPT):
-        do(jobs, measure=measure, progress=meter.advance, **options)
-    report = _print_json if json else _print_summary
-    report(jobs, total, out, time.perf_counter()-start)
-    return int(any(j.status=='failed' for j in jobs))
+    return partial(field_rows, channels=names(channels) or None, nuclei_channel=nuclei_channel, nucleus_um=nucleus_um)
 
 # %% ../../nbs/74_cli.plate.ipynb #way
-def _way(scheduler, make, refocuser, minutes):
+def _way(scheduler, make, refocuser, minutes, measure, options):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
-    if not scheduler: return partial(run_fields, refocuser=refocuser)
+    if not scheduler: return partial(run_fields, refocuser=refocuser, measure=measure, **options)
     limit = 60*minutes if minutes else None
-    return partial(run_on_cluster, scheduler=scheduler, load=make, refocuser=refocuser, timeout_s=limit)
+    on_workers = dict(scheduler=scheduler, load=make, refocuser=refocuser, timeout_s=limit)
+    return partial(run_on_cluster, measure=measure, **on_workers, **options)
 
 # %% ../../nbs/74_cli.plate.ipynb #plate
 @command(what='pixel_um channel axes', where_to='ome_zarr overwrite',
          how='model device blur_per_um hot_pixels dtype turns tile', trust='strict',
-         many_machines='scheduler field_minutes init shard tables', on_servers='source out scheduler')
+         measurements='nuclei_channel nucleus_um', many_machines='scheduler field_minutes init shard tables',
+         on_servers='source out scheduler')
 def plate(
     source:str, # The plate: an OME-Zarr, a folder of images (with subfolders), a glob, or a CSV file
     out:str, # Where the results go: an OME-Zarr plate if the name ends with .zarr (s3:// too), else a folder
@@ -152,7 +223,9 @@ def plate(
     tile:int=0, # Side of the tiles of large images, px; smaller tiles need less memory, and more time
     axes:str='', # Axes of each file, such as CYX, if the files give wrong ones
     overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
-    strict:bool=False, # Refuse doubtful images and results, instead of only warning
+    strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
+    nuclei_channel:str='', # Channel in which to count nuclei, by name or number; none for no counts; else names tell
+    nucleus_um:float=12.9, # Diameter of a typical nucleus, um
     scheduler:str='', # Do the fields on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
     field_minutes:float=0, # With --scheduler, time limit for a field, minutes; none if 0
     init:bool=False, # Only write what all fields share; then several machines can start
@@ -171,17 +244,19 @@ def plate(
     Example: refocus plate plate refocused --shard 2/8
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
-    check_um('--pixel-um', pixel_um, 'size')
-    source,out = (path_for(scheduler, path) for path in (source,out))
+    _check_sizes(pixel_um, nucleus_um)
+    source,out = _paths_for(scheduler, source, out)
     make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
-    every,jobs = _planned(source, out, ome_zarr, shard)
-    if dry_run: return _preview(jobs, load, json, options)
-    if tables: return _write_all(every, out, json)
+    every,jobs = _planned(source, out, ome_zarr, shard, channel)
+    nuclei = _nuclei_channel(nuclei_channel, every)
+    if dry_run: return _preview(jobs, load, json, out, options)
+    write = partial(_written, every, out, axes, nuclei)
+    if tables: return _print_written(write(), json)
+    check_rows(every)
     for note in start_plate(every, source, out, load(), ome_zarr, overwrite): print(note, file=sys.stderr)
-    if init: return _print_ready(every, out)
-    code = _refocus(jobs, len(every), _way(scheduler, make, load(), field_minutes), out, json, options)
-    if not shard: _write_all(every, out, json)
-    return code
+    if init: return _print_ready(every, out, json)
+    do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
+    return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json)

@@ -442,7 +442,7 @@ _OF_WELL = dict(
 
 _FIELDS = {**_OF_WELL, **dict(
     Metadata_Site='the field of view in the well',
-    channel='name of the channel, or its number from 1; empty for a field that failed',
+    channel='name of the channel, or its number from 1; empty for a field that is not done, unless its file tells it',
     status='done, failed or to do',
     note='the reason, or remarks on the file',
     planes='number of planes of the channel; the columns that follow are about one of them. Of a stack it is the plane '
@@ -459,7 +459,7 @@ _FIELDS = {**_OF_WELL, **dict(
     median='median of the image, counts',
     mean_after='mean of the refocused image, counts',
     median_after='median of the refocused image, counts',
-    nuclei='number of nuclei found in the image; empty for channels that show none',
+    nuclei='number of nuclei found in the image; empty for channels in which nobody counted, see --nuclei-channel',
     nuclei_after='number of nuclei found in the refocused image',
     half_width='mean half width of the intervals of the pixels, counts; empty if there are no intervals',
     doubtful='whether there is a reason to doubt the result',
@@ -470,7 +470,7 @@ _FIELDS = {**_OF_WELL, **dict(
 
 # %% ../../nbs/10_io.tables.ipynb #_WELLS
 _WELLS = {**_OF_WELL, **dict(
-    channel='name of the channel, or its number from 1; empty if no field of the plate is done',
+    channel='name of the channel, or its number from 1; empty if it is not known, because no field is done',
     fields='number of fields of the well',
     done='number of fields that are refocused',
     failed='number of fields that failed',
@@ -482,7 +482,7 @@ _WELLS = {**_OF_WELL, **dict(
     saturated='largest share of saturated pixels of a field, 0 to 1',
     mean='mean of the images, counts',
     mean_after='mean of the refocused images, counts',
-    nuclei='number of nuclei found in all images of the well; empty for channels that show none',
+    nuclei='number of nuclei found in all images of the well; empty for channels in which nobody counted',
     nuclei_after='number of nuclei found in all refocused images of the well',
     doubts='the reasons, each with the number of fields')}
 

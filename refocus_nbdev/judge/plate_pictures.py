@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['draw_plate_maps', 'plate_maps', 'BeforeAfter', 'read_pairs', 'typical_fields', 'worst_fields', 'greys_of',
-           'draw_sheet', 'contact_sheets', 'save_sheet']
+           'draw_sheet', 'contact_sheets', 'save_sheet', 'save_sheets']
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #imports
 import math, re
@@ -20,6 +20,7 @@ from ..io.strips import *
 from ..io.planes import ImageError
 from ..io.provenance import is_doubtful
 from ..io.images import *
+from ..io.tables import is_url
 from ..plates.names import well_place
 from .defocus import *
 from .plate_tables import *
@@ -66,14 +67,25 @@ def draw_plate_maps(
     return fig
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #plate_maps
+_LONGEST = 60 # Letters of a channel or a plate in the name of a file
+
 def _file_name(*parts):
     "A name for a file: parts that are not empty, without characters that some disks refuse"
     names = []
     for part in parts:
         if pd.isna(part): continue
-        name = re.sub(r'[^\w.+-]+', '_', part)
-        names.append(name.strip('_'))
-    return '_'.join(names)
+        name = re.sub(r'[^\w.+-]+', '_', part, flags=re.A)
+        names.append(name.strip('_.')[:_LONGEST])
+    return '_'.join(filter(None, names))
+
+def _different(names):
+    "Names of files; a number tells apart those that a disk may not distinguish"
+    lower = [n.lower() for n in names]
+    found = []
+    for i,name in enumerate(names):
+        number = lower[:i].count(lower[i])+1
+        found.append(f'{name}_{number}' if number>1 else name)
+    return found if found==names else _different(found)
 
 def plate_maps(
     rows, # See `rows_in_order`
@@ -81,10 +93,10 @@ def plate_maps(
     "The maps of each plate and channel, from `draw_plate_maps`"
     wells = well_table(rows)
     on_plate = wells[wells.Metadata_Well.map(lambda well: well_place(well) is not None).astype(bool)]
-    for plate,of_plate in on_plate.groupby('Metadata_Plate', sort=False):
-        most = _end_of_scale(of_plate.median_um)
-        for channel,own in of_plate.groupby('channel', sort=False, dropna=False):
-            yield _file_name(plate, channel, 'map'), draw_plate_maps(own, most)
+    ends = {plate: _end_of_scale(own.median_um) for plate,own in on_plate.groupby('Metadata_Plate')}
+    groups = list(on_plate.groupby(['Metadata_Plate','channel'], sort=False, dropna=False))
+    names = _different([_file_name(*key, 'map') for key,_ in groups])
+    for name,((plate,_),own) in zip(names, groups): yield name, draw_plate_maps(own, ends[plate])
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #cut
 _SIDE_UM = 120. # Side of the part of a field that is shown, um
@@ -160,8 +172,7 @@ def read_pairs(
 # %% ../../nbs/71_judge.plate_pictures.ipynb #choose
 def _shown(rows, channel):
     "The rows of a channel that have a result, in order"
-    own = [r for r in rows if r.get('channel')==channel]
-    return rows_in_order(r for r in own if r['status']!='failed')
+    return channel_rows(r for r in rows if r.get('channel')==channel)
 
 def _um(row): return -1. if row['defocus_um'] is None else row['defocus_um']
 
@@ -297,3 +308,28 @@ def save_sheet(
     info = PngImagePlugin.PngInfo()
     info.add_text('Title', _TITLE)
     with atomically(path, ImageError) as tmp: page.save(tmp, format='PNG', pnginfo=info)
+
+# %% ../../nbs/71_judge.plate_pictures.ipynb #save_sheets
+def _is_here(row): return not is_url(row['source']) and not is_url(row['target'])
+
+def _all_sheets(rows, axes):
+    "Yields a name and a page for each page of each channel"
+    channels = channels_in(rows)
+    names = _different([_file_name('fields_channel', c) for c in channels])
+    for channel,name in zip(channels, names):
+        own = [r for r in typical_fields(rows, channel) if _is_here(r)]
+        for number,page in enumerate(contact_sheets(own, axes=axes), 1): yield f'{name}_page{number}.png', page
+
+def save_sheets(
+    rows,      # See `rows_in_order`, of a plate
+    folder,    # Where to; made if missing
+    axes=None, # Letters for the axes of the sources, if the user gave them
+) -> list[Path]: # Of the pages
+    "Write one field of each well before and after refocusing, and remove earlier pages that are not replaced"
+    folder,pages = Path(folder),[]
+    for name,page in _all_sheets(rows, axes):
+        save_sheet(page, folder/name)
+        pages.append(folder/name)
+    for old in set(folder.glob('fields_channel*_page*.png'))-set(pages):
+        if _is_sheet(old): old.unlink()
+    return pages
