@@ -146,6 +146,10 @@ class Listed(NamedTuple):
     file: Path|Url   # A relative path counts from the folder of the list
     well: str = ''   # Empty if the list does not name it, as are the others
     plate: str = ''
+    site: str = ''    # The field of view in the well
+    channel: str = '' # Its name; empty for a file of several channels, as are the others for a file of several planes
+    z: str = ''       # The plane
+    t: str = ''       # The time point
 
 _CHANNEL_COLUMN = re.compile(r'(Image_)?FileName_(?!Illum)(.+)')
 _NO_FILES = 'it needs file, or columns such as Image_FileName_DNA, which LoadData of CellProfiler reads'
@@ -155,13 +159,17 @@ def _channels(columns):
     found = filter(None, map(_CHANNEL_COLUMN.fullmatch, columns))
     return [(o[0], f'{o[1] or ""}PathName_{o[2]}') for o in found]
 
+def _metadata(row):
+    "What the columns for metadata tell of a row"
+    found = {name: row.get(f'Metadata_{name.capitalize()}') or '' for name in Listed._fields[1:]}
+    return {name: text.strip() for name,text in found.items()}
+
 def _listed_field(row, channels):
     "The images in a row of a list for LoadData"
-    well,plate = (row.get(f'Metadata_{name}') or '' for name in ('Well', 'Plate'))
     for file,folder in channels:
         if not row[file]: continue
-        path = f'{row.get(folder) or "."}/{row[file]}'
-        yield Listed(path.replace('\\', '/'), well, plate)
+        path = f'{row.get(folder) or "."}/{row[file]}'.replace('\\', '/')
+        yield Listed(path, **{**_metadata(row), 'channel': _CHANNEL_COLUMN.fullmatch(file)[2]})
 
 # %% ../../nbs/10_io.tables.ipynb #listed_images
 def is_load_data(
@@ -170,19 +178,31 @@ def is_load_data(
     "Is a file a list that LoadData of CellProfiler reads? Raises `UsageError` for a CSV file that cannot be read"
     return str(path).lower().endswith('.csv') and bool(_channels(next(iter(_rows(path)), {})))
 
+def _placed(listed, folder):
+    "An image in a list, with a path from the folder of the list"
+    return listed._replace(file=Url(listed.file) if is_url(listed.file) else folder/listed.file)
+
+def _together(rows):
+    "One `Listed` for all rows of a file in one field, without what differs between them"
+    names = ('channel', 'z', 't')
+    return rows[0]._replace(**{name: '' for name in names if len({getattr(o, name) for o in rows})>1})
+
 def listed_images(
     path, # A CSV file with a column `file`, or one that LoadData of CellProfiler reads
-) -> list[Listed]: # In the order of the list, each once
+) -> list[Listed]: # In the order of the list, each once, or once for each field that the list gives to it
     "The images in a list; raises `UsageError` if it cannot be read, is empty or names no files"
     rows = _rows(path)
     found = rows[0].keys() if rows else ()
     channels = _channels(map(str, found))
-    if 'file' in found or not rows: listed = [Listed(r['file']) for r in read_table(path, ['file'])]
+    if not rows: read_table(path, ['file'])
+    if 'file' in found: listed = [Listed(row['file'] or '', **_metadata(row)) for row in rows]
     elif channels: listed = [o for row in rows for o in _listed_field(row, channels)]
     else: raise UsageError(f'{path}: has the columns {", ".join(map(str, found))}; {_NO_FILES}')
-    folder = Path(path).parent
-    listed = dict.fromkeys(listed)
-    return [o._replace(file=Url(o.file) if is_url(o.file) else folder/o.file) for o in listed]
+    by_field = {}
+    for o in listed:
+        placed = _placed(o, Path(path).parent)
+        by_field.setdefault((placed.file, o.plate, o.well, o.site), []).append(placed)
+    return [_together(rows) for rows in by_field.values()]
 
 # %% ../../nbs/10_io.tables.ipynb #unused_distances
 def unused_distances(

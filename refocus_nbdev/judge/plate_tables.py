@@ -102,9 +102,10 @@ def _of_file(refocused):
 
 def _remarks(refocused, channel, facts):
     "Doubts about a channel, and whether its distance differs by place"
-    if facts is None: return [r for r in refocused.remarks if r.code=='constant']
+    sparse = [r for r in refocused.remarks if r.code=='sparse']
+    if facts is None: return sparse+[r for r in refocused.remarks if r.code=='constant']
     saturated = saturation_doubts(refocused.saturated.get(channel, 0.))
-    return facts.doubts+saturated+_of_file(refocused)+places_remark([facts.range_um])
+    return facts.doubts+saturated+sparse+_of_file(refocused)+places_remark([facts.range_um])
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #measured
 def _key(plane): return plane.series,plane.index
@@ -178,9 +179,11 @@ def measured_again(
     own = acquisitions(refocuser, image, chosen_channels(image, made.channels))
     planes = list(_planes_again(refocuser, image, own, zoom, refocuser.expected_width(made.defocus_um)))
     reading = reading_of(image, made.channels, made.pixel_um, refocuser.card.get('pixel_um'))
-    constant = [_CONSTANT for a in own.values() if a.scale is None and not a.masks]
+    stored = {p.channel for p in image.planes}
+    constant = [_CONSTANT for c,a in own.items() if c in stored and a.scale is None and not a.masks]
     saturated = {c: float(a.saturated) for c,a in own.items()}
-    return Refocused(0, reading, doubts=list(made.doubts), remarks=constant, planes=planes, saturated=saturated)
+    remarks = remarks_on_fields(image)+constant
+    return Refocused(0, reading, doubts=list(made.doubts), remarks=remarks, planes=planes, saturated=saturated)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_row
 def _plane_of(planes, facts):

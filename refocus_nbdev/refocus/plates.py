@@ -66,13 +66,13 @@ def channel(self:FieldJob):
     "The name of the channel of its file; None if the name of the file does not tell the channel"
     return None if self.number is None else self.channels[self.number]
 
-def _own_name(path):
-    "The name that a file gives to its only channel; None if it gives none"
-    if isinstance(path, Url): return None
+def _channel_name(key, path):
+    "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
+    if not key.isdecimal() or isinstance(path, Url): return key
     try:
         with open_image(path) as image: names = image.channels
-    except ImageError: return None
-    return names[0] if len(names)==1 and not names[0].isdigit() else None
+    except ImageError: return key
+    return names[0] if len(names)==1 and not names[0].isdecimal() else key
 
 def _note_planes(jobs, axis):
     "Note in each job the number of its plane, or of its time point, if names of files tell several"
@@ -81,33 +81,50 @@ def _note_planes(jobs, axis):
         own = getattr(j.files[0], axis)
         if len(told)>1 and own is not None: j.where = (*j.where, (axis,told.index(own)))
 
-def noted_channels(
-    jobs, # `FieldJob`s of files, all of a plate
-) -> list[FieldJob]: # The same jobs
-    "Note in each job what names of files tell: channels, planes and time points; reads one file of each channel"
-    for axis in 'tz': _note_planes(jobs, axis)
+def _note_channels(jobs):
+    "Note in each job the channels of its plate, and which of them its file holds"
     example = {}
     for j in jobs: example.setdefault(j.files[0].channel, j.source)
-    told = sorted(example.keys()-{None}, key=natural_key)
-    names = [_own_name(example[c]) or c for c in told]
-    if clear_names(names)!=names: names = told
+    keys = sorted(example.keys()-{None}, key=natural_key)
+    names = [_channel_name(key, example[key]) for key in keys]
+    is_distinct = len({name.lower() for name in names})==len(names)
+    names = tuple(clear_names(names if is_distinct else keys))
     for j in jobs:
-        c = j.files[0].channel
-        if c is not None: j.channels,j.number = tuple(names),told.index(c)
+        key = j.files[0].channel
+        if key is not None: j.channels,j.number = names,keys.index(key)
+
+def _of_plates(jobs):
+    "Lists of the jobs of each plate"
+    found = {}
+    for j in jobs: found.setdefault(j.field.plate, []).append(j)
+    return found.values()
+
+def noted_channels(
+    jobs, # `FieldJob`s of files, all of a plate, or of several
+) -> list[FieldJob]: # The same jobs
+    "Note in each job what is known of its file: channel, plane and time point; reads one file of each channel"
+    for own in _of_plates(jobs):
+        for axis in 'tz': _note_planes(own, axis)
+        _note_channels(own)
     return jobs
 
 # %% ../../nbs/59_refocus.plates.ipynb #of_channels
-def of_channels(
-    jobs,     # From `plan_plate`
-    channels, # Names of channels, or numbers from 1; None for all
-) -> list[FieldJob]:
-    "The jobs of those files that may hold one of some channels; raises `UsageError` if the plate lacks a channel"
+def _of_channels(jobs, channels):
+    "As `of_channels`, for the files of one plate"
     told = [j for j in jobs if j.number is not None]
-    if not channels or not told: return list(jobs)
+    if not told: return jobs
     plate = SimpleNamespace(path=told[0].field.plate or 'the plate', channels=list(told[0].channels))
     try: wanted = chosen_channels(plate, channels)
     except ImageError as e: raise UsageError(e) from e
     return [j for j in jobs if j.number is None or j.number in wanted]
+
+def of_channels(
+    jobs,     # From `plan_plate`
+    channels, # Names of channels, or numbers from 1; None for all
+) -> list[FieldJob]:
+    "The jobs of those files that may hold one of some channels; raises `UsageError` if a plate lacks a channel"
+    if not channels: return list(jobs)
+    return [j for own in _of_plates(jobs) for j in _of_channels(own, channels)]
 
 # %% ../../nbs/59_refocus.plates.ipynb #row_path
 def _name_of(out):
@@ -163,7 +180,7 @@ def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
     if not found.files: raise UsageError(no_images(source))
     name = re.sub(r'\.csv$', '', given_path(source).name, flags=re.I)
-    return fields_among(found.files, listed_wells([source]), name)
+    return fields_among(found.files, listed_places([source]), name)
 
 # %% ../../nbs/59_refocus.plates.ipynb #_jobs
 def _copy_job(field, out):
