@@ -222,6 +222,9 @@ def test_a_plate_goes_from_bucket_to_bucket(bucket, web, blurred, refocus, tempo
     said = refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast)
     assert said.code==1 and '2 done' in said.text and 'cut' in said.text and not remote.is_zarr_at(bucket/'out.zarr/B/2/0'), said.text
     monkeypatch.setattr(remote, '_upload', upload)
+    elsewhere = tmp_path/'elsewhere' # Another machine sees only the bucket
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
     said = refocus('plate', f'{bucket}/plate.zarr', f'{bucket}/out.zarr', *fast)
     assert said.code==0 and '1 done, 2 done before' in said.text, said.text
     assert 'no sheets of fields' in said.text
@@ -235,7 +238,9 @@ def test_a_plate_goes_from_bucket_to_bucket(bucket, web, blurred, refocus, tempo
     for field in ('A/1/0', 'A/1/1', 'B/2/0'):
         with remote.fetched(bucket/'out.zarr'/field) as copy: assert pixels(copy)==pixels(tmp_path/'here.zarr'/field)==pixels(tmp_path/'from_web.zarr'/field)
     for args,words in (((f'{bucket}/plate.zarr', f'{bucket}/plate.zarr'), 'no result of refocus'), ((plate, f'{root}/out.zarr'), 'web servers take no results'),
-                       ((plate, f'{bucket}/out'), 'ends with .zarr'), ((f'{bucket}/none.zarr', 'x.zarr'), 'no OME-Zarr')):
+                       ((plate, f'{bucket}/folder'), 'ends with .zarr'), ((f'{bucket}/none.zarr', 'x.zarr'), 'no OME-Zarr')):
         said = refocus('plate', *args, *fast)
         assert said.code in (1,2) and words in said.text, said.text
-    assert f'{bucket}/plate.zarr/A/1/0' in (tmp_path/'out_tables'/'fields.csv').read_text() and not [*temporary.iterdir()]
+    table = remote.text_at(bucket/'out_tables/fields.csv')
+    assert f'{bucket}/plate.zarr/A/1/0' in table and table.count(',done,')==3 and 'to do' not in table, table
+    assert not (tmp_path/'out_tables').exists() and not (elsewhere/'out_tables').exists() and not [*temporary.iterdir()]

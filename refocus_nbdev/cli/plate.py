@@ -15,6 +15,7 @@ from .app import *
 from .run import *
 from ..io.disk import save_figure
 from ..io.planes import ImageError
+from ..io.remote import folder_at
 from ..io.tables import UsageError, is_url
 from ..refocus.inputs import Found
 from ..refocus.plates import *
@@ -133,16 +134,17 @@ def _written(jobs, out, axes, nuclei_channel):
     "Write the tables and pictures of a plate; returns where they are, and notes on what they lack"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheets
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
-    folder,rows = tables_folder(out),rows_of(jobs)
+    place,rows = tables_folder(out),rows_of(jobs)
     tables = dict(fields=field_table(rows), wells=well_table(rows))
-    if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
-    _,note = write_tables(folder, tables)
-    for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
-    save_sheets(rows, folder, axes or None)
+    with folder_at(place) as folder:
+        if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
+        _,note = write_tables(folder, tables)
+        for name,figure in plate_maps(rows): save_figure(figure, folder/f'{name}.png')
+        save_sheets(rows, folder, axes or None)
     notes = [note] if note else []
     if 'load_data' in tables: notes += _list_note(rows)
     if any(is_url(r[name]) for r in rows for name in ('source','target')): notes.append(_NO_SHEETS)
-    return dict(tables=str(folder), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
+    return dict(tables=str(place), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
 
 def _print_written(written, json=False):
     "Print where tables and pictures are"
@@ -196,6 +198,10 @@ def _measure(channels, nuclei_channel, nucleus_um):
     return partial(field_rows, channels=names(channels) or None, nuclei_channel=nuclei_channel, nucleus_um=nucleus_um)
 
 # %% ../../nbs/74_cli.plate.ipynb #way
+def _check_minutes(minutes):
+    "Raise `UsageError` for a time limit below 0"
+    if not minutes>=0: raise UsageError(f'--field-minutes {minutes:g}: give minutes above 0, or 0 for no limit')
+
 def _way(scheduler, make, refocuser, minutes, measure, options):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
     if not scheduler: return partial(run_fields, refocuser=refocuser, measure=measure, **options)
@@ -245,6 +251,7 @@ def plate(
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
     _check_sizes(pixel_um, nucleus_um)
+    _check_minutes(field_minutes)
     source,out = _paths_for(scheduler, source, out)
     make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MARKERS', 'RemoteError', 'NotThere', 'check_scheme', 'size_at', 'exists_at', 'read_text', 'names_at', 'walk_at',
            'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'attributes_of', 'ome_attributes', 'json_at',
-           'fetch', 'about_at', 'fetched', 'fetched_plate', 'marker_of', 'check_writable_at', 'put', 'update_plate_at']
+           'fetch', 'about_at', 'fetched', 'fetched_plate', 'marker_of', 'check_writable_at', 'put', 'text_at',
+           'write_text', 'remove_file', 'folder_at', 'update_plate_at']
 
 # %% ../../nbs/13_io.remote.ipynb #imports
 import errno, json, math, tempfile, time
@@ -15,6 +16,7 @@ from functools import cache, partial
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 from fastcore.basics import noop
+from .disk import atomically
 from .planes import ImageError, reading
 from .images import IMAGE_SUFFIXES, KINDS_READ
 from .tables import Url
@@ -539,6 +541,60 @@ def put(
     keys.remove(marker)
     _each(lambda key: _upload(source/key, url/key), keys)
     _upload(source/marker, url/marker)
+
+# %% ../../nbs/13_io.remote.ipynb #write_text
+def text_at(
+    path, # A path, or a `Url`
+) -> str|None: # None if there is no such file, or if it cannot be read from a disk
+    "The text of a short file, here or on a server; raises `RemoteError` if a server does not give it"
+    try: return read_text(path) if isinstance(path, Url) else Path(path).read_text('utf-8', 'replace')
+    except (NotThere, OSError): return None
+
+def write_text(
+    path, # A path, or a `Url`
+    text, # What the file is to hold
+):
+    "Write a short file, here or on a server; it replaces what is there; raises `ImageError`"
+    if isinstance(path, Url):
+        check_writable_at(path)
+        fs,place = _file_system(path)
+        return _persist(path, partial(fs.pipe_file, place, text.encode()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomically(path, ImageError) as tmp: tmp.write_text(text, 'utf-8')
+
+def remove_file(
+    path, # A path, or a `Url`; the file need not be there
+):
+    "Remove a file, here or on a server; raises `RemoteError`"
+    if isinstance(path, Url): _remove(path)
+    else: Path(path).unlink(missing_ok=True)
+
+# %% ../../nbs/13_io.remote.ipynb #folder_at
+def _fetch_files(url, folder):
+    "Copy the files of a folder on a server, if it is there, without those in folders below; returns what each holds"
+    try: names = names_at(url)[1]
+    except NotThere: return {}
+    _each(lambda name: _download(url/name, _inside(folder, name)), names)
+    return {name: (folder/name).read_bytes() for name in names}
+
+@contextmanager
+def folder_at(
+    folder, # A folder for results, or its `Url`
+):          # Yields a local folder
+    "A local copy of a folder on a server, where the same is done in the end; errors name the address"
+    if not isinstance(folder, Url):
+        yield folder
+        return
+    check_writable_at(folder)
+    with tempfile.TemporaryDirectory(prefix='refocus-', ignore_cleanup_errors=True) as tmp:
+        before = _fetch_files(folder, Path(tmp))
+        try: yield Path(tmp)
+        except RemoteError: raise
+        except ValueError as e: raise type(e)(str(e).replace(tmp, str(folder))) from e.__cause__
+        after = {f.name: f.read_bytes() for f in sorted(Path(tmp).iterdir()) if f.is_file()}
+        for name in after:
+            if before.get(name)!=after[name]: put(Path(tmp)/name, folder/name)
+        for name in before.keys()-after.keys(): remove_file(folder/name)
 
 # %% ../../nbs/13_io.remote.ipynb #update_plate_at
 def _texts_in(folder):

@@ -179,9 +179,11 @@ def measured_again(
     own = acquisitions(refocuser, image, chosen_channels(image, made.channels))
     planes = list(_planes_again(refocuser, image, own, zoom, refocuser.expected_width(made.defocus_um)))
     reading = reading_of(image, made.channels, made.pixel_um, refocuser.card.get('pixel_um'))
-    constant = [_CONSTANT for a in own.values() if a.scale is None and not a.masks]
+    stored = {p.channel for p in image.planes}
+    constant = [_CONSTANT for c,a in own.items() if c in stored and a.scale is None and not a.masks]
     saturated = {c: float(a.saturated) for c,a in own.items()}
-    return Refocused(0, reading, doubts=list(made.doubts), remarks=constant, planes=planes, saturated=saturated)
+    remarks = remarks_on_fields(image)+constant
+    return Refocused(0, reading, doubts=list(made.doubts), remarks=remarks, planes=planes, saturated=saturated)
 
 # %% ../../nbs/70_judge.plate_tables.ipynb #field_row
 def _plane_of(planes, facts):

@@ -38,7 +38,7 @@ from .jobs import *
 class FieldJob(Job):
     "A field of a plate, or one of its files, and what became of it"
     field: PlateField|None = None # Its place on the plate
-    row_path: Path|None = None    # Path of its row
+    row_path: Path|Url|None = None # Of its row, beside the results
     channels: tuple = ()          # Names of the plate's channels, if names of files tell them
     number: int|None = None       # Which of them its file holds, from 0; None if the name of the file does not tell it
     where: tuple = ()             # Numbers from 0 that the name of its file tells, such as (('t',0), ('z',3))
@@ -52,11 +52,13 @@ def _plain_name(path): return re.sub(r'(\.ome)?\.zarr$', '', _with_name(path).na
 
 def tables_folder(
     out, # Where the refocused plate is to go: a folder, an OME-Zarr, or the address of one
-) -> Path:
-    "The folder for rows, tables and pictures, beside the plate; in the working folder for a plate on a server"
+) -> Path|Url:
+    "The folder for rows, tables and pictures, beside the plate, also on a server; raises `UsageError` for a bucket"
     out = _with_name(out)
     name = f'{_plain_name(out)}_tables'
-    return Path(name) if isinstance(out, Url) else out.with_name(name)
+    if not isinstance(out, Url): return out.with_name(name)
+    if not out.parents: raise UsageError(f'{out}: is a bucket; give a name in it, such as {out}/plate.zarr')
+    return out.parent/name
 
 # %% ../../nbs/59_refocus.plates.ipynb #noted_channels
 @patch(as_prop=True)
@@ -70,13 +72,13 @@ def channel(self:FieldJob):
     "The name of the channel of its file; None if the name of the file does not tell the channel"
     return None if self.number is None else self.channels[self.number]
 
-def _own_name(path):
-    "The name that a file gives to its only channel; None if it gives none"
-    if isinstance(path, Url): return None
+def _channel_name(key, path):
+    "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
+    if not key.isdecimal() or isinstance(path, Url): return key
     try:
         with open_image(path) as image: names = image.channels
-    except ImageError: return None
-    return names[0] if len(names)==1 and not names[0].isdigit() else None
+    except ImageError: return key
+    return names[0] if len(names)==1 and not names[0].isdecimal() else key
 
 def _note_planes(jobs, axis):
     "Note in each job the number of its plane, or of its time point, if names of files tell several"
@@ -85,33 +87,50 @@ def _note_planes(jobs, axis):
         own = getattr(j.files[0], axis)
         if len(told)>1 and own is not None: j.where = (*j.where, (axis,told.index(own)))
 
-def noted_channels(
-    jobs, # `FieldJob`s of files, all of a plate
-) -> list[FieldJob]: # The same jobs
-    "Note in each job what names of files tell: channels, planes and time points; reads one file of each channel"
-    for axis in 'tz': _note_planes(jobs, axis)
+def _note_channels(jobs):
+    "Note in each job the channels of its plate, and which of them its file holds"
     example = {}
     for j in jobs: example.setdefault(j.files[0].channel, j.source)
-    told = sorted(example.keys()-{None}, key=natural_key)
-    names = [_own_name(example[c]) or c for c in told]
-    if clear_names(names)!=names: names = told
+    keys = sorted(example.keys()-{None}, key=natural_key)
+    names = [_channel_name(key, example[key]) for key in keys]
+    is_distinct = len({name.lower() for name in names})==len(names)
+    names = tuple(clear_names(names if is_distinct else keys))
     for j in jobs:
-        c = j.files[0].channel
-        if c is not None: j.channels,j.number = tuple(names),told.index(c)
+        key = j.files[0].channel
+        if key is not None: j.channels,j.number = names,keys.index(key)
+
+def _of_plates(jobs):
+    "Lists of the jobs of each plate"
+    found = {}
+    for j in jobs: found.setdefault(j.field.plate, []).append(j)
+    return found.values()
+
+def noted_channels(
+    jobs, # `FieldJob`s of files, all of a plate, or of several
+) -> list[FieldJob]: # The same jobs
+    "Note in each job what is known of its file: channel, plane and time point; reads one file of each channel"
+    for own in _of_plates(jobs):
+        for axis in 'tz': _note_planes(own, axis)
+        _note_channels(own)
     return jobs
 
 # %% ../../nbs/59_refocus.plates.ipynb #of_channels
-def of_channels(
-    jobs,     # From `plan_plate`
-    channels, # Names of channels, or numbers from 1; None for all
-) -> list[FieldJob]:
-    "The jobs of those files that may hold one of some channels; raises `UsageError` if the plate lacks a channel"
+def _of_channels(jobs, channels):
+    "As `of_channels`, for the files of one plate"
     told = [j for j in jobs if j.number is not None]
-    if not channels or not told: return list(jobs)
+    if not told: return jobs
     plate = SimpleNamespace(path=told[0].field.plate or 'the plate', channels=list(told[0].channels))
     try: wanted = chosen_channels(plate, channels)
     except ImageError as e: raise UsageError(e) from e
     return [j for j in jobs if j.number is None or j.number in wanted]
+
+def of_channels(
+    jobs,     # From `plan_plate`
+    channels, # Names of channels, or numbers from 1; None for all
+) -> list[FieldJob]:
+    "The jobs of those files that may hold one of some channels; raises `UsageError` if a plate lacks a channel"
+    if not channels: return list(jobs)
+    return [j for own in _of_plates(jobs) for j in _of_channels(own, channels)]
 
 # %% ../../nbs/59_refocus.plates.ipynb #row_path
 def _row_path(out, field, place=Path()):
@@ -127,25 +146,31 @@ def _owner_file(out): return tables_folder(out)/'result.txt'
 
 def _name_of_result(out): return str(out) if isinstance(out, Url) else out.name
 
-def _is_gone(result, folder): return not isinstance(given_path(result), Url) and not (folder/result).exists()
+def _is_gone(result, folder):
+    "Is the result with a name, or an address, no longer there?"
+    place = given_path(result)
+    return not (is_zarr_at(place) if isinstance(place, Url) else (folder/result).exists())
+
+def _check_writable(path, error):
+    "Raises an error if a file, here or on a server, cannot be written"
+    if isinstance(path, Url): check_writable_at(path)
+    else: check_writable(path, error)
 
 def check_tables(
     out, # Where the results go
 ):
     "Raises `UsageError` if the folder for tables belongs to another result"
     out,file = _with_name(out),_owner_file(out)
-    if not file.is_file(): return
-    owner = file.read_text('utf-8', 'replace').strip()
-    if owner==_name_of_result(out) or _is_gone(owner, file.parents[1]): return
+    owner = (text_at(file) or '').strip()
+    if owner in ('', _name_of_result(out)) or _is_gone(owner, file.parents[1]): return
     raise UsageError(f'{out}: its tables would go into {file.parent}, which has those of {owner}; choose another name')
 
 def _claim_tables(out):
     "Note in the folder for tables to which result it belongs; raises `ImageError` if it cannot be written"
-    file = _owner_file(out)
+    file,name = _owner_file(out),_name_of_result(_with_name(out))
     check_tables(out)
-    check_writable(file, ImageError)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _put(file, f'{_name_of_result(_with_name(out))}\n'.encode())
+    _check_writable(file, ImageError)
+    if text_at(file)!=f'{name}\n': write_text(file, f'{name}\n')
 
 def _put(path, content):
     "Write a file, unless it has this content already"
@@ -250,7 +275,7 @@ def result_places(
     out, # Where the results go
 ) -> list[Path]:
     "The folders on this machine into which results go"
-    return [tables_folder(out)] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
+    return [] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
 # %% ../../nbs/59_refocus.plates.ipynb #jobs_of
 _ONLY_ZARR = 'from servers, plates are read in OME-Zarr only; copy the files to this machine first'
@@ -373,11 +398,14 @@ _UNLISTED = ('{source}: {n} left out, such as {first}, because the metadata of t
              'refocus run takes them')
 _FROM_SERVER = '{source}: of a plate on a server, only its images and its metadata are copied'
 
+def _readable(plate): return [field for field in plate_fields(plate) if field.count('/')==2]
+
 def _kept_and_left_out(source, out, fields, places, same):
     "Copy the other files of an OME-Zarr plate if it keeps its version; yields sentences on what is left out"
+    every = places if isinstance(source, Url) else [*places, *_readable(source)]
     if isinstance(source, Url): yield _FROM_SERVER.format(source=source)
-    elif same: images = _copy_frame(source, out, places, _groups_of(fields))
-    else: _,images = _frame_files(source, places)
+    elif same: images = _copy_frame(source, out, every, _groups_of([*fields, *every]))
+    else: _,images = _frame_files(source, every)
     if isinstance(source, Url) or not images: return
     n = '1 image is' if len(images)==1 else f'{len(images)} images are'
     yield _UNLISTED.format(source=source, n=n, first=images[0].relative_to(source).as_posix())
@@ -392,7 +420,7 @@ def _start_zarr(jobs, source, out, text, version, again):
 
 # %% ../../nbs/59_refocus.plates.ipynb #start_plate-2
 def start_plate(
-    jobs,   # From `plan_plate`, all of them
+    jobs,   # From `plan_plate`; the plate lists their fields, and those that it lists already
     source, # The plate
     out,    # Where the results go
     refocuser,    # The `Refocuser` that makes them
@@ -463,8 +491,9 @@ def _has_result(job): return is_zarr_at(job.target) if isinstance(job.target, Ur
 
 def _stored_rows(job):
     "The rows of a job that were written; empty if there are none"
-    try: return json.loads(job.row_path.read_text('utf-8'))
-    except (OSError, ValueError): return []
+    text = text_at(job.row_path)
+    try: return json.loads(text or '[]')
+    except ValueError: return []
 
 def _way_of(measure):
     "The options with which a function measures, as text; None without a function. The result itself tells its channels"
@@ -480,13 +509,13 @@ def _has_row(job, way=None):
 
 def _drop_row(job, overwrite):
     "Remove the row of a field whose result is about to be made"
-    if overwrite or not _has_result(job): job.row_path.unlink(missing_ok=True)
+    if overwrite or not _has_result(job): remove_file(job.row_path)
 
 def check_rows(
     jobs, # From `plan_plate`
 ):
     "Raises `UsageError` if the rows of some jobs cannot be written"
-    for j in jobs[:1]: check_writable(j.row_path, UsageError)
+    for j in jobs[:1]: _check_writable(j.row_path, UsageError)
 
 # %% ../../nbs/59_refocus.plates.ipynb #note_field
 def _originals(job, local):
@@ -514,8 +543,7 @@ def note_field(
         rows = [{**_facts(job), **row} for row in _measured(local or job, refocuser, measure, axes)]
         originals = _originals(job, local or job)
         for row in rows: row |= dict(source=originals.get(row['source'], row['source']), way=_way_of(measure))
-        job.row_path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(job.row_path, ImageError) as tmp: tmp.write_text(json.dumps(rows), 'utf-8')
+        write_text(job.row_path, json.dumps(rows))
     except Exception as e: job.ended('failed', failure_of(e, job.target))
 
 # %% ../../nbs/59_refocus.plates.ipynb #rows_of
@@ -696,7 +724,7 @@ def on_workers(
     else:
         with on_cluster(scheduler, partial(_begun, load, refocuser.sha256, [])) as do: yield _spread(refocuser, do)
 
-# %% ../../nbs/59_refocus.plates.ipynb #run_on_cluster
+# %% ../../nbs/59_refocus.plates.ipynb #rows_made
 def _note_outcome(job, outcome):
     "Note in a job what its worker noted, or that its workers died, or that it took too long"
     if outcome.error is None: return vars(job).update(vars(outcome.result))
@@ -704,13 +732,15 @@ def _note_outcome(job, outcome):
     note_field(job, None)
 
 def _rows_made(jobs):
-    "Make the folders of the rows; returns what each worker must see"
-    for j in jobs: j.row_path = j.row_path.absolute()
-    rows = {j.row_path.parent for j in jobs}
+    "Make the folders of the rows, unless they are on a server; returns what each worker must see"
+    here = [j for j in jobs if not isinstance(j.row_path, Url)]
+    for j in here: j.row_path = j.row_path.absolute()
+    rows = {j.row_path.parent for j in here}
     for folder in rows: folder.mkdir(parents=True, exist_ok=True)
     first = [j.field.files[0].path for j in jobs[:1]]
     return [*rows, *(path for path in first if not isinstance(path, Url))]
 
+# %% ../../nbs/59_refocus.plates.ipynb #run_on_cluster
 def run_on_cluster(
     jobs,      # Some of those from `plan_plate`
     refocuser, # The `Refocuser`

@@ -15,7 +15,7 @@ def _jobs_of(plate, wanted, zarr_dir, options):
     out,version = Path(zarr_dir)/_new_name(plate),version_of(plate)
     jobs = [j for j in plan_plate(plate, out, version) if j.source in wanted]
     refocuser = load_refocuser(options['model'], 'cpu', options['blur_per_um'], 0, 1)
-    if jobs: start_plate(jobs, plate, out, refocuser, version)
+    if jobs: start_plate(jobs, plate, out, refocuser, version, options['overwrite'])
     return jobs
 
 def _place(job):
