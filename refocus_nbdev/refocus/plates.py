@@ -54,7 +54,7 @@ def tables_folder(
     name = f'{_plain_name(out)}_tables'
     return Path(name) if isinstance(out, Url) else out.with_name(name)
 
-# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
+# %% ../../nbs/59_refocus.plates.ipynb #own-files
 @patch(as_prop=True)
 def files(self:FieldJob):
     "The files of its field that it refocuses"
@@ -66,6 +66,7 @@ def channel(self:FieldJob):
     "The name of the channel of its file; None if the name of the file does not tell the channel"
     return None if self.number is None else self.channels[self.number]
 
+# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
 def _channel_name(key, path):
     "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
     if not key.isdecimal() or isinstance(path, Url): return key
