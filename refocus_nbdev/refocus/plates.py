@@ -66,7 +66,7 @@ def channel(self:FieldJob):
     "The name of the channel of its file; None if the name of the file does not tell the channel"
     return None if self.number is None else self.channels[self.number]
 
-# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
+# %% ../../nbs/59_refocus.plates.ipynb #note_channels
 def _channel_name(key, path):
     "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
     if not key.isdecimal() or isinstance(path, Url): return key
@@ -94,6 +94,7 @@ def _note_channels(jobs):
         key = j.files[0].channel
         if key is not None: j.channels,j.number = names,keys.index(key)
 
+# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
 def _of_plates(jobs):
     "Lists of the jobs of each plate"
     found = {}
