@@ -181,10 +181,11 @@ def _refocus(jobs, do, refocuser, total, out, written, json):
     return exit_code_of(jobs)
 
 # %% ../../nbs/74_cli.plate.ipynb #_measure
-def _check_sizes(pixel_um, nucleus_um):
-    "Raise `UsageError` for a length that is not above 0"
+def _check_numbers(pixel_um, nucleus_um, minutes):
+    "Raise `UsageError` for a length that is not above 0, or a time limit below 0"
     check_um('--pixel-um', pixel_um, 'size')
     check_um('--nucleus-um', nucleus_um, 'diameter')
+    if not minutes>=0: raise UsageError(f'--field-minutes {minutes:g}: give minutes above 0, or 0 for no limit')
 
 def _nuclei_channel(text, jobs):
     "The channel in which nuclei are counted; None: its name tells; empty for none; raises `UsageError`"
@@ -198,9 +199,10 @@ def _measure(channels, nuclei_channel, nucleus_um):
     return partial(field_rows, channels=names(channels) or None, nuclei_channel=nuclei_channel, nucleus_um=nucleus_um)
 
 # %% ../../nbs/74_cli.plate.ipynb #way
-def _check_minutes(minutes):
-    "Raise `UsageError` for a time limit below 0"
-    if not minutes>=0: raise UsageError(f'--field-minutes {minutes:g}: give minutes above 0, or 0 for no limit')
+def _begin(jobs, source, out, refocuser, version, overwrite):
+    "Begin a plate of results, and print what it leaves out; raises `UsageError` and `ImageError`"
+    check_rows(jobs)
+    for note in start_plate(jobs, source, out, refocuser, version, overwrite): print(note, file=sys.stderr)
 
 def _way(scheduler, make, refocuser, minutes, measure, options):
     "A function that does jobs: on this machine, or on a cluster whose workers call `make` for their `Refocuser`"
@@ -250,8 +252,7 @@ def plate(
     Example: refocus plate plate refocused --shard 2/8
     Example: refocus plate plate refocused --scheduler tcp://host:8786
     """
-    _check_sizes(pixel_um, nucleus_um)
-    _check_minutes(field_minutes)
+    _check_numbers(pixel_um, nucleus_um, field_minutes)
     source,out = _paths_for(scheduler, source, out)
     make = partial(load_refocuser, model_for(scheduler, model), device, blur_per_um, tile, turns)
     load = cache(make)
@@ -262,8 +263,7 @@ def plate(
     if dry_run: return _preview(jobs, load, json, out, options)
     write = partial(_written, every, out, axes, nuclei)
     if tables: return _print_written(write(), json)
-    check_rows(every)
-    for note in start_plate(every, source, out, load(), ome_zarr, overwrite): print(note, file=sys.stderr)
+    _begin(every, source, out, load(), ome_zarr, overwrite)
     if init: return _print_ready(every, out, json)
     do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
     return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json)

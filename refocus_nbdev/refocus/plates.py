@@ -60,7 +60,7 @@ def tables_folder(
     if not out.parents: raise UsageError(f'{out}: is a bucket; give a name in it, such as {out}/plate.zarr')
     return out.parent/name
 
-# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
+# %% ../../nbs/59_refocus.plates.ipynb #own-files
 @patch(as_prop=True)
 def files(self:FieldJob):
     "The files of its field that it refocuses"
@@ -72,6 +72,7 @@ def channel(self:FieldJob):
     "The name of the channel of its file; None if the name of the file does not tell the channel"
     return None if self.number is None else self.channels[self.number]
 
+# %% ../../nbs/59_refocus.plates.ipynb #note_channels
 def _channel_name(key, path):
     "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
     if not key.isdecimal() or isinstance(path, Url): return key
@@ -99,6 +100,7 @@ def _note_channels(jobs):
         key = j.files[0].channel
         if key is not None: j.channels,j.number = names,keys.index(key)
 
+# %% ../../nbs/59_refocus.plates.ipynb #noted_channels
 def _of_plates(jobs):
     "Lists of the jobs of each plate"
     found = {}
