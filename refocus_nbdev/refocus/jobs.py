@@ -9,6 +9,7 @@ __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'fail
 # %% ../../nbs/57_refocus.jobs.ipynb #imports
 import itertools, threading
 from contextlib import contextmanager, suppress
+from ctypes import CDLL
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -205,7 +206,12 @@ def run_job(
             strict=strict, half_width_path=job.half_width_path, **options))
         job.reading,job.doubts = job.result.reading,job.result.doubts
         job.ended('done', '; '.join(texts_of(job.result.remarks)))
+    _free_memory()
     return job
+
+def _free_memory():
+    "Return memory that nobody uses to the system, where the C library is that of Linux"
+    with suppress(OSError, AttributeError): CDLL('libc.so.6').malloc_trim(0)
 
 def _in_folders(targets, write):
     "The result of a function that writes files, whose folders are made; once more if they are gone afterwards"
