@@ -287,7 +287,7 @@ def run(
     overwrite:bool=False, # Refocus everything again, and replace earlier results; other files are never replaced
     strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     uncertainty:bool=False, # Also write half the width of the 90 % prediction interval of each pixel, in counts
-    scheduler:str='', # Compute on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
+    scheduler:str='', # Compute on a Dask cluster: its address, tcp://host:8786; or local:4, four processes here
     json:bool=False, # Report in JSON, for programs
     dry_run:bool=False, # Only list what would be done with each file
 ):
