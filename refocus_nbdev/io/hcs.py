@@ -370,7 +370,7 @@ def _axes_of(image):
 
 def _steps_of(image):
     "Distance of neighbours on each axis of an open image, um or s, as far as it is known"
-    width,height = image.sizes_um[0]
+    width,height = (image.given_um,)*2 if image.given_um else image.sizes_um[0]
     known = dict(image.steps, X=width or height, Y=height or width)
     return {axis: float(step) for axis,step in known.items() if step}
 
