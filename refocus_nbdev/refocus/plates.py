@@ -149,11 +149,6 @@ def _owner_file(out): return tables_folder(out)/'result.txt'
 
 def _name_of_result(out): return str(out) if isinstance(out, Url) else out.name
 
-def _is_gone(result, folder):
-    "Is the result with a name, or an address, no longer there?"
-    place = given_path(result)
-    return not (is_zarr_at(place) if isinstance(place, Url) else (folder/result).exists())
-
 def _check_writable(path, error):
     "Raises an error if a file, here or on a server, cannot be written"
     if isinstance(path, Url): check_writable_at(path)
@@ -165,8 +160,9 @@ def check_tables(
     "Raises `UsageError` if the folder for tables belongs to another result"
     out,file = _with_name(out),_owner_file(out)
     owner = (text_at(file) or '').strip()
-    if owner in ('', _name_of_result(out)) or _is_gone(owner, file.parents[1]): return
-    raise UsageError(f'{out}: its tables would go into {file.parent}, which has those of {owner}; choose another name')
+    if owner in ('', _name_of_result(out)): return
+    raise UsageError(f'{out}: its tables would go into {file.parent}, which belongs to {owner}; '
+                     'choose another name, or remove that folder')
 
 def _claim_tables(out):
     "Note in the folder for tables to which result it belongs; raises `ImageError` if it cannot be written"
