@@ -618,6 +618,12 @@ def _options_for(job, options):
     "The options for a job: a file of a channel of the plate is refocused as a whole"
     return options if job.number is None else {**options, 'channels':None}
 
+def _deliver(job, local):
+    "Upload a new result, or list it in its well; the copy of a field is listed already"
+    if local.status!='done': return
+    if isinstance(job.target, Url): put(local.target, job.target)
+    elif isinstance(job.source, PlateField): list_in_well(job.target)
+
 def _take_back(job, local):
     "Note in a job what became of its copy"
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
@@ -648,7 +654,7 @@ def do_field(
             _drop_row(job, overwrite)
             with _staged(job) as local:
                 run_job(local, refocuser, overwrite, progress, **options)
-                if isinstance(job.target, Url) and local.status=='done': put(local.target, job.target)
+                _deliver(job, local)
                 _take_back(job, local)
                 note_field(job, refocuser, measure, axes, local)
     except Exception as e: note_field(job.ended('failed', failure_of(e, job.source)), refocuser)
