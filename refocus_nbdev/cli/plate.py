@@ -52,13 +52,14 @@ def _chosen(jobs, channels):
 def _paths_for(scheduler, *paths): return [path_for(scheduler, path) for path in paths]
 
 def _planned(source, out, version, shard, channels):
-    "The jobs of the whole plate, and those of a shard; raises `UsageError`"
-    found = _found(source, out)
+    "The jobs of the whole plate, those of a shard, and sentences on files left out, printed; raises `UsageError`"
+    found,left_out = with_wells(source, _found(source, out))
+    for line in left_out: print(line, file=sys.stderr)
     try: every = _chosen(plan_plate(source, out, version, found), channels)
     except ImageError as e: raise UsageError(e) from e
     jobs = _shard_of(shard, every)
     _check_own_files(jobs, found.named)
-    return every,jobs
+    return every,jobs,left_out
 
 # %% ../../nbs/74_cli.plate.ipynb #_facts
 def _place_of(j):
@@ -170,15 +171,15 @@ def _print_both(ended, written):
     _print_summary(*ended)
     if facts := written(): _print_written(facts)
 
-def _refocus(jobs, do, refocuser, total, out, written, json):
-    "Refocus fields with the function `do`, write tables with the function `written`, and report"
+def _refocus(jobs, do, refocuser, total, out, written, json, left_out):
+    "Refocus fields with the function `do`, write tables with the function `written`, report; returns the exit code"
     warn_of_model(refocuser)
     seconds = timed(do, jobs, _noun(out))
-    remarks = [*refocuser.remarks, *remark_lines(jobs, refocuser, _noun(out))]
+    remarks = [*refocuser.remarks, *remark_lines(jobs, refocuser, _noun(out)), *left_out]
     ended = jobs, total, out, seconds, remarks
     if json: print(dumps(_for_programs(*ended)|written()))
     else: _print_both(ended, written)
-    return exit_code_of(jobs)
+    return exit_code_of(jobs) or int(bool(left_out))
 
 # %% ../../nbs/74_cli.plate.ipynb #_measure
 def _check_numbers(pixel_um, nucleus_um, minutes):
@@ -258,12 +259,12 @@ def plate(
     load = cache(make)
     options = dict(overwrite=overwrite, strict=strict, hot_pixels=hot_pixels, dtype=dtype)
     options |= reading_options(channel, axes, pixel_um)
-    every,jobs = _planned(source, out, ome_zarr, shard, channel)
+    every,jobs,left_out = _planned(source, out, ome_zarr, shard, channel)
     nuclei = _nuclei_channel(nuclei_channel, every)
-    if dry_run: return _preview(jobs, load, json, out, options)
+    if dry_run: return _preview(jobs, load, json, out, options) or int(bool(left_out))
     write = partial(_written, every, out, axes, nuclei)
     if tables: return _print_written(write(), json)
     _begin(every, source, out, load(), ome_zarr, overwrite)
     if init: return _print_ready(every, out, json)
     do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
-    return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json)
+    return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json, left_out)

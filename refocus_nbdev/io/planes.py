@@ -82,6 +82,7 @@ class Reader:
     sparse = ()   # Planes of which the file holds no pixels; they are not among `planes`
     about_sparse = 'no pixels are stored for {}: left as it is' # A remark on such planes
     factor = 1    # By which a copy multiplies counts of 8 bits, to store them as 16 bits; 1: a copy keeps all types
+    given_um = None # Size of the pixels, um, if the user gave it; an OME-Zarr that is written anew has it
 
     @property
     def name(self): return Path(self.path).name # Of the image, for a viewer

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'UsageError', 'read_table', 'Url', 'is_url', 'given_path', 'Listed', 'is_load_data', 'listed_images',
-           'unused_distances', 'path_parts', 'match_rows', 'unsure_row', 'given_distances', 'explained', 'is_our_table']
+           'list_remedy', 'unused_distances', 'path_parts', 'match_rows', 'unsure_row', 'given_distances', 'explained',
+           'is_our_table']
 
 # %% ../../nbs/10_io.tables.ipynb #imports
 import csv, os, re
@@ -203,6 +204,21 @@ def listed_images(
         placed = _placed(o, Path(path).parent)
         by_field.setdefault((placed.file, o.plate, o.well, o.site), []).append(placed)
     return [_together(rows) for rows in by_field.values()]
+
+# %% ../../nbs/10_io.tables.ipynb #list_remedy
+def _in_words(names): return ' and '.join(filter(None, [', '.join(names[:-1]), names[-1]]))
+
+def list_remedy(
+    path,    # A CSV file that lists images
+    columns, # Names of columns for metadata that may be missing, such as Metadata_Well
+) -> str:    # Such as `add the column Metadata_Well to a.csv, which has only file and Well`
+    "What to do so that a list tells more about its images"
+    found = list(map(str, next(iter(_rows(path)), {})))
+    lacking = [name for name in columns if name not in found]
+    noun = 'columns' if len(lacking or columns)>1 else 'column'
+    if lacking: return f'add the {noun} {_in_words(lacking)} to {path}, which has only {_in_words(found)}'
+    return f'fill in the {noun} {_in_words(columns)} of {path}'
+
 
 # %% ../../nbs/10_io.tables.ipynb #unused_distances
 def unused_distances(

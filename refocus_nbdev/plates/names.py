@@ -6,11 +6,11 @@
 __all__ = ['PLATE_WELLS', 'BBBC006_PLANES', 'BBBC006_FOCUS_Z', 'BBBC006_STEP_UM', 'SAMPLE_PLANES', 'SCHEMES', 'defocus_of',
            'plane_folder', 'label_folder', 'planes_in', 'Field', 'parse_name', 'bbbc006_path', 'channel_files',
            'plane_files', 'label_file', 'is_label_name', 'image_stem', 'ImageName', 'well_name', 'well_place',
-           'natural_key', 'Scheme', 'naming_scheme', 'read_names', 'named_wells']
+           'natural_key', 'Scheme', 'naming_scheme', 'read_names', 'named_wells', 'names_on_plate']
 
 # %% ../../nbs/30_plates.names.ipynb #imports
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -379,9 +379,8 @@ def _value(form, text):
     number = re.sub(r'\D', '', text)
     return int(number) if form=='z' else number
 
-def _by_comparison(files):
-    "An `ImageName` for each file, from the parts that differ between names"
-    wells = _wells_by_comparison(files)
+def _by_comparison(files, wells):
+    "An `ImageName` for each file, from its well and from the parts that differ between names; None is no well"
     parts = [re.split(r'[\W_]+', _plain_stem(f)) for f in files]
     in_wells = [own for own,well in zip(parts, wells) if well]
     forms = _forms_of_places(in_wells, [well for well in wells if well])
@@ -438,21 +437,64 @@ def naming_scheme(
     stems = [_path_stem(f) for f in files]
     return next((o for o in SCHEMES if stems and _fits(o, stems) and _has_rows(o, stems)), None)
 
+def _by_scheme(scheme, files): return [_read_by(scheme, _path_stem(f)) or ImageName() for f in files]
+
+def _by_names(files):
+    "An `ImageName` for each file, by the scheme of nearly all files, or by comparison"
+    scheme = naming_scheme(files)
+    return _by_scheme(scheme, files) if scheme else _by_comparison(files, _wells_by_comparison(files))
+
+def _known_or(files, read):
+    "An `ImageName` for each file: a known name, or else what a function of all other files tells"
+    files = [Path(str(f)) for f in files]
+    known = [_known_name(f) for f in files]
+    left = iter(read([f for f,name in zip(files, known) if name is None]))
+    return [name or next(left) for name in known]
+
 def read_names(
     files, # Paths, or addresses on servers; their names are compared with each other
 ) -> list[ImageName]: # One for each file
     "What the names of files, and of their folders, tell"
-    files = [Path(str(f)) for f in files]
-    known = [_known_name(f) for f in files]
-    others = [f for f,name in zip(files, known) if name is None]
-    scheme = naming_scheme(others)
-    if scheme: read = [_read_by(scheme, _path_stem(f)) or ImageName() for f in others]
-    else: read = _by_comparison(others)
-    left = iter(read)
-    return [name or next(left) for name in known]
+    return _known_or(files, _by_names)
 
 def named_wells(
     files, # Paths; their names are compared with each other
 ) -> list: # The well of each file, such as A01 (a01 for a name of BBBC006); None if there is none
     "Wells in the names of files, or in the names of their folders"
     return [name.well for name in read_names(files)]
+
+# %% ../../nbs/30_plates.names.ipynb #names_on_plate
+def _shared_part(names):
+    "The only part that most names share and that may be a well, from the `_well_parts` of each name; None for several"
+    counts = Counter(part for parts in names for part in parts)
+    shared = [part for part,n in counts.items() if 2*n>len(names)]
+    found = [part for part in shared if part.certain] or shared
+    return found[0] if len(found)==1 else None
+
+def _shared_wells(files):
+    "The well of each file, if most names, or most folders, share only one; or None"
+    names = [_well_parts(f.stem) for f in files]
+    folders = [[part for part in _folder_parts(f) if part.certain] for f in files]
+    part,parts = _shared_part(names),names
+    if not any(names): part,parts = _shared_part(folders),folders
+    return [part.well if part in own else None for own in parts]
+
+def _readings(files):
+    "Yields what names may tell, the surest first: lists with an `ImageName` for each file"
+    yield _by_names(files)
+    stems = [_path_stem(f) for f in files]
+    for scheme in SCHEMES:
+        if _has_rows(scheme, stems): yield _by_scheme(scheme, files)
+    yield _by_comparison(files, _shared_wells(files))
+
+def _on_plate(files):
+    "The first of the `_readings` that tells the wells of at least half of the files; the very first if none does"
+    def tells_half(names): return 2*sum(name.well is not None for name in names)>=len(names)
+    return next(filter(tells_half, _readings(files)), None) or _by_names(files)
+
+def names_on_plate(
+    files, # Paths of files that lie on a plate; their names are compared with each other
+) -> list[ImageName]: # One for each file
+    "What the names of the files of a plate tell; all files may lie in one well, and some may be called otherwise"
+    return _known_or(files, _on_plate)
+

@@ -577,6 +577,7 @@ def refocus_file(
         check_original(image, channels)
         check_stored(image, channels)
         image.factor = factor_for(image, dtype)
+        image.given_um = pixel_um
         zoom,size_remarks = zoom_of(refocuser, image, pixel_um)
         own = acquisitions(refocuser, image, chosen_channels(image, channels))
         scales = _scales_for(image, own, scale_from)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FieldJob', 'tables_folder', 'noted_channels', 'of_channels', 'check_tables', 'is_plate_name', 'is_plate',
-           'result_places', 'plan_plate', 'share_of', 'start_plate', 'check_rows', 'note_field', 'rows_of', 'do_field',
-           'preview_field', 'run_fields', 'on_workers', 'run_on_cluster', 'by_field', 'start_copies']
+           'with_wells', 'result_places', 'plan_plate', 'share_of', 'start_plate', 'check_rows', 'note_field',
+           'rows_of', 'do_field', 'preview_field', 'run_fields', 'on_workers', 'run_on_cluster', 'by_field',
+           'start_copies']
 
 # %% ../../nbs/59_refocus.plates.ipynb #imports
 import hashlib, json, os, re
@@ -22,7 +23,7 @@ from fastcore.basics import patch
 from ..io.disk import atomically, check_writable
 from ..io.planes import ImageError
 from ..io.hcs import *
-from ..io.images import chosen_channels, clear_names, copy_name, open_image
+from ..io.images import chosen_channels, clear_names, copy_name, enumerated, open_image
 from ..io.ngff import fields_of, is_zarr
 from ..io.provenance import NOT_OURS, UNSIZED, read_provenance, texts_of
 from ..io.tables import Url, UsageError, given_path
@@ -148,11 +149,6 @@ def _owner_file(out): return tables_folder(out)/'result.txt'
 
 def _name_of_result(out): return str(out) if isinstance(out, Url) else out.name
 
-def _is_gone(result, folder):
-    "Is the result with a name, or an address, no longer there?"
-    place = given_path(result)
-    return not (is_zarr_at(place) if isinstance(place, Url) else (folder/result).exists())
-
 def _check_writable(path, error):
     "Raises an error if a file, here or on a server, cannot be written"
     if isinstance(path, Url): check_writable_at(path)
@@ -164,8 +160,9 @@ def check_tables(
     "Raises `UsageError` if the folder for tables belongs to another result"
     out,file = _with_name(out),_owner_file(out)
     owner = (text_at(file) or '').strip()
-    if owner in ('', _name_of_result(out)) or _is_gone(owner, file.parents[1]): return
-    raise UsageError(f'{out}: its tables would go into {file.parent}, which has those of {owner}; choose another name')
+    if owner in ('', _name_of_result(out)): return
+    raise UsageError(f'{out}: its tables would go into {file.parent}, which belongs to {owner}; '
+                     'choose another name, or remove that folder')
 
 def _claim_tables(out):
     "Note in the folder for tables to which result it belongs; raises `ImageError` if it cannot be written"
@@ -224,7 +221,11 @@ def _name_of_files(source):
 def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
     if not found.files: raise UsageError(no_images(source))
-    return fields_among(found.files, listed_places([source]), _name_of_files(source))
+    return fields_among(found.files, listed_places([source]), _name_of_files(source), _list_in(source))
+
+def _list_in(source):
+    "The source if it is a list of files, else None"
+    return source if given_path(source).suffix.lower()=='.csv' else None
 
 def _check_one_plate(fields, source):
     "Raises `UsageError` if fields are of several plates, as a list may say"
@@ -232,6 +233,21 @@ def _check_one_plate(fields, source):
     if len(names)<2: return
     raise UsageError(f'{source}: names the plates {names[0]} and {names[1]}, but an OME-Zarr is one plate; '
                      'list them apart, or give a folder for the results')
+
+# %% ../../nbs/59_refocus.plates.ipynb #with_wells
+def with_wells(
+    source, # The images of a plate
+    found:Found, # What the source names
+) -> tuple[Found, list[str]]: # The same without some files, and sentences about them
+    "Leave out the files whose well nothing tells, unless they are most of the files"
+    if is_plate(source) or isinstance(given_path(source), Url): return found,[]
+    without,remedy = files_without_well(found.files, listed_places([source]), _list_in(source))
+    if not without: return found,[]
+    images = {f: place for f,place in found.images.items() if f not in set(without)}
+    n = '1 file is' if len(without)==1 else f'{len(without)} files are'
+    about = f'{enumerated([str(f) for f in without])}: {n} left out, because nothing tells the well'
+    return found._replace(images=images), [f'{about}; to include such files, {remedy}']
+
 
 # %% ../../nbs/59_refocus.plates.ipynb #_jobs
 def _copy_job(field, out):
@@ -602,6 +618,12 @@ def _options_for(job, options):
     "The options for a job: a file of a channel of the plate is refocused as a whole"
     return options if job.number is None else {**options, 'channels':None}
 
+def _deliver(job, local):
+    "Upload a new result, or list it in its well; the copy of a field is listed already"
+    if local.status!='done': return
+    if isinstance(job.target, Url): put(local.target, job.target)
+    elif isinstance(job.source, PlateField): list_in_well(job.target)
+
 def _take_back(job, local):
     "Note in a job what became of its copy"
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
@@ -632,7 +654,7 @@ def do_field(
             _drop_row(job, overwrite)
             with _staged(job) as local:
                 run_job(local, refocuser, overwrite, progress, **options)
-                if isinstance(job.target, Url) and local.status=='done': put(local.target, job.target)
+                _deliver(job, local)
                 _take_back(job, local)
                 note_field(job, refocuser, measure, axes, local)
     except Exception as e: note_field(job.ended('failed', failure_of(e, job.source)), refocuser)
