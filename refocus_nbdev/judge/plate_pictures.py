@@ -138,6 +138,8 @@ def _plane_at(image, at):
         if plane.series==at['series'] and plane.index==at['index']: return plane
     raise ImageError(f'{image.path}: holds other planes than when it was refocused; refocus it again')
 
+_AT = dict(source='at', target='at_result') # A file of a row, and where its plane is in that file
+
 def _cuts(rows, key, folder, lefts, axes=None):
     "Thumbnails by the numbers of rows, from the files `source` or `target`, and their first columns"
     numbers = sorted(range(len(rows)), key=lambda i: rows[i][key])
@@ -146,7 +148,7 @@ def _cuts(rows, key, folder, lefts, axes=None):
         try:
             with open_image(Path(folder)/path, axes) as image:
                 for i in own:
-                    plane = image.rows(_plane_at(image, rows[i]['at']))
+                    plane = image.rows(_plane_at(image, rows[i][_AT[key]]))
                     found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), lefts.get(i))
         except (ImageError, OSError): continue
     return found

@@ -201,9 +201,11 @@ def _of_channel(image, channel):
     return [p for p in image.planes if p.channel==channel]
 
 def _place_of(plane, written):
-    "Where the plane of a row is, and all planes of its channel in the result"
+    "Where the plane of a row is, there and in the result, and where all planes of its channel are in the result"
     at, = _places([plane])
-    return dict(at=at, planes=_places(written), t=at.get('t'), z=at.get('z'))
+    in_result = _same(written, plane)
+    at_result = dict(series=in_result.series, index=in_result.index)
+    return dict(at=at, at_result=at_result, planes=_places(written), t=at.get('t'), z=at.get('z'))
 
 def _mean_half_width(half_widths, plane):
     "Mean half width of the intervals of a plane, counts"
