@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np, pandas as pd
 from PIL import Image as PILImage, ImageDraw, ImageFont, PngImagePlugin
+from scipy.ndimage import uniform_filter
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont
 from ..io.disk import atomically
@@ -107,23 +108,25 @@ def _side(shape, pixel_um):
     side = round(_SIDE_UM/pixel_um) if pixel_um else _SIDE_PX
     return min(max(side, _SIDE_PX), *shape)
 
-def _busiest(band, side):
-    "First column of the square of a band (side,W) with the largest variance"
-    x = band.astype(float)
-    def sums(values): return np.cumsum([0, *values.sum(0)])
-    total,squares = sums(x),sums(x*x)
-    first = np.arange(0, band.shape[1]-side+1, max(side//8, 1))
-    n = side*side
-    mean,square = ((s[first+side]-s[first])/n for s in (total,squares))
-    return int(first[np.argmax(square-mean**2)])
+_BLOCKS = 16 # Side of this part in the smaller copy in which we look for it, px
 
-def _cut(rows, side, left=None):
-    "A square in the middle of the height of a plane, as a thumbnail; and its first column, by default the busiest"
-    top = (rows.shape[0]-side)//2
-    band = rows[top:top+side]
-    left = _busiest(band, side) if left is None else left
-    square = as_rows(band[:, left:left+side].astype(np.float32))
-    return resized(square, (_SIDE_PX,_SIDE_PX))[:], left
+def _busiest(rows, side):
+    "First row and column of the square that shows most, found in a smaller copy"
+    block = max(side/_BLOCKS, 1)
+    small = shrink(rows, [max(int(n/block), 1) for n in rows.shape])[:].astype(float)
+    n = min(round(side/block), *small.shape)
+    signal = np.sqrt(small-small.min())
+    mean,square = (uniform_filter(x, n, origin=-(n//2)) for x in (signal, signal**2))
+    inside = [slice(length-n+1) for length in small.shape]
+    spread = (square-mean**2)[*inside]
+    found = np.unravel_index(np.argmax(spread), spread.shape)
+    return tuple(min(int(i*block), length-side) for i,length in zip(found, rows.shape))
+
+def _cut(rows, side, corner=None):
+    "A square of a plane as a thumbnail; and its first row and column, by default those where the plane shows most"
+    top,left = corner or _busiest(rows, side)
+    square = as_rows(rows[top:top+side][:, left:left+side].astype(np.float32))
+    return resized(square, (_SIDE_PX,_SIDE_PX))[:], (top,left)
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #pairs
 class BeforeAfter(NamedTuple):
@@ -140,8 +143,8 @@ def _plane_at(image, at):
 
 _AT = dict(source='at', target='at_result') # A file of a row, and where its plane is in that file
 
-def _cuts(rows, key, folder, lefts, axes=None):
-    "Thumbnails by the numbers of rows, from the files `source` or `target`, and their first columns"
+def _cuts(rows, key, folder, corners, axes=None):
+    "Thumbnails by the numbers of rows, from the files `source` or `target`, and their corners"
     numbers = sorted(range(len(rows)), key=lambda i: rows[i][key])
     found = {}
     for path,own in groupby(numbers, lambda i: rows[i][key]):
@@ -149,7 +152,7 @@ def _cuts(rows, key, folder, lefts, axes=None):
             with open_image(Path(folder)/path, axes) as image:
                 for i in own:
                     plane = image.rows(_plane_at(image, rows[i][_AT[key]]))
-                    found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), lefts.get(i))
+                    found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), corners.get(i))
         except (ImageError, OSError): continue
     return found
 
@@ -166,8 +169,8 @@ def read_pairs(
 ) -> list[BeforeAfter]: # One for each row
     "A part of each field before and after refocusing"
     after = _cuts(rows, 'target', folder, {})
-    lefts = {i: left for i,(_,left) in after.items()}
-    before = _cuts(rows, 'source', folder, lefts, axes)
+    corners = {i: corner for i,(_,corner) in after.items()}
+    before = _cuts(rows, 'source', folder, corners, axes)
     def picture(found, i): return found[i][0] if i in found else None
     return [BeforeAfter(row, picture(before, i), picture(after, i)) for i,row in enumerate(rows)]
 
@@ -223,48 +226,72 @@ def _label(row, plates):
     return ', '.join([*plate, row['well'], f'field {row["field"]}', *distance])
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #draw_sheet
-_ACROSS = 8  # Pairs side by side
+_ACROSS = 8  # Most pairs side by side
+_LEAST = 2   # Fewest, so that there is room for a title
 _DOWN = 12   # Rows of pairs on a page
 _GAP = 3     # Between the thumbnails of a pair, px
 _MARGIN = 18 # Around pairs, px
 _LINE = 22   # Height of a line of text, px
 
-def _place(i):
-    "Top and left of the i-th pair on a page, px"
+def _across(pairs):
+    "The number of pairs side by side on a page"
+    return min(max(len(pairs), _LEAST), _ACROSS)
+
+def _place(i, across):
+    "Top and left of the i-th pair on a page, from below its title, px"
     width = 2*_SIDE_PX+_GAP+_MARGIN
     height = _SIDE_PX+_LINE+_MARGIN//2
-    row,column = divmod(i, _ACROSS)
-    top = 2*_LINE+row*height
-    return top, _MARGIN+column*width
+    row,column = divmod(i, across)
+    return row*height, _MARGIN+column*width
 
-def _page(pairs, greys):
-    "The picture of a page without text"
-    height,_ = _place(math.ceil(len(pairs)/_ACROSS)*_ACROSS)
-    _,width = _place(_ACROSS-1)
-    page = np.full((height+_MARGIN, width+2*_SIDE_PX+_GAP+_MARGIN), 255, np.uint8)
+def _page(pairs, greys, header):
+    "The picture of a page without text, but with room for its title, px"
+    across = _across(pairs)
+    height,_ = _place(math.ceil(len(pairs)/across)*across, across)
+    _,width = _place(across-1, across)
+    page = np.full((header+height+_MARGIN, width+2*_SIDE_PX+_GAP+_MARGIN), 255, np.uint8)
     for i,pair in enumerate(pairs):
-        top,left = _place(i)
+        top,left = _place(i, across)
+        top += header+_LINE
         for picture in (pair.before, pair.after):
-            page[top+_LINE:top+_LINE+_SIDE_PX, left:left+_SIDE_PX] = _in_greys(picture, greys)
+            page[top:top+_SIDE_PX, left:left+_SIDE_PX] = _in_greys(picture, greys)
             left += _SIDE_PX+_GAP
     return page
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #draw_sheet-def
+def _font(size): return ImageFont.truetype(findfont('DejaVu Sans'), size)
+
+def _lines(text, font, width):
+    "A text in lines that are no wider than a width, px, if its words allow it"
+    lines = ['']
+    for word in text.split(' '):
+        longer = f'{lines[-1]} {word}'.strip()
+        if font.getlength(longer)<=width: lines[-1] = longer
+        else: lines.append(word)
+    return [line for line in lines if line]
+
+def _draw_labels(pen, pairs, header):
+    "Write the name of each field above its thumbnails"
+    font,plates = _font(15), len({p.row['plate'] for p in pairs})
+    for i,pair in enumerate(pairs):
+        top,left = _place(i, _across(pairs))
+        color = 'firebrick' if is_doubtful(pair.row['codes']) else 'black'
+        pen.text((left, header+top+2), _label(pair.row, plates), color, font)
+
 def draw_sheet(
     pairs, # `BeforeAfter`s, up to 96
     title, # Stands above
     greys, # From `greys_of`
 ):         # A picture of Pillow
     "A page of fields before and after refocusing"
-    page = PILImage.fromarray(_page(pairs, greys)).convert('RGB')
+    font = _font(18)
+    _,right = _place(_across(pairs), _ACROSS+1)
+    lines = _lines(title, font, right-2*_MARGIN)
+    header = (len(lines)+1)*_LINE
+    page = PILImage.fromarray(_page(pairs, greys, header)).convert('RGB')
     pen = ImageDraw.Draw(page)
-    large,small = (ImageFont.truetype(findfont('DejaVu Sans'), size) for size in (18, 15))
-    pen.text((_MARGIN, _MARGIN//2), title, 'black', large)
-    plates = len({p.row['plate'] for p in pairs})
-    for i,pair in enumerate(pairs):
-        top,left = _place(i)
-        color = 'firebrick' if is_doubtful(pair.row['codes']) else 'black'
-        pen.text((left, top+2), _label(pair.row, plates), color, small)
+    for i,line in enumerate(lines): pen.text((_MARGIN, _MARGIN//2+i*_LINE), line, 'black', font)
+    _draw_labels(pen, pairs, header)
     return page
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #contact_sheets
@@ -276,6 +303,16 @@ def _named(pairs):
         words.append(f'{name} {enumerated([*found])}')
     return ', '.join(words)
 
+_EXPLAINED = 'before (left) and after refocusing (right), with the distance from focus before'
+_IN_RED = '; fields named in red are doubtful'
+
+def _title(pairs, greys, number, count):
+    "The title of a page"
+    black,white = (f'{counts:.4g}' for counts in greys)
+    in_red = _IN_RED if any(is_doubtful(p.row['codes']) for p in pairs) else ''
+    page = f'; page {number} of {count}' if count>1 else ''
+    return f'{_named(pairs)}: {_EXPLAINED}{in_red}; greys from {black} to {white} counts{page}'
+
 def contact_sheets(
     rows,      # Rows to show, from `typical_fields` or `worst_fields`
     folder='', # Folder from which relative sources and targets count
@@ -285,11 +322,7 @@ def contact_sheets(
     pairs = read_pairs(rows, folder, axes)
     greys = greys_of(pairs)
     pages = [pairs[i:i+_ACROSS*_DOWN] for i in range(0, len(pairs), _ACROSS*_DOWN)]
-    black,white = (f'{counts:.4g}' for counts in greys)
-    for number,page in enumerate(pages, 1):
-        title = (f'{_named(page)}: before (left) and after refocusing (right), with the distance from focus before; '
-                 f'greys from {black} to {white} counts; page {number} of {len(pages)}')
-        yield draw_sheet(page, title, greys)
+    for number,page in enumerate(pages, 1): yield draw_sheet(page, _title(page, greys, number, len(pages)), greys)
 
 # %% ../../nbs/71_judge.plate_pictures.ipynb #save_sheet
 _TITLE = 'Fields before and after refocusing, by refocus_nbdev' # Marks our pages
