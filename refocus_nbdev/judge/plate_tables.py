@@ -100,9 +100,9 @@ def _of_file(refocused):
     others = of_planes|{'saturated'}
     return [d for d in refocused.doubts if d.code not in others]
 
-def _remarks(refocused, channel, facts):
-    "Doubts about a channel, and whether its distance differs by place"
-    sparse = [r for r in refocused.remarks if r.code=='sparse']
+def _remarks(image, refocused, channel, facts):
+    "Doubts about a channel, which planes it lacks, and whether its distance differs by place"
+    sparse = sparse_remarks(image, [channel])
     if facts is None: return sparse+[r for r in refocused.remarks if r.code=='constant']
     saturated = saturation_doubts(refocused.saturated.get(channel, 0.))
     return facts.doubts+saturated+sparse+_of_file(refocused)+places_remark([facts.range_um])
@@ -217,7 +217,7 @@ def _row(refocuser, image, result, refocused, half_widths, channel, diameter):
     own = _of_channel(refocused, channel)
     facts = typical_plane(own) if own else None
     plane = _plane_of(_of_channel(image, channel), facts)
-    remarks = _remarks(refocused, channel, facts)
+    remarks = _remarks(image, refocused, channel, facts)
     codes = [r.code for r in remarks]
     row = _place_of(plane, _of_channel(result, channel))
     row |= _focus(refocuser, facts)
