@@ -117,6 +117,7 @@ def _print_summary(jobs, total, out, seconds, remarks):
 # %% ../../nbs/74_cli.plate.ipynb #_write_all
 _NOT_LISTED = ' not in load_data.csv: not done, or without a channel'
 _NO_SHEETS = 'There are no sheets of fields before and after: they need images and results on this machine'
+_NO_MAP = ' on no map: a map needs names of wells such as B02, and not'
 
 def _list_note(rows):
     "A note on fields that the list for CellProfiler lacks"
@@ -124,17 +125,32 @@ def _list_note(rows):
     n,total = fields_left_out(rows)
     if n: yield counted_with_verb(n, total, 'field', 'is', 'are')+_NOT_LISTED
 
+def _map_note(rows):
+    "A note on wells that the maps lack"
+    from refocus_nbdev.judge.plate_pictures import wells_without_place
+    n,total = wells_without_place(rows),len({r['well'] for r in rows})
+    if n: yield f'{counted_with_verb(len(n), total, "well", "is", "are")}{_NO_MAP} {n[0]}'
+
+def _is_of(row, channel):
+    "Is a row about a channel, given by name or by number from 1?"
+    return channel.lower() in (row.get('channel', '').lower(), str(row.get('number', -1)+1))
+
 def _nuclei_note(rows, nuclei_channel):
     "A note if nobody counted nuclei in a channel that the user named"
-    counted_any = any(r.get('nuclei') is not None for r in rows)
-    is_wanted = nuclei_channel and any(r['status']=='done' for r in rows)
-    if is_wanted and not counted_any: yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
+    done = [r for r in rows if r['status']=='done']
+    if not nuclei_channel or not done: return
+    own = [r for r in done if _is_of(r, nuclei_channel) and 'stain' not in r['codes']]
+    if not any(_is_of(r, nuclei_channel) for r in done):
+        yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
+    elif any(r['nuclei'] is None for r in own):
+        yield f'Nuclei were not counted in all fields: run it again without --tables to count nuclei in {nuclei_channel}'
 
-def _written(jobs, out, axes, nuclei_channel):
+# %% ../../nbs/74_cli.plate.ipynb #_written
+def _written(jobs, out, axes, nuclei_channel, rows=rows_of):
     "Write the tables and pictures of a plate; returns where they are, and notes on what they lack"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheets
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
-    place,rows = tables_folder(out),rows_of(jobs)
+    place,rows = tables_folder(out),rows(jobs)
     tables = dict(fields=field_table(rows), wells=well_table(rows))
     with folder_at(place) as folder:
         if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
@@ -144,13 +160,23 @@ def _written(jobs, out, axes, nuclei_channel):
     notes = [note] if note else []
     if 'load_data' in tables: notes += _list_note(rows)
     if any(is_url(r[name]) for r in rows for name in ('source','target')): notes.append(_NO_SHEETS)
-    return dict(tables=str(place), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
+    return dict(tables=str(place), notes=[*notes, *_map_note(rows), *_nuclei_note(rows, nuclei_channel)])
+
+def _some_done(out, jobs):
+    "The rows of jobs; raises `ImageError` if none was ever tried"
+    rows = rows_of(jobs)
+    if any(r['status']!='to do' or r['note'] for r in rows): return rows
+    raise ImageError(f'nothing is done yet in {out}: check the name, or run it without --tables')
 
 def _print_written(written, json=False):
     "Print where tables and pictures are"
     if json: return print(dumps(written))
     for note in written['notes']: print(note)
     print(f'tables and pictures are in {written["tables"]}')
+
+def _print_tables(write, out, json):
+    "Make tables and pictures of what is done, with the function `write`, and print where they are"
+    _print_written(write(rows=partial(_some_done, out)), json)
 
 # %% ../../nbs/74_cli.plate.ipynb #_run
 def _for_programs(jobs, total, out, seconds, remarks):
@@ -262,7 +288,7 @@ def plate(
     nuclei = _nuclei_channel(nuclei_channel, every)
     if dry_run: return _preview(jobs, load, json, out, options)
     write = partial(_written, every, out, axes, nuclei)
-    if tables: return _print_written(write(), json)
+    if tables: return _print_tables(write, out, json)
     _begin(every, source, out, load(), ome_zarr, overwrite)
     if init: return _print_ready(every, out, json)
     do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
