@@ -64,7 +64,7 @@ def _planned(source, out, version, shard, channels):
 def _place_of(j):
     "The place of a field on its plate, in words"
     channel = '' if j.channel is None else f', channel {j.channel}'
-    return f'well {j.field.well}, field {j.field.name}{channel}'
+    return j.field.in_words+channel
 
 def _source_of(j): return str(j.files[0].path)
 
@@ -101,17 +101,27 @@ def _kind_lines(jobs, noun, most=6):
         else: yield f'{counted(n, noun)}, such as {_place_of(first)}: {text}'
     if len(kinds)>most: yield f'and remarks of {counted(len(kinds)-most, "other kind")}; --json tells them all'
 
-def _failures(jobs, most=20):
-    "A sentence on each failure, not too many"
-    failed = [j.note for j in jobs if j.status=='failed']
-    yield from failed[:most]
-    if len(failed)>most: yield f'and {len(failed)-most} more; --json tells them all'
+def _reason(j):
+    "Why a job failed, without the names of its files"
+    reason = j.note
+    for name in (_place_of(j), *(f.path for f in j.field.files), j.target): reason = reason.replace(str(name), '')
+    return reason
+
+def _failures(jobs, noun, most=20):
+    "A sentence on each reason for failures, with the first job as an example; not too many"
+    alike = {}
+    for j in jobs:
+        if j.status=='failed': alike.setdefault(_reason(j), []).append(j.note)
+    for own in [*alike.values()][:most]:
+        n = len(own)-1
+        yield own[0] if n==0 else f'{own[0]} (and {counted(n, f"other {noun}")} for the same reason)'
+    if len(alike)>most: yield f'and {counted(len(alike)-most, "other reason")}; --json tells them all'
 
 def _print_summary(jobs, total, out, seconds, remarks):
     "Print what became of the fields"
     noun = _noun(out)
     for line in [*_kind_lines(jobs, noun), *reading_lines(jobs, noun), *remarks]: print(line)
-    if failures := list(_failures(jobs)): list_failed(failures)
+    if failures := list(_failures(jobs, noun)): list_failed(failures)
     print(f'{counted_of(len(jobs), total, noun)}: {outcome_in_words(jobs, seconds, out, "done before")}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_write_all
