@@ -153,7 +153,7 @@ def _nuclei_note(rows, nuclei_channel):
     if not any(_is_of(r, nuclei_channel) for r in done):
         yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
     elif any(r['nuclei'] is None for r in own):
-        yield f'Nuclei were not counted in all fields: run it again without --tables to count nuclei in {nuclei_channel}'
+        yield f'Some nuclei were not counted: run it again without --tables to count nuclei in {nuclei_channel}'
 
 # %% ../../nbs/74_cli.plate.ipynb #_written
 def _written(jobs, out, axes, nuclei_channel, rows=rows_of):

@@ -68,7 +68,7 @@ def draw_plate_maps(
     draw_wells(below, percent, 100, '% of the fields of a well', crossed, 'Reds')
     return fig
 
-# %% ../../nbs/71_judge.plate_pictures.ipynb #plate_maps
+# %% ../../nbs/71_judge.plate_pictures.ipynb #names_of_files
 _LONGEST = 60 # Letters of a channel or a plate in the name of a file
 
 def _file_name(*parts):
@@ -89,6 +89,7 @@ def _different(names):
         found.append(f'{name}_{number}' if number>1 else name)
     return found if found==names else _different(found)
 
+# %% ../../nbs/71_judge.plate_pictures.ipynb #plate_maps
 _OF_STACKS = 'Distance from focus, before refocusing, of the best plane of a stack'
 
 def _with_stacks(rows):
@@ -154,7 +155,7 @@ class BeforeAfter(NamedTuple):
 def _plane_at(image, at):
     "The plane of a row in an open image"
     for plane in image.planes:
-        if plane.series==at['series'] and plane.index==at['index']: return plane
+        if (plane.series,plane.index)==(at.get('series'),at.get('index')): return plane
     raise ImageError(f'{image.path}: holds other planes than when it was refocused; refocus it again')
 
 _AT = dict(source='at', target='at_result') # A file of a row, and where its plane is in that file
@@ -167,7 +168,7 @@ def _cuts(rows, key, folder, corners, axes=None):
         try:
             with open_image(Path(folder)/path, axes) as image:
                 for i in own:
-                    plane = image.rows(_plane_at(image, rows[i][_AT[key]]))
+                    plane = image.rows(_plane_at(image, rows[i].get(_AT[key], {})))
                     found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), corners.get(i))
         except (ImageError, OSError): continue
     return found

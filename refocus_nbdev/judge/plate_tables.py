@@ -185,7 +185,7 @@ def measured_again(
     remarks = remarks_on_fields(image)+constant
     return Refocused(0, reading, doubts=list(made.doubts), remarks=remarks, planes=planes, saturated=saturated)
 
-# %% ../../nbs/70_judge.plate_tables.ipynb #field_row
+# %% ../../nbs/70_judge.plate_tables.ipynb #places_of_row
 def _plane_of(planes, facts):
     "The plane that some facts are about; one in the middle if there are none"
     if facts is None: return _middle(planes)
@@ -207,6 +207,7 @@ def _place_of(plane, written):
     at_result = dict(series=in_result.series, index=in_result.index)
     return dict(at=at, at_result=at_result, planes=_places(written), t=at.get('t'), z=at.get('z'))
 
+# %% ../../nbs/70_judge.plate_tables.ipynb #field_row
 def _mean_half_width(half_widths, plane):
     "Mean half width of the intervals of a plane, counts"
     rows = half_widths.rows(_same(half_widths.planes, plane))
