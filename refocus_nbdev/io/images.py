@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'KINDS_READ', 'NAME_AXES', 'RESULT_DTYPES', 'MicroscopeImage', 'PngReader', 'open_image',
            'read_image', 'chosen_channels', 'size_of', 'source_of', 'Reading', 'reading_of', 'axes_hint', 'enumerated',
-           'remarks_on_fields', 'check_stored', 'check_finite', 'to_dtype', 'factor_for', 'wider_in_words',
-           'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'clear_names', 'check_original',
-           'as_refocused', 'open_as', 'ImageError']
+           'sparse_remarks', 'remarks_on_fields', 'check_stored', 'check_finite', 'to_dtype', 'factor_for',
+           'wider_in_words', 'copy_image', 'copy_name', 'write_image', 'software_of', 'provenance_in', 'clear_names',
+           'check_original', 'as_refocused', 'open_as', 'ImageError']
 
 # %% ../../nbs/09_io.images.ipynb #imports
 import glob, os, struct
@@ -350,11 +350,20 @@ def enumerated(
     more = f' and {len(names)-most} more' if len(names)>most else ''
     return ', '.join(names[:most])+more
 
-def _sparse_in_words(image):
-    "The planes without pixels, in words; a channel that has none at all counts as one"
+def _sparse_in_words(image, sparse):
+    "Planes without pixels, in words; a channel that has none at all counts as one"
     stored = {p.channel for p in image.planes}
     def words(p): return image.in_words(p) if p.channel in stored else f'channel {image.channels[p.channel]}'
-    return enumerated(list(dict.fromkeys(map(words, image.sparse))))
+    return enumerated(list(dict.fromkeys(map(words, sparse))))
+
+def sparse_remarks(
+    image,         # An open one, from `open_image`
+    channels=None, # Numbers of channels, from 0; None for all
+) -> list[Remark]: # Empty if they have all their planes
+    "A remark on planes without pixels"
+    sparse = [p for p in image.sparse if channels is None or p.channel in channels]
+    if not sparse: return []
+    return [Remark('sparse', image.about_sparse.format(_sparse_in_words(image, sparse)))]
 
 def remarks_on_fields(
     image, # An open one, from `open_image`
@@ -362,8 +371,7 @@ def remarks_on_fields(
     "Remarks on the fields that a file lacks, and on planes without pixels"
     remarks = []
     if image.left_out: remarks.append(Remark('left out', f'without {enumerated([*image.left_out])} (cannot be read)'))
-    if image.sparse: remarks.append(Remark('sparse', image.about_sparse.format(_sparse_in_words(image))))
-    return remarks
+    return remarks+sparse_remarks(image)
 
 def check_stored(
     image,    # An open one, from `open_image`

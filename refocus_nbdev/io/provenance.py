@@ -46,7 +46,9 @@ def refuse(
     raise ImageError(f'{path}: {before}{reasons}: refused, as --strict asks for')
 
 # %% ../../nbs/03_io.provenance.ipynb #is_doubtful
-_NOT_DOUBTFUL = {'unsized','rescaled','defects','no data','places','axes'} # Codes that are no reason to doubt
+_NOT_DOUBTFUL = { # Codes that are no reason to doubt
+    'unsized','rescaled','overruled','sizes differ','axes','all channels','left out','sparse','unlike','constant',
+    'defects','no data','places'}
 
 def is_doubtful(
     codes, # Codes of the remarks about an image

@@ -100,9 +100,9 @@ def _of_file(refocused):
     others = of_planes|{'saturated'}
     return [d for d in refocused.doubts if d.code not in others]
 
-def _remarks(refocused, channel, facts):
-    "Doubts about a channel, and whether its distance differs by place"
-    sparse = [r for r in refocused.remarks if r.code=='sparse']
+def _remarks(image, refocused, channel, facts):
+    "Doubts about a channel, which planes it lacks, and whether its distance differs by place"
+    sparse = sparse_remarks(image, [channel])
     if facts is None: return sparse+[r for r in refocused.remarks if r.code=='constant']
     saturated = saturation_doubts(refocused.saturated.get(channel, 0.))
     return facts.doubts+saturated+sparse+_of_file(refocused)+places_remark([facts.range_um])
@@ -185,7 +185,7 @@ def measured_again(
     remarks = remarks_on_fields(image)+constant
     return Refocused(0, reading, doubts=list(made.doubts), remarks=remarks, planes=planes, saturated=saturated)
 
-# %% ../../nbs/70_judge.plate_tables.ipynb #field_row
+# %% ../../nbs/70_judge.plate_tables.ipynb #places_of_row
 def _plane_of(planes, facts):
     "The plane that some facts are about; one in the middle if there are none"
     if facts is None: return _middle(planes)
@@ -201,10 +201,13 @@ def _of_channel(image, channel):
     return [p for p in image.planes if p.channel==channel]
 
 def _place_of(plane, written):
-    "Where the plane of a row is, and all planes of its channel in the result"
+    "Where the plane of a row is, there and in the result, and where all planes of its channel are in the result"
     at, = _places([plane])
-    return dict(at=at, planes=_places(written), t=at.get('t'), z=at.get('z'))
+    in_result = _same(written, plane)
+    at_result = dict(series=in_result.series, index=in_result.index)
+    return dict(at=at, at_result=at_result, planes=_places(written), t=at.get('t'), z=at.get('z'))
 
+# %% ../../nbs/70_judge.plate_tables.ipynb #field_row
 def _mean_half_width(half_widths, plane):
     "Mean half width of the intervals of a plane, counts"
     rows = half_widths.rows(_same(half_widths.planes, plane))
@@ -215,7 +218,7 @@ def _row(refocuser, image, result, refocused, half_widths, channel, diameter):
     own = _of_channel(refocused, channel)
     facts = typical_plane(own) if own else None
     plane = _plane_of(_of_channel(image, channel), facts)
-    remarks = _remarks(refocused, channel, facts)
+    remarks = _remarks(image, refocused, channel, facts)
     codes = [r.code for r in remarks]
     row = _place_of(plane, _of_channel(result, channel))
     row |= _focus(refocuser, facts)
