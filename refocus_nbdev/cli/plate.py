@@ -78,11 +78,11 @@ def _of_field(facts):
 
 def _noun(out): return 'field' if is_plate_name(out) else 'file'
 
-def _preview(jobs, load, json, out, options):
-    "Print what would be done with each field"
+def _preview(jobs, load, json, out, options, left_out):
+    "Print what would be done with each field; returns the exit code"
     for j in jobs: preview_field(j, load, **options)
     def name(j): return f'{_place_of(j)} ({_source_of(j)})'
-    return print_preview(jobs, json, _of_field(file_facts), name, _noun(out))
+    return print_preview(jobs, json, _of_field(file_facts), name, _noun(out)) or int(bool(left_out))
 
 # %% ../../nbs/74_cli.plate.ipynb #_summary
 def _by_kind(jobs):
@@ -171,12 +171,12 @@ def _print_both(ended, written):
     _print_summary(*ended)
     if facts := written(): _print_written(facts)
 
-def _refocus(jobs, do, refocuser, total, out, written, json, left_out):
+def _refocus(jobs, do, refocuser, every, out, written, json, left_out):
     "Refocus fields with the function `do`, write tables with the function `written`, report; returns the exit code"
     warn_of_model(refocuser)
     seconds = timed(do, jobs, _noun(out))
     remarks = [*refocuser.remarks, *remark_lines(jobs, refocuser, _noun(out)), *left_out]
-    ended = jobs, total, out, seconds, remarks
+    ended = jobs, len(every), out, seconds, remarks
     if json: print(dumps(_for_programs(*ended)|written()))
     else: _print_both(ended, written)
     return exit_code_of(jobs) or int(bool(left_out))
@@ -261,10 +261,10 @@ def plate(
     options |= reading_options(channel, axes, pixel_um)
     every,jobs,left_out = _planned(source, out, ome_zarr, shard, channel)
     nuclei = _nuclei_channel(nuclei_channel, every)
-    if dry_run: return _preview(jobs, load, json, out, options) or int(bool(left_out))
+    if dry_run: return _preview(jobs, load, json, out, options, left_out)
     write = partial(_written, every, out, axes, nuclei)
     if tables: return _print_written(write(), json)
     _begin(every, source, out, load(), ome_zarr, overwrite)
     if init: return _print_ready(every, out, json)
     do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)
-    return _refocus(jobs, do, load(), len(every), out, dict if shard else write, json, left_out)
+    return _refocus(jobs, do, load(), every, out, dict if shard else write, json, left_out)

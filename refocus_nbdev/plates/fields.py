@@ -97,6 +97,8 @@ def _check_wells(files, wells, table):
     more = f' and {len(without)-1} more' if len(without)>1 else ''
     raise UsageError(f'{without[0]}{more}: the name tells no well; leave such files out, or {_remedy(table, "well")}')
 
+
+# %% ../../nbs/36_plates.fields.ipynb #in-field-checks
 def _check_alike(files, table):
     "Raises `UsageError` if the place on an axis is known for some files of a field, but not for others"
     for axis,name in _AXES.items():

@@ -613,6 +613,12 @@ def _is_done_at(job, refocuser, options):
     raise ImageError(f'{job.target}: exists, and was made by another model or with other options; '
                      'choose another address or use --overwrite')
 
+def _note_done_at(job, refocuser, measure, axes):
+    "Write the row of a field that is done on a server, unless it has one"
+    if _has_row(job, _way_of(measure)): return
+    with _staged(job) as local, fetched(job.target) as target:
+        note_field(job, refocuser, measure, axes, replace(local, target=target))
+
 # %% ../../nbs/59_refocus.plates.ipynb #do_field
 def _options_for(job, options):
     "The options for a job: a file of a channel of the plate is refocused as a whole"
@@ -629,12 +635,6 @@ def _take_back(job, local):
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
     moved = [(o.path, f.path) for o,f in zip(local.field.files, job.field.files)]
     for here,there in (*moved, (local.target, job.target)): job.note = job.note.replace(str(here), str(there))
-
-def _note_done_at(job, refocuser, measure, axes):
-    "Write the row of a field that is done on a server, unless it has one"
-    if _has_row(job, _way_of(measure)): return
-    with _staged(job) as local, fetched(job.target) as target:
-        note_field(job, refocuser, measure, axes, replace(local, target=target))
 
 def do_field(
     job,       # A `FieldJob`
