@@ -65,7 +65,7 @@ def _planned(source, out, version, shard, channels):
 def _place_of(j):
     "The place of a field on its plate, in words"
     channel = '' if j.channel is None else f', channel {j.channel}'
-    return f'well {j.field.well}, field {j.field.name}{channel}'
+    return j.field.in_words+channel
 
 def _source_of(j): return str(j.files[0].path)
 
@@ -102,22 +102,33 @@ def _kind_lines(jobs, noun, most=6):
         else: yield f'{counted(n, noun)}, such as {_place_of(first)}: {text}'
     if len(kinds)>most: yield f'and remarks of {counted(len(kinds)-most, "other kind")}; --json tells them all'
 
-def _failures(jobs, most=20):
-    "A sentence on each failure, not too many"
-    failed = [j.note for j in jobs if j.status=='failed']
-    yield from failed[:most]
-    if len(failed)>most: yield f'and {len(failed)-most} more; --json tells them all'
+def _reason(j):
+    "Why a job failed, without the names of its files"
+    reason = j.note
+    for name in (_place_of(j), *(f.path for f in j.field.files), j.target): reason = reason.replace(str(name), '')
+    return reason
+
+def _failures(jobs, noun, most=20):
+    "A sentence on each reason for failures, with the first job as an example; not too many"
+    alike = {}
+    for j in jobs:
+        if j.status=='failed': alike.setdefault(_reason(j), []).append(j.note)
+    for own in [*alike.values()][:most]:
+        n = len(own)-1
+        yield own[0] if n==0 else f'{own[0]} (and {counted(n, f"other {noun}")} for the same reason)'
+    if len(alike)>most: yield f'and {counted(len(alike)-most, "other reason")}; --json tells them all'
 
 def _print_summary(jobs, total, out, seconds, remarks):
     "Print what became of the fields"
     noun = _noun(out)
     for line in [*_kind_lines(jobs, noun), *reading_lines(jobs, noun), *remarks]: print(line)
-    if failures := list(_failures(jobs)): list_failed(failures)
+    if failures := list(_failures(jobs, noun)): list_failed(failures)
     print(f'{counted_of(len(jobs), total, noun)}: {outcome_in_words(jobs, seconds, out, "done before")}')
 
 # %% ../../nbs/74_cli.plate.ipynb #_write_all
 _NOT_LISTED = ' not in load_data.csv: not done, or without a channel'
 _NO_SHEETS = 'There are no sheets of fields before and after: they need images and results on this machine'
+_NO_MAP = ' on no map: a map needs names of wells such as B02, and not'
 
 def _list_note(rows):
     "A note on fields that the list for CellProfiler lacks"
@@ -125,17 +136,32 @@ def _list_note(rows):
     n,total = fields_left_out(rows)
     if n: yield counted_with_verb(n, total, 'field', 'is', 'are')+_NOT_LISTED
 
+def _map_note(rows):
+    "A note on wells that the maps lack"
+    from refocus_nbdev.judge.plate_pictures import wells_without_place
+    n,total = wells_without_place(rows),len({r['well'] for r in rows})
+    if n: yield f'{counted_with_verb(len(n), total, "well", "is", "are")}{_NO_MAP} {n[0]}'
+
+def _is_of(row, channel):
+    "Is a row about a channel, given by name or by number from 1?"
+    return channel.lower() in (row.get('channel', '').lower(), str(row.get('number', -1)+1))
+
 def _nuclei_note(rows, nuclei_channel):
     "A note if nobody counted nuclei in a channel that the user named"
-    counted_any = any(r.get('nuclei') is not None for r in rows)
-    is_wanted = nuclei_channel and any(r['status']=='done' for r in rows)
-    if is_wanted and not counted_any: yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
+    done = [r for r in rows if r['status']=='done']
+    if not nuclei_channel or not done: return
+    own = [r for r in done if _is_of(r, nuclei_channel) and 'stain' not in r['codes']]
+    if not any(_is_of(r, nuclei_channel) for r in done):
+        yield f'No nuclei were counted: no field has a channel {nuclei_channel}'
+    elif any(r['nuclei'] is None for r in own):
+        yield f'Some nuclei were not counted: run it again without --tables to count nuclei in {nuclei_channel}'
 
-def _written(jobs, out, axes, nuclei_channel):
+# %% ../../nbs/74_cli.plate.ipynb #_written
+def _written(jobs, out, axes, nuclei_channel, rows=rows_of):
     "Write the tables and pictures of a plate; returns where they are, and notes on what they lack"
     from refocus_nbdev.judge.plate_pictures import plate_maps, save_sheets
     from refocus_nbdev.judge.plate_tables import field_table, load_data, well_table, write_tables
-    place,rows = tables_folder(out),rows_of(jobs)
+    place,rows = tables_folder(out),rows(jobs)
     tables = dict(fields=field_table(rows), wells=well_table(rows))
     with folder_at(place) as folder:
         if not is_plate_name(out): tables['load_data'] = load_data(rows, folder)
@@ -145,13 +171,23 @@ def _written(jobs, out, axes, nuclei_channel):
     notes = [note] if note else []
     if 'load_data' in tables: notes += _list_note(rows)
     if any(is_url(r[name]) for r in rows for name in ('source','target')): notes.append(_NO_SHEETS)
-    return dict(tables=str(place), notes=[*notes, *_nuclei_note(rows, nuclei_channel)])
+    return dict(tables=str(place), notes=[*notes, *_map_note(rows), *_nuclei_note(rows, nuclei_channel)])
+
+def _some_done(out, jobs):
+    "The rows of jobs; raises `ImageError` if none was ever tried"
+    rows = rows_of(jobs)
+    if any(r['status']!='to do' or r['note'] for r in rows): return rows
+    raise ImageError(f'nothing is done yet in {out}: check the name, or run it without --tables')
 
 def _print_written(written, json=False):
     "Print where tables and pictures are"
     if json: return print(dumps(written))
     for note in written['notes']: print(note)
     print(f'tables and pictures are in {written["tables"]}')
+
+def _print_tables(write, out, json):
+    "Make tables and pictures of what is done, with the function `write`, and print where they are"
+    _print_written(write(rows=partial(_some_done, out)), json)
 
 # %% ../../nbs/74_cli.plate.ipynb #_run
 def _for_programs(jobs, total, out, seconds, remarks):
@@ -263,7 +299,7 @@ def plate(
     nuclei = _nuclei_channel(nuclei_channel, every)
     if dry_run: return _preview(jobs, load, json, out, options, left_out)
     write = partial(_written, every, out, axes, nuclei)
-    if tables: return _print_written(write(), json)
+    if tables: return _print_tables(write, out, json)
     _begin(every, source, out, load(), ome_zarr, overwrite)
     if init: return _print_ready(every, out, json)
     do = _way(scheduler, make, load(), field_minutes, _measure(channel, nuclei, nucleus_um), options)

@@ -59,7 +59,12 @@ class PlateField:
         place = self.place or f'{well_path(self.well)}/{self.name}'
         return '/'.join(_letters_and_digits(part) or '0' for part in place.split('/'))
 
-    def __str__(self): return f'well {self.well}, field {self.name} ({self.files[0].path})'
+    @property
+    def in_words(self):
+        "Its place on the plate"
+        return f'well {self.well}, field {self.name}'
+
+    def __str__(self): return f'{self.in_words} ({self.files[0].path})'
 
 # %% ../../nbs/36_plates.fields.ipynb #fields_among
 def _well(name):

@@ -137,6 +137,12 @@ def _no_row(file, table):
 # %% ../../nbs/57_refocus.jobs.ipynb #of_each
 FAILURES = (ValueError, OSError, MemoryError) # Errors that a file may cause
 
+def _name_before(name, reason):
+    "A name to stand before a reason; for a field of a plate, without its file if the reason names one of its files"
+    files = getattr(name, 'files', ())
+    is_named = any(str(f.path) in reason for f in files)
+    return name.in_words if is_named else str(name)
+
 def failure_of(
     error,  # The exception
     *names, # Files that it may be about; the message names the first if the error names none
@@ -145,7 +151,7 @@ def failure_of(
     if not isinstance(error, FAILURES):
         return f'{names[0]}: {type(error).__name__}: {error}; that should not happen: please report it, with the file'
     reason = str(error) or ('out of memory' if isinstance(error, MemoryError) else type(error).__name__)
-    return reason if any(str(n) in reason for n in names) else f'{names[0]}: {reason}'
+    return reason if any(str(n) in reason for n in names) else f'{_name_before(names[0], reason)}: {reason}'
 
 def of_each(
     f,          # Function of an item
