@@ -424,18 +424,18 @@ def _has_rows(scheme, stems):
 
 
 # %% ../../nbs/30_plates.names.ipynb #named_wells-def
-def _fits(scheme, stems):
-    "Does a scheme fit nine of ten names?"
+def _fits(scheme, stems, most):
+    "Does a scheme fit all names but at most so many, and are its wells wells?"
     others = (stem for stem in stems if not _PATTERNS[scheme.name].search(stem))
-    too_many = next(islice(others, len(stems)//10, None), None)
-    return too_many is None
+    too_many = next(islice(others, most, None), None)
+    return too_many is None and _has_rows(scheme, stems)
 
 def naming_scheme(
     files, # Paths
 ) -> Scheme|None: # None if no scheme fits nearly all files
     "The scheme by which files are named"
     stems = [_path_stem(f) for f in files]
-    return next((o for o in SCHEMES if stems and _fits(o, stems) and _has_rows(o, stems)), None)
+    return next((o for o in SCHEMES if stems and _fits(o, stems, len(stems)//10)), None)
 
 def _by_scheme(scheme, files): return [_read_by(scheme, _path_stem(f)) or ImageName() for f in files]
 
@@ -484,7 +484,7 @@ def _readings(files):
     yield _by_names(files)
     stems = [_path_stem(f) for f in files]
     for scheme in SCHEMES:
-        if _has_rows(scheme, stems): yield _by_scheme(scheme, files)
+        if _fits(scheme, stems, len(stems)//2): yield _by_scheme(scheme, files)
     yield _by_comparison(files, _shared_wells(files))
 
 def _on_plate(files):
