@@ -47,7 +47,8 @@ def _end_of_scale(um):
 def _in_words(wells):
     "How many wells and fields a table is about"
     sums = wells[['fields','done','failed']].sum()
-    return f'{len(wells)} wells; {sums.done} of {sums.fields} fields refocused, {sums.failed} failed'
+    named = '1 well' if len(wells)==1 else f'{len(wells)} wells'
+    return f'{named}; {sums.done} of {sums.fields} fields refocused, {sums.failed} failed'
 
 def draw_plate_maps(
     wells:pd.DataFrame, # From `well_table`, of one channel of one plate
