@@ -271,7 +271,7 @@ def plate(
     strict:bool=False, # Refuse doubtful images and results, instead of only warning; also refuse unknown pixel sizes
     nuclei_channel:str='', # Channel in which to count nuclei, by name or number; none for no counts; else names tell
     nucleus_um:float=12.9, # Diameter of a typical nucleus, um
-    scheduler:str='', # Do the fields on a Dask cluster: local:4 for four processes here, or an address: tcp://host:8786
+    scheduler:str='', # Compute on a Dask cluster: its address, tcp://host:8786; or local:4, four processes here
     field_minutes:float=0, # With --scheduler, time limit for a field, minutes; none if 0
     init:bool=False, # Only write what all fields share; then several machines can start
     shard:str='', # Do only a share of the fields, such as 2/8 for the second of eight shards

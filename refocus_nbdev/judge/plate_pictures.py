@@ -326,7 +326,7 @@ _IN_RED = '; fields named in red are doubtful'
 
 def _title(pairs, greys, number, count):
     "The title of a page"
-    black,white = (f'{counts:.4g}' for counts in greys)
+    black,white = (f'{counts:.0f}' if counts>=10 else f'{counts:.3g}' for counts in greys)
     in_red = _IN_RED if any(is_doubtful(p.row['codes']) for p in pairs) else ''
     page = f'; page {number} of {count}' if count>1 else ''
     return f'{_named(pairs)}: {_EXPLAINED}{in_red}; greys from {black} to {white} counts{page}'
