@@ -97,7 +97,7 @@ def killed(model, count):
             kept = [p for p in before if p.rpartition('/')[0] and files_in(out).get(p)!=before[p]]
             before = {p: t for p,t in files_in(out).items() if p.count('/')>=3 and '.partial' not in p}
             rows.append(dict(run=len(rows)+1, ended='killed' if share<1 else 'by itself', fields_complete=len(fields_in(out)),
-                             files_changed_of_earlier_fields=len(kept), seconds=round(seconds,1)))
+                             files_changed_of_earlier_fields=len(kept), seconds=round(seconds,1), gigabytes=round(run.most/1e9, 2)))
             print(rows[-1], flush=True)
         left = [p for p in files_in(out) if '.partial' in p]
         print(f'{len(left)} temporary files left; {run.said.splitlines()[-1]}')
