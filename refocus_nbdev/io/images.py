@@ -373,6 +373,7 @@ def remarks_on_fields(
     if image.left_out: remarks.append(Remark('left out', f'without {enumerated([*image.left_out])} (cannot be read)'))
     return remarks+sparse_remarks(image)
 
+# %% ../../nbs/09_io.images.ipynb #check_stored
 def check_stored(
     image,    # An open one, from `open_image`
     channels, # Names, or numbers from 1, of chosen channels; None for all

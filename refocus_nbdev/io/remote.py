@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from fastcore.basics import noop
 from .disk import atomically
 from .planes import ImageError, reading
+from .hcs import GROUP_FILES
 from .images import IMAGE_SUFFIXES, KINDS_READ
 from .tables import Url
 
@@ -438,8 +439,6 @@ def fetched(
         with _named(local, source): yield local
 
 # %% ../../nbs/13_io.remote.ipynb #fetch_plate
-_OF_GROUPS = 'zarr.json', '.zattrs', '.zgroup' # Files with the metadata of a group; of version 2, the marker goes last
-
 def _names_in(url):
     "What lies in a folder on a server, as `names_at`; nothing if it is not there, or if the server lists no folders"
     if url.is_web: return [],[]
@@ -455,12 +454,12 @@ def _fetch_plate(url, folder):
     "Copy the metadata of a plate, and the names in its root; there may be none"
     rows,names = _names_in(url)
     for name in rows: _inside(folder, name).mkdir(parents=True)
-    own = [name for name in _OF_GROUPS if _downloaded(url/name, folder/name)]
+    own = [name for name in GROUP_FILES if _downloaded(url/name, folder/name)]
     for name in {*names}-{*own}: _inside(folder, name).touch()
     if not own: return
     wells = _wells_at(url, rows, ome_attributes(partial(_local_json, folder)))
     groups = {str(well).partition('/')[0] for well in wells} | wells
-    keys = [f'{group}/{name}' for group in groups for name in (own if 'zarr.json' in own else _OF_GROUPS[1:])]
+    keys = [f'{group}/{name}' for group in groups for name in (own if 'zarr.json' in own else GROUP_FILES[1:])]
     _each(lambda key: _downloaded(url/key, _inside(folder, key)), keys)
 
 
@@ -607,7 +606,7 @@ def _is_updated(url, change):
         before = _texts_in(local)
         change(local)
         changed = [key for key,text in _texts_in(local).items() if before.get(key)!=text]
-        for key in _OF_GROUPS:
+        for key in GROUP_FILES:
             if key in changed: _upload(local/key, url/key)
         _each(lambda key: _upload(local/key, url/key), [key for key in changed if '/' in key])
     return bool(changed)

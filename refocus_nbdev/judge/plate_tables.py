@@ -382,6 +382,7 @@ def channels_in(
         if 'channel' in r: numbers.setdefault(r['channel'], r.get('number', 0))
     return sorted(numbers, key=numbers.get)
 
+# %% ../../nbs/70_judge.plate_tables.ipynb #status-of-wells
 _WORST_FIRST = 'failed', 'to do', 'done'
 
 def _of_field(rows, channel):

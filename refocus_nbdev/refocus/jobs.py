@@ -215,6 +215,7 @@ def run_job(
     _free_memory()
     return job
 
+# %% ../../nbs/57_refocus.jobs.ipynb #in_folders
 def _free_memory():
     "Return memory that nobody uses to the system, where the C library is that of Linux"
     with suppress(OSError, AttributeError): CDLL('libc.so.6').malloc_trim(0)
@@ -319,12 +320,13 @@ LARGE_BYTES = 64e6 # Size from which a file or Zarr is processed alone, bytes
 
 def is_large(
     job, # A `Job`
+    least=LARGE_BYTES, # Size from which it is large, bytes
 ) -> bool:
     "Is a file or Zarr so large that it is processed alone? Files on servers are, too: only one is here at a time"
     paths = [f.path for f in job.source.files] if hasattr(job.source, 'files') else [job.source]
     if any(isinstance(path, Url) for path in paths): return True
     files = (f for path in paths for f in (path.rglob('*') if path.is_dir() else [path]))
-    try: return any(n>=LARGE_BYTES for n in itertools.accumulate(f.stat().st_size for f in files))
+    try: return any(n>=least for n in itertools.accumulate(f.stat().st_size for f in files))
     except OSError: return False
 
 def run_jobs(

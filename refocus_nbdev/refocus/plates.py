@@ -74,13 +74,13 @@ def channel(self:FieldJob):
     return None if self.number is None else self.channels[self.number]
 
 # %% ../../nbs/59_refocus.plates.ipynb #note_channels
-def _channel_name(key, path):
-    "The name of a channel: its key, or the name that a file gives to its only channel if the key is only a number"
-    if not key.isdecimal() or isinstance(path, Url): return key
+def _only_channel(path):
+    "The name that a file gives to its only channel, in a list; empty if there are several, or if it is not here"
+    if isinstance(path, Url): return []
     try:
         with open_image(path) as image: names = image.channels
-    except ImageError: return key
-    return names[0] if len(names)==1 and not names[0].isdecimal() else key
+    except ImageError: return []
+    return names if len(names)==1 else []
 
 def _note_planes(jobs, axis):
     "Note in each job the number of its plane, or of its time point, if names of files tell several"
@@ -94,9 +94,7 @@ def _note_channels(jobs):
     example = {}
     for j in jobs: example.setdefault(j.files[0].channel, j.source)
     keys = sorted(example.keys()-{None}, key=natural_key)
-    names = [_channel_name(key, example[key]) for key in keys]
-    is_distinct = len({name.lower() for name in names})==len(names)
-    names = tuple(clear_names(names if is_distinct else keys))
+    names = tuple(clear_names(names_of_channels(keys, lambda key: _only_channel(example[key]))))
     for j in jobs:
         key = j.files[0].channel
         if key is not None: j.channels,j.number = names,keys.index(key)
@@ -347,7 +345,6 @@ def share_of(
 
 # %% ../../nbs/59_refocus.plates.ipynb #copy_frame
 _CONSOLIDATED = '.zmetadata' # A copy of all metadata in one file, which tells of arrays that may be missing
-_OF_GROUPS = 'zarr.json','.zattrs','.zgroup'
 
 def _leads_up(path):
     "Is a folder a link to one of the folders around it?"
@@ -369,7 +366,7 @@ def _frame_files(source, fields):
 def _copy_frame(source, out, fields, groups):
     "Copy all files of a Zarr but those of its images, and of groups that are there; returns the images left out"
     files,images = _frame_files(source, fields)
-    begun = {source/group/name for group in groups for name in _OF_GROUPS}
+    begun = {source/group/name for group in groups for name in GROUP_FILES}
     for file in files:
         if file not in begun: _put_into(out, file.relative_to(source), file.read_bytes())
     return images
@@ -700,10 +697,11 @@ def _begun(load, sha256, seen, threads):
     return refocuser,Lock()
 
 _HUGE = 64e6 # Pixels of a plane from which on all workers share its tiles
+_MOST_PACKED = 64 # Pixels in a byte of a file; smaller files are not opened to look for a huge plane
 
 def _is_huge(job, axes):
     "Does a field have a plane for all workers? Not on a server, and not if it cannot be read"
-    if _is_remote(job): return False
+    if _is_remote(job) or not is_large(job, _HUGE/_MOST_PACKED): return False
     try:
         with open_image(job.source, axes) as image: return any(p.size>=_HUGE for p in image.planes)
     except Exception: return False
