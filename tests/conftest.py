@@ -1,20 +1,11 @@
 import os, signal, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
-
-PROCESSES = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 1)) # That run tests at the same time
-os.environ.setdefault('OMP_NUM_THREADS', str(max((os.cpu_count() or 1)//PROCESSES, 1))) # PyTorch reads it when it is imported
-
 import numpy as np, pytest, tifffile
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT/'data'/'sample'
 ENV = {**os.environ, 'PYTHONPATH':str(ROOT), 'COLUMNS':'200'}
-
-def pytest_collection_modifyitems(items):
-    "The tests of a file share fixtures, so that one process does them; notebooks share nothing"
-    for item in items:
-        if item.path.name!='test_notebooks.py': item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 class Said(NamedTuple):
     code: int
