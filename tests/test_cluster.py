@@ -4,7 +4,11 @@ from threading import Thread
 import numpy as np, pytest, tifffile
 from conftest import ENV, SAMPLE, contents
 from refocus_nbdev.io.images import open_image
+from refocus_nbdev.refocus.plan import *
+from refocus_nbdev.refocus.frames import *
+from refocus_nbdev.refocus.rows import *
 from refocus_nbdev.refocus.plates import *
+from refocus_nbdev.refocus.workers import *
 
 MODEL = ['--model', 'nuclei-fast', '--device', 'cpu', '--shard', '1/1'] # A shard makes no pictures
 FIELDS = 10
@@ -141,8 +145,8 @@ def test_a_full_disk(plate, whole, cluster, tmp_path):
 def shared(folder):
     "A change of a `Refocuser`: while a file is there, all fields are huge, and a worker kills itself while it computes a part of one, once in all"
     def change(refocuser):
-        import refocus_nbdev.refocus.plates as plates
-        plates._is_huge = lambda job, axes: (folder/'huge').exists()
+        import refocus_nbdev.refocus.workers as workers
+        workers._is_huge = lambda job, axes: (folder/'huge').exists()
         usual = refocuser.computed
         def troubled(*args, **kwargs):
             if (folder/'huge').exists() and not (folder/'died').exists():

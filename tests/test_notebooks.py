@@ -4,7 +4,7 @@ import nbformat, pytest
 from nbclient import NotebookClient
 from conftest import ROOT
 
-LONG = '44_learn.losses', # Their slow cells train networks for many minutes, so that only `nbdev_test` runs them, without these cells
+LONG = '37_learn.losses', # Their slow cells train networks for many minutes, so that only `nbdev_test` runs them, without these cells
 CLOSED = 'http://127.0.0.1:9' # Where nobody listens: what asks for the network fails at once
 
 def has_slow_cells(path): return any(re.match(r'#\s*\|\s*slow', c.source) for c in nbformat.read(path, as_version=4).cells)

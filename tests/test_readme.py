@@ -11,7 +11,7 @@ def picture(): return new_output('display_data', data={'image/png':base64.b64enc
 @pytest.fixture
 def root(tmp_path):
     cells = [
-        new_markdown_cell('# Title\n\n![a](figures/a.png) [map](32_plates.simulate.ipynb) [licence](../LICENSE) [out](https://example.org/x) [here](#title)'),
+        new_markdown_cell('# Title\n\n![a](figures/a.png) [map](27_plates.simulate.ipynb) [licence](../LICENSE) [out](https://example.org/x) [here](#title)'),
         new_code_cell('#| hide\nsecret = 1', outputs=[new_output('stream', text='hidden\n')]),
         new_code_cell('#| eval: false\n1+1', outputs=[new_output('execute_result', data={'text/plain':'2'})]),
         new_code_cell('#| echo: false\ndraw()', id='before-after', outputs=[picture(), picture()])]
@@ -27,7 +27,7 @@ def test_hidden_cells_are_not(root):
     for word in ('secret', 'hidden', 'draw()', '#|', '<Figure>'): assert word not in text(root)
 
 def test_links_work_from_the_root(root):
-    assert '(nbs/figures/a.png) [map](nbs/32_plates.simulate.ipynb) [licence](LICENSE) [out](https://example.org/x) [here](#title)' in text(root)
+    assert '(nbs/figures/a.png) [map](nbs/27_plates.simulate.ipynb) [licence](LICENSE) [out](https://example.org/x) [here](#title)' in text(root)
 
 def test_pictures_are_files_named_after_their_cell(root):
     figures = readme.render(root/'nbs'/'index.ipynb')[1]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MARKERS', 'RemoteError', 'NotThere', 'check_scheme', 'size_at', 'exists_at', 'read_text', 'names_at', 'walk_at',
            'fixed_part_at', 'matches_at', 'is_zarr_at', 'is_folder_at', 'attributes_of', 'ome_attributes', 'json_at',
-           'fetch', 'about_at', 'fetched', 'fetched_plate', 'marker_of', 'check_writable_at', 'put', 'text_at',
-           'write_text', 'remove_file', 'folder_at', 'update_plate_at']
+           'fetch', 'about_at', 'fetched', 'fetched_plate', 'version_at', 'marker_of', 'check_writable_at', 'put',
+           'text_at', 'write_text', 'remove_file', 'folder_at', 'update_plate_at']
 
 # %% ../../nbs/13_io.remote.ipynb #imports
 import errno, json, math, tempfile, time
@@ -16,9 +16,9 @@ from functools import cache, partial
 from itertools import product, takewhile
 from pathlib import Path, PurePosixPath
 from fastcore.basics import noop
-from .disk import atomically
+from .disk import atomically, check_writable
 from .planes import ImageError, reading
-from .hcs import GROUP_FILES
+from .hcs import GROUP_FILES, version_of
 from .images import IMAGE_SUFFIXES, KINDS_READ
 from .tables import Url
 
@@ -466,14 +466,24 @@ def _fetch_plate(url, folder):
 # %% ../../nbs/13_io.remote.ipynb #fetched_plate
 @contextmanager
 def fetched_plate(
-    url:Url, # The address of an OME-Zarr plate
-):           # Yields a local folder with the name of the plate; it is missing or empty if there is no plate
-    "A local copy of the metadata of a plate, of its rows and wells, which is removed in the end; raises `RemoteError`"
+    plate, # An OME-Zarr plate, here or on a server
+):         # Yields a local folder with the name of the plate; it is missing or empty if there is no plate
+    """The plate itself, or a local copy of the metadata of the plate, its rows and wells, which is removed in the end;
+    raises `RemoteError`"""
+    if not isinstance(plate, Url):
+        yield Path(plate)
+        return
     with tempfile.TemporaryDirectory(prefix='refocus-') as folder:
-        local = Path(folder)/(url.name or 'plate')
-        _fetch_plate(url, local)
-        with _named(local, url): yield local
+        local = Path(folder)/(plate.name or 'plate')
+        _fetch_plate(plate, local)
+        with _named(local, plate): yield local
 
+def version_at(
+    plate, # An OME-Zarr plate, here or on a server
+) -> str:
+    "The version of its metadata: 0.4 or 0.5"
+    if not isinstance(plate, Url): return version_of(plate)
+    return '0.5' if exists_at(plate/'zarr.json') else '0.4'
 
 # %% ../../nbs/13_io.remote.ipynb #marker_of
 def marker_of(
@@ -520,11 +530,13 @@ def _clear(folder, url):
 _NO_WRITING = 'web servers take no results; give a local folder, or a bucket such as s3://bucket/folder'
 
 def check_writable_at(
-    url:Url, # The address of a folder for results
+    path, # Where a file is to go, here or on a server
+    error=ImageError, # Class of the error for a path on this machine
 ):
-    "Raises `RemoteError` for an address to which nothing can be written, or whose package is missing"
-    if url.is_web: raise RemoteError(f'{url}: {_NO_WRITING}')
-    check_scheme(url)
+    "Raises an error if a file cannot be written; `RemoteError` if a server takes none, or if its package is missing"
+    if not isinstance(path, Url): return check_writable(path, error)
+    if path.is_web: raise RemoteError(f'{path}: {_NO_WRITING}')
+    check_scheme(path)
 
 def put(
     source,  # A file, or the folder of an OME-Zarr image, on this machine

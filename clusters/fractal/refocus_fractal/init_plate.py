@@ -3,7 +3,9 @@ import re
 from pathlib import Path
 from pydantic import validate_call
 from refocus_nbdev.cli.app import load_refocuser
-from refocus_nbdev.refocus.plates import plan_plate, start_plate, version_of
+from refocus_nbdev.io.hcs import version_of
+from refocus_nbdev.refocus.plan import plan_plate
+from refocus_nbdev.refocus.frames import start_plate
 
 def _new_name(plate):
     "Such as screen_refocused.ome.zarr for screen.ome.zarr"

@@ -4,7 +4,8 @@ from pydantic import BaseModel, validate_call
 from refocus_nbdev.cli.app import load_refocuser
 from refocus_nbdev.judge.plate_tables import field_rows
 from refocus_nbdev.plates.fields import FieldFile, PlateField
-from refocus_nbdev.refocus.plates import FieldJob, run_fields
+from refocus_nbdev.refocus.fieldjobs import FieldJob
+from refocus_nbdev.refocus.plates import run_fields
 
 class InitArgs(BaseModel):
     """What `init_plate` tells about a field
