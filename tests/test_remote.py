@@ -2,7 +2,7 @@
 import http.server, io, json, shutil, socket, threading
 from functools import partial
 from pathlib import Path
-import pandas as pd, pytest
+import pandas as pd, pytest, tifffile
 from conftest import contents
 from refocus_nbdev.io import remote
 from refocus_nbdev.io.disk import file_hash
@@ -245,3 +245,30 @@ def test_a_plate_goes_from_bucket_to_bucket(bucket, web, blurred, refocus, tempo
     table = remote.text_at(bucket/'out_tables/fields.csv')
     assert f'{bucket}/plate.zarr/A/1/0' in table and table.count(',done,')==3 and 'to do' not in table, table
     assert not (tmp_path/'out_tables').exists() and not (elsewhere/'out_tables').exists() and not [*temporary.iterdir()]
+
+def test_a_plate_of_files_comes_from_servers(bucket, web, blurred, refocus, temporary, tmp_path, monkeypatch):
+    "Files in a bucket, or those on a web server that a list names, become a folder or an OME-Zarr plate as files on this machine do"
+    root,served = web
+    here = tmp_path/'plate'
+    here.mkdir()
+    for name in ('B02_s1_w1', 'B02_s1_w2', 'B03_s1_w1', 'B03_s1_w2'): tifffile.imwrite(here/f'{name}.tif', blurred[:64,:64])
+    for file in here.iterdir():
+        remote.put(file, bucket/'plate'/file.name)
+        shutil.copy(file, served)
+    (tmp_path/'list.csv').write_text('file,Metadata_Well,Metadata_Channel\n'+''.join(f'{root}/{f.name},{f.name[:3]},{f.name[-5]}\n' for f in here.iterdir()))
+    monkeypatch.chdir(tmp_path)
+    fast = '--model', 'nuclei-fast', '--pixel-um', '0.645'
+    for source,name in ((here, 'here'), (f'{bucket}/plate', 'bucket'), (f'{bucket}/plate/B0*.tif', 'glob'), ('list.csv', 'web')):
+        for out in (f'{name}_out', f'{name}.zarr'):
+            said = refocus('plate', source, out, *fast)
+            assert said.code==0 and '0 done before, 0 failed' in said.text, said.text
+        def pixels(path): return {k: v for k,v in contents(tmp_path/path).items() if '/c/' in k or k.endswith('.tif')}
+        def tiffs(path): return {f.name: tifffile.imread(f).tobytes() for f in (tmp_path/path).glob('*.tif')}
+        assert tiffs(f'{name}_out')==tiffs('here_out') and len(tiffs('here_out'))==4
+        chunks = {k: v for k,v in contents(tmp_path/f'{name}.zarr').items() if '/c/' in k}
+        assert chunks=={k: v for k,v in contents(tmp_path/'here.zarr').items() if '/c/' in k} and chunks
+    table = pd.read_csv(tmp_path/'glob_tables/fields.csv')
+    assert set(table.status)=={'done'} and all(table.source.str.startswith(f'{bucket}/plate/')), table
+    said = refocus('plate', f'{bucket}/plate', 'bucket.zarr', *fast)
+    assert said.code==0 and '2 done before' in said.text, said.text
+    assert not [*temporary.iterdir()]

@@ -19,7 +19,7 @@ from ..io.planes import *
 from ..io.hcs import *
 from ..io.images import *
 from ..io.provenance import is_ours
-from ..io.tables import Listed, Url, UsageError, list_remedy
+from ..io.tables import Listed, UsageError, given_path, list_remedy
 from .names import *
 
 # %% ../../nbs/31_plates.fields.ipynb #well_path
@@ -76,7 +76,7 @@ def _placed(file, name, listed, plate):
     "The plate, the well and the site of a file, and the `FieldFile`; a list goes before a name"
     field = listed.plate or plate, _well(listed.well or name.well), listed.site or name.site or '0'
     z = int(listed.z) if listed.z.isdecimal() else listed.z or name.z
-    return field, FieldFile(Path(file), listed.channel or name.channel, z, listed.t or name.t)
+    return field, FieldFile(given_path(file), listed.channel or name.channel, z, listed.t or name.t)
 
 # %% ../../nbs/31_plates.fields.ipynb #fields_among-checks
 _BY_LIST = ('give a CSV file with the columns file, Metadata_Well, Metadata_Site and Metadata_Channel, '
@@ -88,20 +88,12 @@ def _remedy(table, *names):
 _AXES = dict(T='t', C='channel', Z='z') # The axes of a field, and what tells the place of a `FieldFile` on each
 _IN_WORDS = dict(T='time', C='channel', Z='plane')
 
-def _check_here(files):
-    "Raises `UsageError` if files lie on servers"
-    first = next((f for f in files if isinstance(f, Url)), None)
-    if not first: return
-    raise UsageError(f'{first}: lies on a server, and so may only a plate in OME-Zarr; '
-                     'copy the files of the plate to this machine first')
-
 def _check_wells(files, wells, table):
     "Raises `UsageError` if names tell no well"
     without = [f for f,well in zip(files, wells) if not well]
     if not without: return
     more = f' and {len(without)-1} more' if len(without)>1 else ''
     raise UsageError(f'{without[0]}{more}: the name tells no well; leave such files out, or {_remedy(table, "well")}')
-
 
 # %% ../../nbs/31_plates.fields.ipynb #in-field-checks
 def _check_alike(files, table):
@@ -145,7 +137,6 @@ def fields_among(
 ) -> list[PlateField]: # In the order of the plate
     """The fields of a plate; raises `UsageError` if nothing tells the well of a file, if two files have the same place,
     or if nothing tells the channel, plane or time of some files of a field"""
-    _check_here(files)
     names,of_list = names_on_plate(files),_of_list(files, listed)
     _check_wells(files, [given.well or name.well for given,name in zip(of_list, names)], table)
     found = {}

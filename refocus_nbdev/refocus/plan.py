@@ -10,7 +10,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from ..io.hcs import *
-from ..io.images import copy_name, enumerated
+from ..io.images import IMAGE_SUFFIXES, copy_name, enumerated
 from ..io.ngff import is_zarr
 from ..io.tables import Url, UsageError, given_path
 from ..io.remote import *
@@ -39,12 +39,21 @@ def _zarr_fields(source):
     for well,paths in wells.items():
         for path in paths: yield PlateField(well, path.rpartition('/')[2], (FieldFile(source/path),), name, path)
 
+def _folder_at(url):
+    "The folder of an address, before any wildcard"
+    fixed = fixed_part_at(url)
+    return fixed.parent if fixed.suffix.lower() in IMAGE_SUFFIXES else fixed
+
+def _folder_here(path):
+    "The folder of a path, before any wildcard"
+    fixed = Path(os.path.abspath(fixed_part(path)))
+    return fixed.parent if fixed.is_file() else fixed
+
 def _name_of_files(source):
     "The name of a plate in files: that of its list, or of the folder before any wildcard"
     path = given_path(source)
     if path.suffix.lower()=='.csv': return path.stem
-    folder = Path(os.path.abspath(fixed_part(path)))
-    return folder.parent.name if folder.is_file() else folder.name
+    return (_folder_at(path) if isinstance(path, Url) else _folder_here(path)).name or 'plate'
 
 def _file_fields(source, found):
     "The fields of a plate in folders, or in a list"
@@ -68,7 +77,7 @@ def with_wells(
     found:Found, # What the source names
 ) -> tuple[Found, list[str]]: # The same without some files, and sentences about them
     "Leave out the files whose well nothing tells, unless they are most of the files"
-    if is_plate(source) or isinstance(given_path(source), Url): return found,[]
+    if is_plate(source): return found,[]
     without,remedy = files_without_well(found.files, listed_places([source]), _list_in(source))
     if not without: return found,[]
     images = {f: place for f,place in found.images.items() if f not in set(without)}
@@ -122,8 +131,6 @@ def result_places(
     return [] if isinstance(given_path(out), Url) else [Path(out), tables_folder(out)]
 
 # %% ../../nbs/51_refocus.plan.ipynb #jobs_of
-_ONLY_ZARR = 'from servers, plates are read in OME-Zarr only; copy the files to this machine first'
-
 def _jobs_of_zarr(source, out, version):
     "The jobs of an OME-Zarr plate"
     if not is_plate_name(out): raise UsageError(f'{out}: {_NO_FOLDER}')
@@ -134,7 +141,6 @@ def _jobs_of_zarr(source, out, version):
 
 def _jobs_of_files(source, out, version, found):
     "The jobs of a plate in files"
-    if isinstance(given_path(source), Url): raise UsageError(f'{source}: {_ONLY_ZARR}')
     found = found or search([source], True, apart=result_places(out))
     fields = _file_fields(source, found)
     if is_plate_name(out):

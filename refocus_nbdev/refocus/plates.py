@@ -30,7 +30,7 @@ def _staged(job):
         return
     is_whole = isinstance(job.source, PlateField)
     with ExitStack() as stack:
-        files = tuple(f._replace(path=stack.enter_context(fetched(f.path))) for f in job.field.files)
+        files = tuple(f._replace(path=stack.enter_context(fetched(f.path))) for f in job.files)
         field = replace(job.source if is_whole else job.field, files=files)
         target = job.target
         if isinstance(target, Url): target = Path(stack.enter_context(TemporaryDirectory(prefix='refocus-')))/'field'
@@ -73,7 +73,7 @@ def _deliver(job, local):
 def _take_back(job, local):
     "Note in a job what became of its copy"
     for name in ('status','note','reading','result','doubts'): setattr(job, name, getattr(local, name))
-    moved = [(o.path, f.path) for o,f in zip(local.field.files, job.field.files)]
+    moved = [(o.path, f.path) for o,f in zip(local.field.files, job.files)]
     for here,there in (*moved, (local.target, job.target)): job.note = job.note.replace(str(here), str(there))
 
 def do_field(

@@ -104,8 +104,7 @@ def check_rows(
 # %% ../../nbs/53_refocus.rows.ipynb #note_field
 def _originals(job, local):
     "Where the files of a job were, by their paths on this machine"
-    pairs = zip(local.field.files, job.field.files)
-    return {_full(here.path): _full(there.path) for here,there in pairs}
+    return {_full(here.path): _full(there.path) for here,there in zip(local.files, job.files)}
 
 def _keeps_row(job, measure):
     "Does a job that has ended keep the row of an earlier result?"
