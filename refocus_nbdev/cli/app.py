@@ -177,7 +177,16 @@ def _disk_warnings_printed():
 
 # %% ../../nbs/69_cli.app.ipynb #_Command
 class _Command(TyperCommand):
-    "A command that lists `--help` among its last options"
+    "A command that lists `--help` among its last options, and names one argument that is too many"
+    def parse_args(self, ctx, args):
+        ctx.allow_extra_args = True
+        extra = super().parse_args(ctx, args)
+        if extra:
+            wanted = ' and '.join(p.name for p in self.params if p.param_type_name=='argument') or 'no arguments'
+            ctx.fail(f'{self.name} takes {wanted}, and {len(extra)} more were given, such as {extra[0]}; '
+                     'put quotes around names with an asterisk or a space')
+        return extra
+
     def get_help_option(self, ctx):
         option = super().get_help_option(ctx)
         if option: option.rich_help_panel = _REST
