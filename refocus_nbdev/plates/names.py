@@ -11,6 +11,7 @@ __all__ = ['PLATE_WELLS', 'BBBC006_PLANES', 'BBBC006_FOCUS_Z', 'BBBC006_STEP_UM'
 # %% ../../nbs/25_plates.names.ipynb #imports
 import re
 from collections import Counter, defaultdict
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -492,9 +493,14 @@ def _on_plate(files):
     def tells_half(names): return 2*sum(name.well is not None for name in names)>=len(names)
     return next(filter(tells_half, _readings(files)), None) or _by_names(files)
 
+@lru_cache(1)
+def _names_on_plate(files):
+    "As `names_on_plate`, for a tuple; kept, because a plan asks twice about the same files"
+    return _known_or(files, _on_plate)
+
 def names_on_plate(
     files, # Paths of files that lie on a plate; their names are compared with each other
 ) -> list[ImageName]: # One for each file
     "What the names of the files of a plate tell; all files may lie in one well, and some may be called otherwise"
-    return _known_or(files, _on_plate)
+    return list(_names_on_plate(tuple(files)))
 
