@@ -1,4 +1,5 @@
 import json, os, shutil, signal, subprocess, sys, time
+from functools import partial
 from types import SimpleNamespace
 import numpy as np, pytest, tifffile
 from PIL import Image
@@ -398,7 +399,8 @@ def test_only_large_files_have_the_memory_to_themselves(folder, tmp_path, monkey
     from refocus_nbdev.refocus import jobs as batches
     small_zarr(folder/'a.zarr', np.zeros((40,40), np.uint16))
     shutil.copy(folder/'field0.tif', folder/'field2.tif')
-    monkeypatch.setattr(batches, 'LARGE_BYTES', 1+(folder/'field0.tif').stat().st_size)
+    least = 1+(folder/'field0.tif').stat().st_size
+    monkeypatch.setattr(batches, 'is_large', partial(batches.is_large, least=least))
     tifffile.imwrite(folder/'large.tif', np.zeros((200,200), np.uint16))
     running,most = [],{}
     def run_job(job, *args, **kwargs):
