@@ -4,6 +4,7 @@ from threading import Thread
 import numpy as np, pytest, tifffile
 from conftest import ENV, SAMPLE, contents
 from refocus_nbdev.io.images import open_image
+from refocus_nbdev.refocus.fieldjobs import tables_folder
 from refocus_nbdev.refocus.plan import *
 from refocus_nbdev.refocus.frames import *
 from refocus_nbdev.refocus.rows import *

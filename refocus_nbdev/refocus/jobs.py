@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'failure_of', 'of_each', 'check_ours', 'made_before',
-           'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
+           'keep_memory', 'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
 
 # %% ../../nbs/49_refocus.jobs.ipynb #imports
 import itertools, threading
@@ -191,6 +191,24 @@ def _more(one, other):
     "The clauses of one provenance that the other does not have"
     return '; '.join(c for c in one.clauses if c not in other.clauses) or 'nothing more'
 
+# %% ../../nbs/49_refocus.jobs.ipynb #memory
+_TRIM_THRESHOLD,_MMAP_THRESHOLD = -1,-3 # Names of settings in `malloc.h`
+
+@contextmanager
+def _c_library():
+    "The C library of Linux; what is asked of any other is passed over"
+    with suppress(OSError, AttributeError): yield CDLL('libc.so.6')
+
+def keep_memory():
+    "Let this process keep the memory of arrays for the next ones"
+    with _c_library() as c:
+        c.mallopt(_MMAP_THRESHOLD, 32*2**20)
+        c.mallopt(_TRIM_THRESHOLD, 64*2**20)
+
+def _free_memory():
+    "Return memory that nobody uses to the system"
+    with _c_library() as c: c.malloc_trim(0)
+
 # %% ../../nbs/49_refocus.jobs.ipynb #run_job
 def run_job(
     job:Job,             # What to do
@@ -216,10 +234,6 @@ def run_job(
     return job
 
 # %% ../../nbs/49_refocus.jobs.ipynb #in_folders
-def _free_memory():
-    "Return memory that nobody uses to the system, where the C library is that of Linux"
-    with suppress(OSError, AttributeError): CDLL('libc.so.6').malloc_trim(0)
-
 def _in_folders(targets, write):
     "The result of a function that writes files, whose folders are made; once more if they are gone afterwards"
     def make():

@@ -23,6 +23,7 @@ def _begun(load, sha256, seen, threads):
     "A worker's `Refocuser`, and a lock; raises `ClusterError` if it has another model, or does not see some files"
     import torch
     torch.set_num_threads(threads)
+    keep_memory()
     for path in seen:
         if not os.path.exists(path): raise ClusterError(f'{path}: it cannot see this; all machines need the same paths')
     refocuser = load()
