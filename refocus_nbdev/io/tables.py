@@ -502,10 +502,23 @@ _WELLS = {**_OF_WELL, **dict(
     nuclei_after='number of nuclei found in all refocused images of the well',
     doubts='the reasons, each with the number of fields')}
 
+# %% ../../nbs/10_io.tables.ipynb #_FIELD_FOCUS
+_OF_SCORED = {name: _SCORED[name] for name in (
+    'least_um','most_um','in_focus','laplacian_variance','power_slope','doubtful','note','file','series')}
+
+_FIELD_FOCUS = {**_OF_WELL, **dict(
+    Metadata_Site='the field of view in the well',
+    channel='name of the channel, or its number from 1',
+    advice='what to do: fine, refocus, image again, look at it (for the reason in note), or nothing seen',
+    planes='number of planes of the channel; the columns that follow are about the one in best focus',
+    t='number of the time point, from 0; empty if there is one',
+    z='number of the plane, from 0; empty if there is one'), **_FOCUS, **_OF_SCORED}
+
 # %% ../../nbs/10_io.tables.ipynb #COLUMNS
 COLUMNS = {
     'planes, of refocus score': _SCORED,
     'tiles, of refocus score --tiles': _TILES,
+    'fields, of refocus score --report': _FIELD_FOCUS,
     'planes, of refocus trust': _TRUSTED,
     'suspects, of refocus trust --suspects': _SUSPECTS,
     'scores, of refocus evaluate': _EVALUATED,
