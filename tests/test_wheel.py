@@ -1,4 +1,4 @@
-import os, shutil, subprocess, sys, zipfile
+import os, re, shutil, subprocess, sys, zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 import numpy as np, pytest
@@ -74,10 +74,18 @@ def installed(work, wheel):
 
 pytestmark = pytest.mark.skipif(os.name!='posix', reason='borrows torch by symbolic links')
 
-def test_the_model_is_in_the_wheel(wheel):
+def test_the_models_are_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert 'refocus_nbdev/models/nuclei.safetensors' in names and any(n.endswith('/LICENSE') for n in names)
+    models = {f.name for f in (ROOT/'refocus_nbdev'/'models').glob('*.safetensors')}
+    assert {n.rpartition('/')[2] for n in names if n.endswith('.safetensors')}==models and len(models)==3
+    assert any(n.endswith('/LICENSE') for n in names)
     assert {n.split('/')[0].split('-')[0] for n in names}=={'refocus_nbdev'}
+
+def test_pypi_can_show_the_wheel(wheel):
+    assert wheel.stat().st_size<100e6
+    with zipfile.ZipFile(wheel) as z: about = z.read(next(n for n in z.namelist() if n.endswith('/METADATA'))).decode()
+    links = re.findall(r'\]\(([^)]*)', about)
+    assert len(links)>30 and not [o for o in links if not o.startswith(('https://', '#'))]
 
 def test_fastai_is_the_newest(installed, work):
     assert 'Would install' not in said(installed/'pip', 'install', '--dry-run', '--no-deps', '-U', 'fastai', 'fastcore', cwd=work)

@@ -19,7 +19,7 @@ from ..io.provenance import UNSIZED, is_doubtful
 from ..io.tables import UsageError, given_distances, match_rows, unsure_row
 from ..io.remote import fetched
 from ..refocus.inputs import listed_wells, results_among
-from ..refocus.jobs import of_each
+from ..refocus.jobs import free_memory, of_each
 
 # %% ../../nbs/77_cli.score.ipynb #_known_distances
 def _known_distances(defocus_um, step_um, files, axes):
@@ -136,6 +136,7 @@ def _scored(file, refocuser, missing, reading):
         planes,tiles = score_file(refocuser, copy, on_left_out=left_out.append, **reading)
         fingerprint = _fingerprint(copy, refocuser, reading)+(_INCOMPLETE if left_out else '')
     missing += [text.replace(str(copy), str(file)) for text in left_out]
+    free_memory()
     planes,tiles = (t.assign(file=str(file)) if len(t) else t for t in (planes, tiles))
     return planes.assign(doubtful=planes.codes.map(is_doubtful), fingerprint=fingerprint), tiles
 

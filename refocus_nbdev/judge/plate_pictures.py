@@ -23,6 +23,7 @@ from ..io.provenance import is_doubtful
 from ..io.images import *
 from ..io.tables import is_url
 from ..plates.names import well_place
+from ..refocus.jobs import free_memory
 from .defocus import *
 from .plate_tables import *
 
@@ -172,6 +173,7 @@ def _cuts(rows, key, folder, corners, axes=None):
                     plane = image.rows(_plane_at(image, rows[i].get(_AT[key], {})))
                     found[i] = _cut(plane, _side(plane.shape, _pixel_um(image)), corners.get(i))
         except (ImageError, OSError): continue
+        finally: free_memory()
     return found
 
 def _pixel_um(image):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAILURES', 'LARGE_BYTES', 'Job', 'plan_run', 'note_distances', 'failure_of', 'of_each', 'check_ours', 'made_before',
-           'keep_memory', 'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
+           'keep_memory', 'free_memory', 'run_job', 'preview_job', 'folders_made', 'is_large', 'run_jobs']
 
 # %% ../../nbs/49_refocus.jobs.ipynb #imports
 import itertools, threading
@@ -194,20 +194,18 @@ def _more(one, other):
 # %% ../../nbs/49_refocus.jobs.ipynb #memory
 _TRIM_THRESHOLD,_MMAP_THRESHOLD = -1,-3 # Names of settings in `malloc.h`
 
-@contextmanager
-def _c_library():
-    "The C library of Linux; what is asked of any other is passed over"
-    with suppress(OSError, AttributeError): yield CDLL('libc.so.6')
+def _ask_system(name, *args):
+    "Call a function of the C library of Linux; nothing happens where it is another one"
+    with suppress(OSError, AttributeError): getattr(CDLL('libc.so.6'), name)(*args)
 
 def keep_memory():
     "Let this process keep the memory of arrays for the next ones"
-    with _c_library() as c:
-        c.mallopt(_MMAP_THRESHOLD, 32*2**20)
-        c.mallopt(_TRIM_THRESHOLD, 64*2**20)
+    _ask_system('mallopt', _MMAP_THRESHOLD, 32*2**20)
+    _ask_system('mallopt', _TRIM_THRESHOLD, 64*2**20)
 
-def _free_memory():
+def free_memory():
     "Return memory that nobody uses to the system"
-    with _c_library() as c: c.malloc_trim(0)
+    _ask_system('malloc_trim', 0)
 
 # %% ../../nbs/49_refocus.jobs.ipynb #run_job
 def run_job(
@@ -230,7 +228,7 @@ def run_job(
             strict=strict, half_width_path=job.half_width_path, **options))
         job.reading,job.doubts = job.result.reading,job.result.doubts
         job.ended('done', '; '.join(texts_of(job.result.remarks)))
-    _free_memory()
+    free_memory()
     return job
 
 # %% ../../nbs/49_refocus.jobs.ipynb #in_folders
