@@ -106,3 +106,24 @@ def test_the_readme_is_short(): assert style.readme_words()<=1500
 def test_wings_import_in_one_direction(): assert not style.wing_violations()
 
 def test_wings_start_empty(): assert not style.wings_with_code()
+
+def prose(path):
+    "The Markdown of a notebook, or of a page"
+    if path.suffix!='.ipynb': return path.read_text(encoding='utf-8')
+    return '\n'.join(c.source+'\n' for c in nbformat.read(path, as_version=4).cells if c.cell_type=='markdown')
+
+def anchors(path):
+    "The names by which links can point to the headings of a page, as GitHub and Jupyter make them"
+    found = re.findall(r'^#+ (.*)$', prose(path), re.M)
+    return {re.sub(r'[^\w\- ]', '', heading.lower()).strip().replace(' ', '-') for heading in found}
+
+def leads_nowhere(page, link):
+    "Is there no such file, or no such heading in it?"
+    name,_,heading = link.partition('#')
+    path = (page.parent/name).resolve() if name else page
+    return not path.exists() or bool(heading) and heading.lower() not in anchors(path)
+
+@pytest.mark.parametrize('page', [*NOTEBOOKS, *(p for p in tracked() if p.suffix=='.md')], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    links = [o for o in re.findall(r'\]\(([^)\s]+)\)', prose(page)) if not re.match(r'https?:|mailto:', o)]
+    assert not [o for o in links if leads_nowhere(page, o)]
