@@ -94,10 +94,11 @@ def killed(model, count):
             while share<1 and len(fields_in(out))<share*n and run.process.poll() is None: time.sleep(0.2)
             if share<1: run.kill()
             seconds = run.ended()
-            kept = [p for p in before if p.rpartition('/')[0] and files_in(out).get(p)!=before[p]]
-            before = {p: t for p,t in files_in(out).items() if p.count('/')>=3 and '.partial' not in p}
+            now = files_in(out)
+            changed = [p for p in before if now.get(p)!=before[p]]
+            before = {p: t for p,t in now.items() if p.count('/')>=3 and '.partial' not in p}
             rows.append(dict(run=len(rows)+1, ended='killed' if share<1 else 'by itself', fields_complete=len(fields_in(out)),
-                             files_changed_of_earlier_fields=len(kept), seconds=round(seconds,1), gigabytes=round(run.most/1e9, 2)))
+                             files_changed_of_earlier_fields=len(changed), seconds=round(seconds,1), gigabytes=round(run.most/1e9, 2)))
             print(rows[-1], flush=True)
         left = [p for p in files_in(out) if '.partial' in p]
         print(f'{len(left)} temporary files left; {run.said.splitlines()[-1]}')
