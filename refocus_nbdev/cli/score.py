@@ -182,6 +182,7 @@ def _all_scored(files, earlier, paths, score_one):
     with on_interrupt(lambda: _save(paths, earlier, done)):
         return of_each(tables_of, files, partial(tracked, label='scoring'))
 
+# %% ../../nbs/77_cli.score.ipynb #_report
 def _check_report(report, files, inputs):
     "Raises `UsageError` if a report cannot be written, or if nothing tells the wells of the files"
     from refocus_nbdev.judge.quality import check_focus_report, check_wells
@@ -198,6 +199,7 @@ def _report(report, planes, refocuser, inputs, axes, failed):
     page = write_focus_report(report, table, planes, axes, left_out, failed, command_line())
     print(*in_short_of(table), f'the report is {page}', sep='\n')
 
+# %% ../../nbs/77_cli.score.ipynb #_score-2
 def _score(files, earlier, paths, pictures, write_report, listed, refocuser, known, reading):
     "Score the files, write tables, pictures and the report, and print the summary"
     from refocus_nbdev.judge.defocus import draw_scores

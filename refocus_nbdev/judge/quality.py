@@ -246,7 +246,8 @@ def draw_drift(
     in_order,by_row,by_column = fig.subplots(1, 3, sharey=True, width_ratios=(2,1,1))
     _draw_points(in_order, np.arange(len(known)), known)
     in_order.legend(fontsize=8)
-    in_order.set(xlabel='fields in the order of their wells, row by row', ylabel='um from focus', ylim=(0, _end_of_scale(table)))
+    in_order.set_xlabel('fields in the order of their wells, row by row')
+    in_order.set(ylabel='um from focus', ylim=(0, _end_of_scale(table)))
     on_plate = known[known.Metadata_Well.map(well_place).notna()]
     _name_rows(in_order, known)
     _draw_along(by_row, on_plate, 0, lambda i: well_name(i, 0)[:-2])
