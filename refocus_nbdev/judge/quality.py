@@ -213,7 +213,7 @@ def draw_focus(
     draw_wells(right, percent.to_dict(), 100, '% of the fields of a well', cmap='Reds')
     return fig
 
-# %% ../../nbs/70_judge.quality.ipynb #draw_drift
+# %% ../../nbs/70_judge.quality.ipynb #draw_points
 _COLOURS = {'fine':'tab:green', 'refocus':'tab:orange', 'image again':'tab:red', 'look at it':'tab:purple'}
 
 def _draw_points(ax, x, table):
@@ -230,6 +230,7 @@ def _draw_along(ax, table, axis, names):
     ax.plot(medians.index, medians, 'k', lw=1)
     ax.set_xticks(medians.index, [names(i) for i in medians.index], fontsize=7)
 
+# %% ../../nbs/70_judge.quality.ipynb #draw_drift
 def _name_rows(ax, table):
     "Name the rows of the plate where they begin, on an axis of fields in their order"
     rows = table.Metadata_Well.str.extract('([A-Z]+)', expand=False)
